@@ -1,0 +1,293 @@
+"""Every configuration key: its type, its default, its bounds and what it does.
+
+Unknown keys are errors. A number that can change between two runs of one compiled program is annotated with
+:class:`Traced`; the hyperparameters that the training step takes are derived from those annotations
+(:mod:`jaxtune.config.hyperparameters`), so a key is never listed twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Marks a number that the compiled training step takes as an argument, so that changing it does not recompile.
+
+    Attributes:
+      capacity: the number also bounds an array's shape (a rank). Programs are compiled for the largest value in use and
+        smaller ones are reached by a mask.
+    """
+
+    capacity: bool = False
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors and instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+
+PositiveInt = Annotated[int, Field(gt=0)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+
+
+class ModelConfig(Section):
+    """The pretrained model."""
+
+    path: str = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
+    revision: str | None = Field(None, description="Branch, tag or commit of a Hub model.")
+    tokenizer: str | None = Field(None, description="Directory or Hub id of the tokenizer, if not the model's own.")
+    initialize: Literal["pretrained", "random"] = Field(
+        "pretrained", description="'random' reads only config.json and starts from random weights (pretraining)."
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto", description="Compute dtype and dtype of frozen weights; auto is bfloat16 on accelerators, float32 on CPU."
+    )
+    remat: Literal["none", "dots", "full"] = Field(
+        "none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
+    )
+
+
+class ExplodeConfig(Section):
+    """Turns one row that holds a mapping (attribute -> value) into one example per entry."""
+
+    field: str = Field(description="The field that holds the mapping.")
+    key: str = Field("attribute", description="Name under which the prompt sees an entry's key.")
+    value: str = Field("value", description="Name under which the prompt sees an entry's value.")
+    schema_path: str | None = Field(
+        None, description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well."
+    )
+    schema_by: str | None = Field(None, description="Field that picks the row's list of keys from schema_path.")
+    absent: str = Field("n/a", description="The value of a key that the row lacks.")
+
+
+class SourceConfig(Section):
+    """Where rows come from. In YAML a plain string means ``path``."""
+
+    path: str = Field(description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk.")
+    split: str | None = Field(None, description="A split's name or slice: train, train[:200], train[10%:20%].")
+    hash_split: tuple[float, float] | None = Field(
+        None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
+    )
+    hash_by: str | None = Field(None, description="Field to hash; the whole row if unset.")
+    hash_seed: int = 0
+    limit: PositiveInt | None = Field(None, description="Keep the first rows only.")
+    data_dir: str | None = Field(None, description="Directory of prepared TFDS data.")
+
+
+def _source(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
+
+
+Source = Annotated[SourceConfig, BeforeValidator(_source)]
+
+
+class DataConfig(Section):
+    """Rows, how they become text, and how text becomes batches."""
+
+    train: Source
+    validation: Source | None = None
+    test: Source | None = None
+    prompt: str | None = Field(None, description="Template with named fields: '{text}\\n{attribute}:'.")
+    completion: str | None = Field(None, description="Template of what is to be learnt: ' {value}'.")
+    messages: str | None = Field(None, description="Field of chat messages, rendered by the tokenizer's chat template.")
+    explode: ExplodeConfig | None = None
+    loss_on: Literal["completion", "all"] = "completion"
+    packing: bool = Field(True, description="Several examples in a row; they never see each other.")
+    too_long: Literal["error", "drop", "truncate"] = Field(
+        "error", description="What happens to an example longer than train.sequence_length."
+    )
+
+    @model_validator(mode="after")
+    def _one_format(self) -> DataConfig:
+        if self.messages is not None and (self.prompt is not None or self.completion is not None):
+            raise ValueError("give either messages or prompt and completion, not both")
+        if self.messages is None and self.completion is None:
+            raise ValueError("give prompt and completion templates, or messages for chat data")
+        return self
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: PositiveInt | None = Field(None, description="Optimizer steps; or give epochs.")
+    epochs: Annotated[float, Field(gt=0)] | None = None
+    batch_size: PositiveInt = Field(16, description="Rows per optimizer step, over all devices and microbatches.")
+    accumulate: PositiveInt = Field(1, description="Microbatches that one step's rows are computed in.")
+    sequence_length: PositiveInt = 512
+    seed: int = 0
+    evaluate_every: PositiveInt | None = Field(None, description="Steps between evaluations; only at the end if unset.")
+    checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; at evaluations if unset.")
+    log_every: PositiveInt = 10
+    patience: PositiveInt | None = Field(None, description="Stop after this many evaluations without improvement.")
+    label_smoothing: Annotated[Probability, Traced()] = 0.0
+    z_loss: Annotated[float, Field(ge=0.0), Traced()] = 0.0
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} microbatches")
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule. The defaults are the paper's reference configuration (arXiv:2407.13906)."""
+
+    learning_rate: Annotated[float, Field(gt=0), Traced()] = 1e-4
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup: Annotated[Probability, Traced()] = Field(0.1, description="Share of all steps spent warming up.")
+    final_scale: Annotated[float, Field(ge=0, le=1), Traced()] = Field(
+        0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
+    )
+    weight_decay: Annotated[float, Field(ge=0), Traced()] = 0.0
+    beta1: Annotated[Probability, Traced()] = 0.9
+    beta2: Annotated[Probability, Traced()] = 0.999
+    epsilon: Annotated[float, Field(gt=0), Traced()] = 1e-8
+    clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(1.0, description="Largest global gradient norm.")
+
+
+class RuleConfig(Section):
+    """What every rule has: which parameters, and how fast they move."""
+
+    match: str = Field(
+        description="Path pattern: 'layers.*.attention.{q,v}', 'layers.{0..3}.**'; '*' is one part, '**' any number."
+    )
+    learning_rate_scale: Annotated[float, Field(ge=0), Traced()] = 1.0
+    weight_decay: Annotated[float, Field(ge=0), Traced()] | None = Field(
+        None, description="Instead of optimizer.weight_decay."
+    )
+
+
+class FrozenRule(RuleConfig):
+    """Parameters that do not change."""
+
+    method: Literal["frozen"] = "frozen"
+
+
+class FullRule(RuleConfig):
+    """Parameters that are trained themselves."""
+
+    method: Literal["full"] = "full"
+
+
+class LowRankRule(RuleConfig):
+    """Linear layers that get a trained low-rank term (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732)."""
+
+    method: Literal["low_rank"] = "low_rank"
+    rank: Annotated[int, Field(gt=0), Traced(capacity=True)] = 16
+    alpha: Annotated[float, Field(gt=0), Traced()] = 32.0
+    dropout: Annotated[Probability, Traced()] = 0.0
+    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+
+
+Rule = Annotated[FrozenRule | FullRule | LowRankRule, Field(discriminator="method")]
+
+REFERENCE_UPDATE = (LowRankRule(match="layers.*.attention.{q,v}", rank=16, alpha=32.0, dropout=0.1),)
+
+
+class ParallelConfig(Section):
+    """The device mesh. One axis may be -1: it takes the devices that are left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+
+class EvaluationConfig(Section):
+    """The task metric, measured by generating answers."""
+
+    task: Literal["none", "extraction"] = "none"
+    batch_size: PositiveInt = 32
+    max_new_tokens: PositiveInt = 32
+    stop: str | None = Field("\n", description="Generation of an answer ends here (and at the end-of-text token).")
+    limit: PositiveInt | None = Field(None, description="Evaluate on the first examples only.")
+
+
+class DimensionConfig(Section):
+    """One searched key: exactly one of the five kinds."""
+
+    log_uniform: tuple[float, float] | None = None
+    uniform: tuple[float, float] | None = None
+    integer: tuple[int, int] | None = None
+    power_of_two: tuple[int, int] | None = None
+    choice: list[Any] | None = None
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DimensionConfig:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        value = getattr(self, kinds[0])
+        if kinds[0] == "choice":
+            if len(value) < 2:
+                raise ValueError("choice needs a list of at least two values")
+            return self
+        low, high = value
+        if low >= high:
+            raise ValueError(f"{kinds[0]} needs low < high, not [{low}, {high}]")
+        if kinds[0] == "log_uniform" and low <= 0:
+            raise ValueError(f"log_uniform needs positive bounds, not [{low}, {high}]")
+        if kinds[0] == "power_of_two" and (low < 1 or low & (low - 1) or high & (high - 1)):
+            raise ValueError(f"power_of_two needs powers of two, not [{low}, {high}]")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The name of the one field that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class SearchConfig(Section):
+    """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
+
+    space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
+    trials: PositiveInt = 16
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Share of its steps after which a trial is scored.")
+    promote: PositiveInt = Field(5, description="How many of the best trials are finished.")
+    population: PositiveInt = Field(1, description="Trials proposed at a time.")
+    initial: PositiveInt = Field(6, description="Trials of the space-filling design, before the surrogate proposes.")
+    objective: Literal["loss", "exact_match", "f1"] = Field("loss", description="Validation loss, or a task metric.")
+    seed: int = 0
+    reference: dict[str, Any] = Field(
+        default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
+    )
+
+    @model_validator(mode="after")
+    def _promotable(self) -> SearchConfig:
+        if self.promote > self.trials:
+            raise ValueError(f"promote {self.promote} is above trials {self.trials}")
+        return self
+
+
+class TelemetryConfig(Section):
+    """Where metrics go, besides metrics.jsonl."""
+
+    tensorboard: bool = True
+    wandb: str | None = Field(None, description="Weights & Biases project; needs the wandb package.")
+
+
+class Config(Section):
+    """One run or one study."""
+
+    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = Field(None, description="Default: runs/<name>.")
+    model: ModelConfig
+    data: DataConfig
+    train: TrainConfig
+    optimizer: OptimizerConfig = OptimizerConfig()
+    update: list[Rule] = Field(default_factory=lambda: list(REFERENCE_UPDATE), min_length=1)
+    parallel: ParallelConfig = ParallelConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    search: SearchConfig | None = None
+    telemetry: TelemetryConfig = TelemetryConfig()
+
+    @property
+    def directory(self) -> str:
+        """The run directory."""
+        return self.run_dir or f"runs/{self.name}"

@@ -1,0 +1,59 @@
+"""What differs between CPU, GPU and TPU, in one place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+
+# Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind. Sources: the vendors' data sheets.
+_PEAK_FLOPS = {
+    "v5 lite": 197e12,
+    "v5e": 197e12,
+    "v5p": 459e12,
+    "v6 lite": 918e12,
+    "v6e": 918e12,
+    "v4": 275e12,
+    "H200": 989e12,
+    "H100": 989e12,
+    "A100": 312e12,
+    "L4": 121e12,
+}
+
+
+def compute_dtype(name: str = "auto") -> jnp.dtype:
+    """The dtype of activations and frozen weights.
+
+    Args:
+      name: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 on accelerators, float32 on CPU, where bfloat16 matrix
+        products are emulated and very slow.
+    """
+    if name == "auto":
+        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return jnp.dtype(name)
+
+
+def peak_flops(device: jax.Device | None = None) -> float | None:
+    """Peak bfloat16 FLOP/s of a device by its data sheet, or None where none is known (CPUs)."""
+    kind = (device or jax.devices()[0]).device_kind
+    return next((peak for part, peak in _PEAK_FLOPS.items() if part in kind), None)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs on disk, so that the next process with the same shapes does not compile again.
+
+    The directory is ``$JAX_COMPILATION_CACHE_DIR``, or ``jaxtune/xla`` in the user's cache directory.
+    """
+    if jax.config.jax_compilation_cache_dir is None:
+        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        jax.config.update("jax_compilation_cache_dir", str(root / "jaxtune" / "xla"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+    jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
+
+
+def device_memory_peak() -> int | None:
+    """Largest number of bytes in use so far on the first local device, or None where the backend does not tell (CPU)."""
+    statistics = jax.local_devices()[0].memory_stats()
+    return None if statistics is None else statistics.get("peak_bytes_in_use")

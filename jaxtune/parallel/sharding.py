@@ -1,0 +1,68 @@
+"""Logical axes to mesh axes: the one table, and what follows from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+RULES: dict[str, tuple[str, ...]] = {
+    "batch": ("data", "fsdp"),
+    "sequence": (),
+    "vocab": ("tensor",),
+    "embed": ("fsdp",),
+    "heads": ("tensor",),
+    "kv_heads": ("tensor",),
+    "mlp": ("tensor",),
+    "layers": (),
+    "rank": (),
+    "head_dim": (),
+}
+"""Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole."""
+
+
+def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
+    """How an array of ``shape`` with logical ``axes`` is cut over ``mesh``.
+
+    A mesh axis is used once, by the first logical axis that wants it; an axis whose size the mesh axis does not divide
+    stays whole (two key-value heads over four devices).
+
+    Args:
+      axes: one logical name for each dimension, None for a dimension that is never cut.
+      shape: the array's shape.
+      mesh: the mesh.
+
+    Raises:
+      KeyError: a logical axis that :data:`RULES` does not know.
+    """
+    if len(axes) != len(shape):
+        raise ValueError(f"{len(axes)} logical axes {tuple(axes)} for an array of shape {tuple(shape)}")
+    used: set[str] = set()
+    entries: list[tuple[str, ...] | str | None] = []
+    for axis, size in zip(axes, shape, strict=True):
+        wanted = [name for name in RULES[axis] if name in mesh.shape and name not in used] if axis else []
+        if not wanted or size % math.prod(mesh.shape[name] for name in wanted):
+            entries.append(None)
+            continue
+        used.update(wanted)
+        entries.append(wanted[0] if len(wanted) == 1 else tuple(wanted))
+    return PartitionSpec(*entries)
+
+
+def named_sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> NamedSharding:
+    """:func:`partition_spec` as a sharding over ``mesh``."""
+    return NamedSharding(mesh, partition_spec(axes, shape, mesh))
+
+
+def constrain(x: jax.Array, axes: Sequence[str | None], mesh: Mesh | None) -> jax.Array:
+    """Fixes how an activation is cut, inside ``jax.jit``; returns ``x`` itself when there is no mesh."""
+    if mesh is None or mesh.size == 1:
+        return x
+    return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of what every device holds whole."""
+    return NamedSharding(mesh, PartitionSpec())
