@@ -114,7 +114,7 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    steps: PositiveInt | None = Field(None, description="Optimizer steps; or give epochs.")
+    steps: Annotated[PositiveInt, Traced()] | None = Field(None, description="Optimizer steps; or give epochs.")
     epochs: Annotated[float, Field(gt=0)] | None = None
     batch_size: PositiveInt = Field(16, description="Rows per optimizer step, over all devices and microbatches.")
     accumulate: PositiveInt = Field(1, description="Microbatches that one step's rows are computed in.")

@@ -1,0 +1,76 @@
+"""The traced hyperparameters, derived from the schema's :class:`~jaxtune.config.schema.Traced` annotations."""
+
+from __future__ import annotations
+
+import typing
+from collections.abc import Iterator
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from jaxtune.config.schema import Config, Traced
+
+
+def _marker(annotation: Any) -> Traced | None:
+    """The mark inside a type such as ``Annotated[float, Traced()] | None``."""
+    for argument in typing.get_args(annotation):
+        if isinstance(argument, Traced):
+            return argument
+        if (found := _marker(argument)) is not None:
+            return found
+    return None
+
+
+def _field_marker(field: FieldInfo) -> Traced | None:
+    marked = next((mark for mark in field.metadata if isinstance(mark, Traced)), None)
+    return marked or _marker(field.annotation)
+
+
+def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None]]:
+    """Every leaf below ``node``: dotted key, value, mark."""
+    if isinstance(node, BaseModel):
+        for name, field in type(node).model_fields.items():
+            value = getattr(node, name)
+            key = f"{prefix}{name}"
+            if isinstance(value, BaseModel | list):
+                yield from _walk(value, f"{key}.")
+            else:
+                yield key, value, _field_marker(field)
+    elif isinstance(node, list):
+        for index, item in enumerate(node):
+            if isinstance(item, BaseModel):
+                yield from _walk(item, f"{prefix}{index}.")
+            else:
+                yield f"{prefix}{index}", item, None
+
+
+def dotted(node: BaseModel) -> dict[str, Any]:
+    """Every leaf of a configuration by its dotted key: ``{"update.0.rank": 16, …}``."""
+    return {key: value for key, value, _ in _walk(node, "")}
+
+
+def hyperparameters(config: Config) -> dict[str, float]:
+    """The numbers that the compiled step takes as arguments, by dotted key; keys that are unset (None) are left out."""
+    return {key: float(value) for key, value, mark in _walk(config, "") if mark is not None and value is not None}
+
+
+def capacities(config: Config) -> dict[str, int]:
+    """The traced numbers that also bound a shape (ranks), by dotted key."""
+    return {key: int(value) for key, value, mark in _walk(config, "") if mark is not None and mark.capacity}
+
+
+def program_key(config: Config) -> str:
+    """Equal for two configurations exactly when one compiled training step serves both.
+
+    It holds every key that is not traced, and which optional traced keys are set; what only names or reports a run is
+    left out.
+    """
+    sections = ("model", "train", "optimizer", "update", "parallel", "data")
+    untouched = {"train.seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every", "train.patience"}
+    parts = [
+        f"{key}={'traced' if mark is not None and value is not None else repr(value)}"
+        for key, value, mark in _walk(config, "")
+        if key.split(".")[0] in sections and key not in untouched
+    ]
+    return "\n".join(parts)

@@ -1,0 +1,259 @@
+"""From a YAML file and ``dotted.key=value`` overrides to a validated :class:`~jaxtune.config.schema.Config`."""
+
+from __future__ import annotations
+
+import copy
+import re
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
+from jaxtune.errors import UserError, nearest
+
+SectionType = TypeVar("SectionType", bound=BaseModel)
+
+
+class _Loader(yaml.SafeLoader):
+    """Safe YAML in which ``1e-4`` is a number (YAML 1.2) and a key given twice is an error."""
+
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"{key.value!r} is given twice", key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float",
+    re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"),
+    list("-+0123456789."),
+)
+
+
+def parse_value(text: str) -> Any:
+    """A YAML value as written in an override: ``1e-4`` → float, ``[1, 2]`` → list, ``abc`` → str.
+
+    Raises:
+      UserError: the text is no YAML.
+    """
+    try:
+        return yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"cannot read the value {text!r}: {_first_line(error)}") from error
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
+    """Reads, overrides and validates a configuration.
+
+    Args:
+      path: a YAML file.
+      overrides: ``"dotted.key=value"`` each; the value is YAML.
+
+    Raises:
+      UserError: the file is missing or malformed, or a key or value is wrong; the message names the line.
+    """
+    file = Path(path)
+    text = _read(file)
+    try:
+        node = yaml.compose(text, Loader=_Loader)
+        raw = yaml.load(text, Loader=_Loader)  # noqa: S506 - _Loader is a SafeLoader
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise UserError(f"{where}: not valid YAML: {_first_line(error)}") from error
+    if not isinstance(raw, dict):
+        raise UserError(f"{file}: expected keys such as model:, data: and train:, found {type(raw).__name__}")
+    lines: dict[str, int] = {}
+    _collect_lines(node, "", lines)
+    changed = {}
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator or not key:
+            raise UserError(f"override {override!r}: expected dotted.key=value")
+        _set(raw, key, parse_value(value))
+        changed[key] = override
+
+    def where(key: str) -> str:
+        for name, override in changed.items():
+            if name == key or key.startswith(f"{name}.") or name.startswith(f"{key}."):
+                return f"override {override}: "
+        parts = key.split(".")
+        for end in range(len(parts), 0, -1):
+            if (line := lines.get(".".join(parts[:end]))) is not None:
+                return f"{file}:{line}: "
+        return f"{file}: "
+
+    return _validate(Config, raw, where)
+
+
+def with_overrides(config: Config, overrides: Mapping[str, Any], *, origin: str = "") -> Config:
+    """A copy with some dotted keys changed, validated again.
+
+    Args:
+      config: the configuration to start from.
+      overrides: dotted key → value.
+      origin: what to name in an error message, before the key.
+
+    Raises:
+      UserError: a key does not exist, or its value does not fit.
+    """
+    raw = config.model_dump(mode="python", exclude_unset=False)
+    for key, value in overrides.items():
+        _set(raw, key, value)
+    return _validate(Config, raw, lambda _: origin)
+
+
+def dump_config(config: BaseModel) -> str:
+    """The configuration as YAML; reading it again gives an equal one."""
+    return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
+
+
+def _read(file: Path) -> str:
+    if not file.exists():
+        folder = file.parent
+        siblings = [str(folder / item.name) for item in folder.glob("*.y*ml")] if folder.is_dir() else []
+        raise UserError(f"{file}: no such file{nearest(str(file), siblings)}")
+    try:
+        text = file.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{file}: cannot be read as text ({error.__class__.__name__}: {error})") from error
+    if not text.strip():
+        raise UserError(f"{file}: the file is empty")
+    return text
+
+
+def _first_line(error: Exception) -> str:
+    return getattr(error, "problem", None) or str(error).splitlines()[0]
+
+
+def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
+    if isinstance(node, yaml.MappingNode):
+        for key, value in node.value:
+            lines[f"{prefix}{key.value}"] = key.start_mark.line + 1
+            _collect_lines(value, f"{prefix}{key.value}.", lines)
+    elif isinstance(node, yaml.SequenceNode):
+        for index, item in enumerate(node.value):
+            lines[f"{prefix}{index}"] = item.start_mark.line + 1
+            _collect_lines(item, f"{prefix}{index}.", lines)
+
+
+def _set(tree: dict[str, Any], key: str, value: Any) -> None:
+    """Writes ``value`` at a dotted key, through lists by index; what is missing on the way is made.
+
+    Pydantic reports keys that do not exist, afterwards and with a better message than could be given here.
+    """
+    parts = key.split(".")
+    node: Any = tree
+    for depth, part in enumerate(parts):
+        last = depth == len(parts) - 1
+        here = ".".join(parts[: depth + 1])
+        # Keys of the search space hold dots themselves: everything behind search.space is one key.
+        if parts[:2] == ["search", "space"] and depth == 2:
+            part, last = ".".join(parts[2:]), True
+        if isinstance(node, list):
+            if not part.isdigit() or int(part) >= len(node):
+                raise UserError(f"{here}: {'.'.join(parts[:depth])} has {len(node)} entries, numbered from 0")
+            if last:
+                node[int(part)] = value
+                return
+            node = node[int(part)]
+            continue
+        if last:
+            node[part] = copy.deepcopy(value)
+            return
+        child = node.get(part)
+        if child is None:
+            child = [rule.model_dump() for rule in REFERENCE_UPDATE] if here == "update" else {}
+        elif isinstance(child, str) and parts[0] == "data":
+            child = {"path": child}
+        elif not isinstance(child, dict | list):
+            raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
+        node[part] = child
+        node = child
+
+
+def _validate(model: type[SectionType], raw: Any, where: Any) -> SectionType:
+    try:
+        return model.model_validate(raw)
+    except ValidationError as error:
+        messages = []
+        for item in error.errors():
+            keys, section = _resolve(model, item["loc"])
+            messages.append(f"{where('.'.join(keys))}{_explain(item, keys, section)}")
+        raise UserError("\n".join(dict.fromkeys(messages))) from None
+
+
+def _resolve(model: type[BaseModel], location: Iterable[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+    """The dotted key behind a pydantic location (which also holds union tags), and the section that the key is in."""
+    keys: list[str] = []
+    current: Any = model
+    section: type[BaseModel] | None = model
+    for part in location:
+        sections = _sections(current)
+        tagged = [item for item in sections if _tag(item) == part]
+        if tagged:
+            current = tagged[0]
+            continue
+        if isinstance(part, str) and any(part in {item.__name__, "tuple", "list", "dict"} for item in sections):
+            continue
+        keys.append(str(part))
+        holder = next((item for item in sections if part in item.model_fields), None)
+        if holder is not None:
+            section, current = holder, holder.model_fields[str(part)].annotation
+        elif sections:
+            section = sections[0]
+            current = None
+        else:
+            current = _element(current)
+    return keys, section
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The configuration sections among the alternatives of a type."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    origin = typing.get_origin(annotation)
+    if origin in (list, dict, tuple) or annotation is None:
+        return []
+    return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
+
+
+def _element(annotation: Any) -> Any:
+    """The type of a list's items or a mapping's values, looking through ``| None``."""
+    if typing.get_origin(annotation) in (list, dict, tuple):
+        return typing.get_args(annotation)[-1]
+    return next((inner for item in typing.get_args(annotation) if (inner := _element(item)) is not None), None)
+
+
+def _tag(section: type[BaseModel]) -> str | None:
+    field = section.model_fields.get("method")
+    return field.default if field is not None else None
+
+
+def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str:
+    key = ".".join(keys)
+    kind = item["type"]
+    if kind == "extra_forbidden":
+        valid = list(section.model_fields) if section is not None else []
+        return f"{key}: unknown key{nearest(keys[-1], valid)}"
+    if kind == "missing":
+        return f"{key}: this key is required"
+    if kind in ("union_tag_invalid", "union_tag_not_found"):
+        tags = [tag for rule in _sections(Rule) if (tag := _tag(rule))]
+        given = item["input"].get("method") if isinstance(item["input"], dict) else None
+        wrong = "method is required" if given is None else f"unknown method {given!r}"
+        return f"{key}: {wrong}{nearest(given, tags)}"
+    if kind == "literal_error":
+        # pydantic words the choices "'a', 'b' or 'c'".
+        choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
+        return f"{key}: {item['input']!r} is not a choice{nearest(item['input'], choices)}"
+    message = item["msg"].removeprefix("Value error, ")
+    shown = "" if kind in ("value_error", "model_type") else f" (found {item['input']!r})"
+    return f"{key}: {message}{shown}" if key else message
