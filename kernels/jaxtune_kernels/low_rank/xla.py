@@ -1,0 +1,115 @@
+"""The low-rank matmul for every platform, left to XLA to fuse.
+
+The derivative is written by hand, for three reasons. Plain differentiation would keep the dropped-out copy of x for
+each adapter, where the mask is cheap to draw again. It would run the backward matmuls of a bfloat16 layer in float32.
+And it would keep the M × N low-rank product for the gradient of the scale, which needs only M × r numbers.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, UInt32
+
+from jaxtune_kernels.dropout import keep_mask
+
+Dropout = tuple[Float[Array, ""], UInt32[Array, ""], UInt32[Array, "*rows"]]
+
+
+class Residuals(NamedTuple):
+    """What the forward pass keeps: its inputs, which are alive anyway, and the M × r product x A."""
+
+    x: Float[Array, "*rows k"]
+    kernel: Float[Array, "k n"]
+    a: Float[Array, "k r"]
+    b: Float[Array, "r n"]
+    scale: Float[Array, ""]
+    bias: Float[Array, " n"] | None
+    dropout: Dropout | None
+    h: Float[Array, "*rows r"]
+
+
+def _dot(left: Array, right: Array, axes: tuple[tuple[int, ...], tuple[int, ...]]) -> Array:
+    """Contracts the given axes; operands keep their dtype, the sum is float32."""
+    return lax.dot_general(left, right, (axes, ((), ())), preferred_element_type=jnp.float32)
+
+
+def _times(x: Array, matrix: Array) -> Array:
+    """``x · matrix``, in float32."""
+    return _dot(x, matrix, ((x.ndim - 1,), (0,)))
+
+
+def _times_transposed(x: Array, matrix: Array) -> Array:
+    """``x · matrixᵀ``, in float32, without a transposed copy."""
+    return _dot(x, matrix, ((x.ndim - 1,), (1,)))
+
+
+def _outer(left: Array, right: Array) -> Array:
+    """``leftᵀ · right``, summed over all rows, in float32."""
+    leading = tuple(range(left.ndim - 1))
+    return _dot(left, right, (leading, leading))
+
+
+def _dropped(x: Array, dropout: Dropout | None) -> tuple[Array, Array | float]:
+    """x with zeros where it was dropped, and the factor 1 / (1 - rate), which is applied after the sum, in float32."""
+    if dropout is None:
+        return x, 1.0
+    rate, seed, rows = dropout
+    return jnp.where(keep_mask(seed, rows, x.shape[-1], rate), x, 0), 1.0 / (1.0 - rate)
+
+
+@jax.custom_vjp
+def low_rank_matmul_xla(
+    x: Float[Array, "*rows k"],
+    kernel: Float[Array, "k n"],
+    a: Float[Array, "k r"],
+    b: Float[Array, "r n"],
+    scale: Float[Array, ""],
+    bias: Float[Array, " n"] | None,
+    dropout: Dropout | None,
+) -> Float[Array, "*rows n"]:
+    """``y = x W + scale · (dropout(x) A) B + bias``; see :func:`jaxtune_kernels.low_rank_matmul`."""
+    return _forward(x, kernel, a, b, scale, bias, dropout)[0]
+
+
+def _forward(
+    x: Float[Array, "*rows k"],
+    kernel: Float[Array, "k n"],
+    a: Float[Array, "k r"],
+    b: Float[Array, "r n"],
+    scale: Float[Array, ""],
+    bias: Float[Array, " n"] | None,
+    dropout: Dropout | None,
+) -> tuple[Float[Array, "*rows n"], Residuals]:
+    z, boost = _dropped(x, dropout)
+    h = _times(z, a.astype(x.dtype)) * boost
+    y = _times(x, kernel.astype(x.dtype)) + _times((scale * h).astype(x.dtype), b.astype(x.dtype))
+    if bias is not None:
+        y = y + bias.astype(jnp.float32)
+    return y.astype(x.dtype), Residuals(x, kernel, a, b, scale, bias, dropout, h.astype(x.dtype))
+
+
+def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
+    x, kernel, a, b, scale, bias, dropout, h = residuals
+    z, boost = _dropped(x, dropout)
+    t = _times_transposed(g, b.astype(x.dtype))
+    scaled_t = (scale * boost * t).astype(x.dtype)
+    through_a = _times_transposed(scaled_t, a.astype(x.dtype))
+    if dropout is not None:
+        # Forward, the mask sits on an input; here it sits on the output, after the matmul.
+        rate, seed, rows = dropout
+        through_a = jnp.where(keep_mask(seed, rows, x.shape[-1], rate), through_a, 0)
+    dx = _times_transposed(g, kernel.astype(x.dtype)) + through_a
+    # Exact for whoever trains the kernel as well; dead code, which XLA removes, for whoever holds it frozen.
+    dkernel = _outer(x, g)
+    da = _outer(z, scaled_t)
+    db = _outer((scale * h.astype(jnp.float32)).astype(x.dtype), g)
+    dscale = jnp.sum(h.astype(jnp.float32) * t)
+    dbias = None if bias is None else jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
+    return dx.astype(x.dtype), dkernel.astype(kernel.dtype), da.astype(a.dtype), db.astype(b.dtype), dscale, dbias, None
+
+
+low_rank_matmul_xla.defvjp(_forward, _backward)
