@@ -1,0 +1,1 @@
+"""The decoder: configuration, parameters, forward pass and key-value cache."""

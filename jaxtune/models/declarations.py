@@ -1,0 +1,158 @@
+"""The one table of a decoder's arrays: shape, logical axes and initializer of each.
+
+The abstract tree, the shardings, random initialization and the checks of a checkpoint all follow from :func:`declare`.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import zlib
+from collections.abc import Mapping
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Key
+from numpy.typing import DTypeLike
+
+from jaxtune.models.config import DecoderConfig
+from jaxtune.parallel.sharding import named_sharding
+
+Params = dict[str, Array]
+"""Parameters by dotted path; those of the layers are stacked on a leading layer axis."""
+
+
+@dataclasses.dataclass(frozen=True)
+class ArraySpec:
+    """One array before it exists.
+
+    Attributes:
+        shape: Its shape; kernels are (in, out), arrays of the layers have the layer axis first.
+        axes: Each axis' logical name, which `jaxtune.parallel.sharding` maps to the mesh; None is never cut.
+        initializer: ``normal`` (standard deviation ``DecoderConfig.initializer_range``), ``ones`` or ``zeros``.
+    """
+
+    shape: tuple[int, ...]
+    axes: tuple[str | None, ...]
+    initializer: Literal["normal", "ones", "zeros"]
+
+    @property
+    def size(self) -> int:
+        """Number of elements."""
+        return math.prod(self.shape)
+
+
+def declare(config: DecoderConfig) -> dict[str, ArraySpec]:
+    """Every array of a decoder, by dotted path, in the order of the computation."""
+    embed = ("embed", config.hidden_size)
+    mlp = ("mlp", config.intermediate_size)
+    vocab = ("vocab", config.vocab_size)
+    heads = ("heads", config.num_heads * config.head_dim)
+    kv_heads = ("kv_heads", config.num_kv_heads * config.head_dim)
+    head_dim = (None, config.head_dim)
+    layers = ("layers", config.num_layers)
+    specs: dict[str, ArraySpec] = {}
+
+    def add(path: str, *dims: tuple[str | None, int], initializer: Literal["normal", "ones", "zeros"]) -> None:
+        if path.startswith("layers."):
+            dims = (layers, *dims)
+        specs[path] = ArraySpec(tuple(size for _, size in dims), tuple(axis for axis, _ in dims), initializer)
+
+    def add_norm(path: str, dim: tuple[str | None, int]) -> None:
+        add(f"{path}.scale", dim, initializer="zeros" if config.norm_plus_one else "ones")
+
+    def add_linear(path: str, inputs: tuple[str, int], outputs: tuple[str, int], bias: bool) -> None:
+        add(f"{path}.kernel", inputs, outputs, initializer="normal")
+        if bias:
+            add(f"{path}.bias", outputs, initializer="zeros")
+
+    add("embed.table", vocab, embed, initializer="normal")
+    add_norm("layers.attention_norm", embed)
+    add_linear("layers.attention.q", embed, heads, config.qkv_bias)
+    add_linear("layers.attention.k", embed, kv_heads, config.qkv_bias)
+    add_linear("layers.attention.v", embed, kv_heads, config.qkv_bias)
+    if config.qk_norm:
+        add_norm("layers.attention.q_norm", head_dim)
+        add_norm("layers.attention.k_norm", head_dim)
+    add_linear("layers.attention.o", heads, embed, config.output_bias)
+    if config.post_norms:
+        add_norm("layers.attention_post_norm", embed)
+    add_norm("layers.mlp_norm", embed)
+    add_linear("layers.mlp.gate", embed, mlp, config.mlp_bias)
+    add_linear("layers.mlp.up", embed, mlp, config.mlp_bias)
+    add_linear("layers.mlp.down", mlp, embed, config.mlp_bias)
+    if config.post_norms:
+        add_norm("layers.mlp_post_norm", embed)
+    add_norm("final_norm", embed)
+    if not config.tie_embeddings:
+        add_linear("lm_head", embed, vocab, bias=False)
+    return specs
+
+
+def linear_modules(config: DecoderConfig) -> tuple[str, ...]:
+    """Paths of the modules that can hold a low-rank adapter, such as ``layers.attention.q`` and ``lm_head``."""
+    return tuple(path.removesuffix(".kernel") for path in declare(config) if path.endswith(".kernel"))
+
+
+def count_parameters(config: DecoderConfig) -> int:
+    """Number of parameters; a tied head counts once."""
+    return sum(spec.size for spec in declare(config).values())
+
+
+def shardings(config: DecoderConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
+    """Where each array lies on ``mesh``."""
+    return {path: named_sharding(spec.axes, spec.shape, mesh) for path, spec in declare(config).items()}
+
+
+def abstract_params(
+    config: DecoderConfig, dtype: DTypeLike = jnp.float32, mesh: jax.sharding.Mesh | None = None
+) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes, dtypes and (with a mesh) shardings of all parameters, without allocating any."""
+    places = {} if mesh is None else shardings(config, mesh)
+    return {
+        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=places.get(path))
+        for path, spec in declare(config).items()
+    }
+
+
+def random_params(
+    config: DecoderConfig,
+    key: Key[Array, ""],
+    dtype: DTypeLike = jnp.float32,
+    mesh: jax.sharding.Mesh | None = None,
+) -> Params:
+    """Random parameters, born sharded where a mesh is given.
+
+    Each array's key is folded from its path, so it does not depend on which other arrays exist.
+    """
+    specs = declare(config)
+
+    def initial(path: str, spec: ArraySpec, key: Key[Array, ""]) -> Array:
+        if spec.initializer == "normal":
+            own = jax.random.fold_in(key, zlib.crc32(path.encode()))
+            return (config.initializer_range * jax.random.normal(own, spec.shape)).astype(dtype)
+        return jnp.full(spec.shape, 1.0 if spec.initializer == "ones" else 0.0, dtype)
+
+    def initialize(key: Key[Array, ""]) -> Params:
+        return {path: initial(path, spec, key) for path, spec in specs.items()}
+
+    return jax.jit(initialize, out_shardings=None if mesh is None else shardings(config, mesh))(key)
+
+
+def check_params(config: DecoderConfig, params: Mapping[str, Array | jax.ShapeDtypeStruct]) -> None:
+    """Check names and shapes against the table.
+
+    Raises:
+        ValueError: Naming every array that is missing, unknown or of another shape.
+    """
+    specs = declare(config)
+    problems = [f"{path} is missing" for path in specs if path not in params]
+    problems += [f"{path} is not an array of this decoder" for path in params if path not in specs]
+    problems += [
+        f"{path} has shape {tuple(params[path].shape)}, not {spec.shape}"
+        for path, spec in specs.items()
+        if path in params and tuple(params[path].shape) != spec.shape
+    ]
+    if problems:
+        raise ValueError("parameters do not fit the decoder: " + "; ".join(problems))
