@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -33,11 +33,11 @@ def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None]]:
         for name, field in type(node).model_fields.items():
             value = getattr(node, name)
             key = f"{prefix}{name}"
-            if isinstance(value, BaseModel | list):
+            if isinstance(value, BaseModel | list | tuple):
                 yield from _walk(value, f"{key}.")
             else:
                 yield key, value, _field_marker(field)
-    elif isinstance(node, list):
+    elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
             if isinstance(item, BaseModel):
                 yield from _walk(item, f"{prefix}{index}.")
@@ -50,14 +50,19 @@ def dotted(node: BaseModel) -> dict[str, Any]:
     return {key: value for key, value, _ in _walk(node, "")}
 
 
-def hyperparameters(config: Config) -> dict[str, float]:
-    """The numbers that the compiled step takes as arguments, by dotted key; keys that are unset (None) are left out."""
-    return {key: float(value) for key, value, mark in _walk(config, "") if mark is not None and value is not None}
+def hyperparameters(node: BaseModel | Sequence[BaseModel], prefix: str = "") -> dict[str, float]:
+    """The numbers that the compiled step takes as arguments, by dotted key; keys that are unset (None) are left out.
+
+    Args:
+      node: a whole configuration, one section of it, or a list of rules.
+      prefix: what the keys start with: ``"optimizer."`` for that section.
+    """
+    return {key: float(value) for key, value, mark in _walk(node, prefix) if mark is not None and value is not None}
 
 
-def capacities(config: Config) -> dict[str, int]:
+def capacities(node: BaseModel | Sequence[BaseModel], prefix: str = "") -> dict[str, int]:
     """The traced numbers that also bound a shape (ranks), by dotted key."""
-    return {key: int(value) for key, value, mark in _walk(config, "") if mark is not None and mark.capacity}
+    return {key: int(value) for key, value, mark in _walk(node, prefix) if mark is not None and mark.capacity}
 
 
 def program_key(config: Config) -> str:

@@ -1,0 +1,138 @@
+"""Where metrics go: ``metrics.jsonl`` (the record of a run), TensorBoard, Weights & Biases."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from jaxtune.errors import UserError
+
+
+class MetricWriter(Protocol):
+    """Takes one mapping of numbers for each logged step."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Records the metrics of a step."""
+        ...
+
+    def close(self) -> None:
+        """Flushes and releases files."""
+        ...
+
+
+class JsonlWriter:
+    """One JSON object per line, flushed at once; not-a-number is written as null, so that every reader can read it.
+
+    Args:
+      path: the file; made if missing.
+      resume_at: a step; what an earlier process logged after it is cut off, so that each step stands there once.
+    """
+
+    def __init__(self, path: str | Path, resume_at: int = 0):
+        self.path = Path(path)
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            _cut_back(self.path, resume_at)
+        self._file = self.path.open("a", encoding="utf-8")
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line."""
+        record = {"step": step} | {
+            name: value if not isinstance(value, float) or math.isfinite(value) else None
+            for name, value in metrics.items()
+        }
+        self._file.write(json.dumps(record) + "\n")
+        self._file.flush()
+
+    def close(self) -> None:
+        """Closes the file."""
+        self._file.close()
+
+
+def read_metrics(path: str | Path) -> list[dict[str, Any]]:
+    """The records of a ``metrics.jsonl``; a last line torn by a crash is left out."""
+    records = []
+    for line in Path(path).read_text(encoding="utf-8").splitlines():
+        try:
+            records.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return records
+
+
+def _cut_back(path: Path, step: int) -> None:
+    kept = [record for record in read_metrics(path) if record["step"] <= step]
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+    os.replace(temporary, path)
+
+
+class TensorBoardWriter:
+    """Event files for TensorBoard.
+
+    Args:
+      directory: of the event files.
+    """
+
+    def __init__(self, directory: str | Path, resume_at: int = 0):
+        from tensorboardX import SummaryWriter
+
+        self._writer = SummaryWriter(str(directory), purge_step=resume_at + 1 if resume_at else None)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Adds one scalar for each number."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def close(self) -> None:
+        """Flushes the event file."""
+        self._writer.close()
+
+
+class WandbWriter:
+    """Weights & Biases.
+
+    Args:
+      project: the project's name.
+      name: the run's name.
+      config: what the run's page shows as its configuration.
+
+    Raises:
+      UserError: the package is not installed.
+    """
+
+    def __init__(self, project: str, name: str, config: Mapping[str, Any]):
+        try:
+            import wandb  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'") from error
+        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Logs the metrics of a step."""
+        self._run.log(dict(metrics), step=step)
+
+    def close(self) -> None:
+        """Finishes the run."""
+        self._run.finish()
+
+
+class Writers:
+    """Several writers as one."""
+
+    def __init__(self, writers: Sequence[MetricWriter]):
+        self._writers = list(writers)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Hands the metrics to every writer."""
+        for writer in self._writers:
+            writer.write(step, metrics)
+
+    def close(self) -> None:
+        """Closes every writer."""
+        for writer in self._writers:
+            writer.close()

@@ -1,0 +1,121 @@
+"""Checkpoints of what is trained: asynchronous, atomic, the last and the best kept."""
+
+from __future__ import annotations
+
+import logging
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from orbax.checkpoint import checkpoint_managers
+
+from jaxtune.errors import UserError
+
+PyTree = Any
+
+
+class Checkpoints:
+    """The ``checkpoints/`` folder of a run.
+
+    Each checkpoint holds the trainable state (Orbax, sharded) and a JSON record (data position and the loop's own state).
+    The base model is referenced by the run's configuration, never copied.
+
+    Args:
+      directory: made when the first checkpoint is written.
+    """
+
+    def __init__(self, directory: str | Path):
+        # Orbax tells of every save on the root logger's absl child; a run prints its own line.
+        logging.getLogger("absl").setLevel(logging.ERROR)
+        self.directory = Path(directory).absolute()
+        keep = checkpoint_managers.AnyPreservationPolicy(
+            [
+                checkpoint_managers.LatestN(1),
+                checkpoint_managers.BestN(
+                    get_metric_fn=lambda metrics: metrics["score"],
+                    reverse=True,
+                    n=1,
+                    keep_checkpoints_without_metrics=False,
+                ),
+            ]
+        )
+        self._manager = ocp.CheckpointManager(
+            self.directory,
+            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
+            item_names=("state", "loop"),
+        )
+
+    def save(self, step: int, state: PyTree, loop: dict[str, Any], score: float | None = None) -> None:
+        """Starts writing a checkpoint; returns once the arrays are copied from the device.
+
+        Args:
+          step: optimizer steps done.
+          state: arrays.
+          loop: JSON-able record of the loop: data position, early-stopping count.
+          score: validation score, lower is better; the best one is kept.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop)),
+            metrics=None if score is None or not math.isfinite(score) else {"score": score},
+        )
+
+    @property
+    def latest_step(self) -> int | None:
+        """The step of the newest whole checkpoint, or None."""
+        return self._manager.latest_step()
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the checkpoint with the best score, or None if none was scored."""
+        return self._manager.best_step()
+
+    def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
+        """Reads a checkpoint into the shapes, dtypes and shardings of ``like``.
+
+        Raises:
+          UserError: the checkpoint holds other arrays (another configuration); all differences are listed. Orbax by
+            itself would cast another dtype without a word.
+        """
+        self._manager.wait_until_finished()
+        self._check(step, like)
+        abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        restored = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(abstract), loop=ocp.args.JsonRestore())
+        )
+        return restored["state"], restored["loop"]
+
+    def _check(self, step: int, like: PyTree) -> None:
+        saved = self._manager.item_metadata(step)["state"]
+        tree = getattr(saved, "tree", saved)
+        found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(tree))}
+        wanted = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(like))}
+        problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+        problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
+        for name in sorted(wanted.keys() & found.keys()):
+            one, other = found[name], wanted[name]
+            if tuple(one.shape) != tuple(other.shape) or one.dtype != other.dtype:
+                problems.append(
+                    f"{name} is {one.dtype}{list(one.shape)}, this configuration makes {other.dtype}{list(other.shape)}"
+                )
+        if problems:
+            listed = "\n  ".join(problems[:20]) + (f"\n  … and {len(problems) - 20} more" if len(problems) > 20 else "")
+            raise UserError(f"{self.directory / str(step)}: a checkpoint of another configuration:\n  {listed}")
+
+    def wait(self) -> None:
+        """Blocks until all checkpoints are on disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits and releases the writer."""
+        self._manager.wait_until_finished()
+        self._manager.close()
+
+
+def _plain(tree: PyTree) -> PyTree:
+    """The tree as Orbax names it: dataclasses and named tuples become dictionaries."""
+    return ocp.tree.serialize_tree(tree, keep_empty_nodes=False)

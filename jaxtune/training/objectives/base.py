@@ -1,0 +1,34 @@
+"""The interface between the step and an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from jaxtyping import Array, Float, Int
+
+Batch = Mapping[str, Any]
+"""Arrays by name: ``tokens``, ``targets``, ``positions``, ``segment_ids``, ``example_ids`` int32 ``[b, s]``, ``weights``
+float32 ``[b, s]``."""
+
+Hyperparameters = Mapping[str, Any]
+"""Traced float32 scalars by dotted configuration key."""
+
+
+class Forward(Protocol):
+    """The model with its adapters and dropout bound: what an objective calls."""
+
+    def __call__(
+        self,
+        tokens: Int[Array, "b s"],
+        positions: Int[Array, "b s"] | None = None,
+        segment_ids: Int[Array, "b s"] | None = None,
+    ) -> Float[Array, "b s vocab"]: ...
+
+
+class Objective(Protocol):
+    """Losses and weights of one shape, float32."""
+
+    def __call__(
+        self, model: Forward, batch: Batch, hyperparameters: Hyperparameters
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]: ...
