@@ -28,6 +28,18 @@ def init_moments(trainable: PyTree, hyperparameters: Hyperparameters) -> optax.O
     return _adam(hyperparameters).init(trainable)
 
 
+def moment_shardings(trainable: PyTree, shardings: PyTree, rest: jax.sharding.Sharding) -> PyTree:
+    """How the moments are cut: each like its parameter, and ``rest`` for what belongs to no parameter (the count)."""
+    optimizer = optax.scale_by_adam()
+    return optax.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        jax.eval_shape(optimizer.init, trainable),
+        shardings,
+        transform_non_params=lambda _: rest,
+    )
+
+
 def adamw_update(
     gradients: PyTree,
     moments: optax.OptState,

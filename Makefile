@@ -1,0 +1,54 @@
+# make quickstart   sets up .venv and runs the first search (no network needed after installation)
+# make test         sets up the test environment and runs all tests
+# make lint         style and types
+#
+# PYTHON picks the interpreter, VENV the environment's folder.
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
+# torch is an oracle of the tests, never needed to run. TORCH= leaves it out, and with it the tests that need it.
+TORCH ?= torch==2.13.0
+PYTEST_ARGS ?=
+export JAX_PLATFORMS ?= cpu
+
+.PHONY: quickstart test lint format clean
+
+quickstart: $(VENV)/.installed
+	$(VENV)/bin/jaxtune search configs/quickstart.yaml
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: $(VENV)/.installed-lint
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+
+format: $(VENV)/.installed-lint
+	$(VENV)/bin/ruff check --fix .
+	$(VENV)/bin/ruff format .
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml
+	$(PIP) install --quiet --editable '.[report]'
+	touch $@
+
+# torch goes first and alone: named together with other packages, pip may choose another build of it.
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml
+ifneq ($(TORCH),)
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet --editable '.[test,peers]'
+else
+	$(PIP) install --quiet --editable '.[test]'
+endif
+	touch $(VENV)/.installed $@
+
+$(VENV)/.installed-lint: $(VENV)/.installed-test
+	$(PIP) install --quiet --editable '.[lint]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis

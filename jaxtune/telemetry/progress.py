@@ -1,0 +1,72 @@
+"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+
+def short(metrics: Mapping[str, float]) -> str:
+    """The metrics worth a line, with few digits."""
+    shown = {
+        "loss": "loss {:.4f}",
+        "validation_loss": "validation loss {:.4f}",
+        "exact_match": "exact match {:.3f}",
+        "learning_rate": "lr {:.2e}",
+        "grad_norm": "norm {:.2f}",
+        "tokens_per_second": "{:,.0f} tokens/s",
+    }
+    return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
+
+
+class ProgressDisplay:
+    """Follows one call of the training loop.
+
+    Args:
+      console: where to draw; a console on standard error if None, so that standard output stays for results.
+      title: the name in front of the bar.
+      quiet: show nothing.
+    """
+
+    def __init__(self, console: Console | None = None, title: str = "train", quiet: bool = False):
+        self._console = console or Console(file=sys.stderr)
+        self._title, self._quiet = title, quiet
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._text = ""
+        self._total = 0
+
+    def on_start(self, step: int, total: int) -> None:
+        """The loop starts at ``step`` and ends at ``total``."""
+        self._total = total
+        if self._quiet or not self._console.is_terminal:
+            return
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[metrics]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+        )
+        self._task = self._progress.add_task(self._title, total=total, completed=step, metrics="")
+        self._progress.start()
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step were logged."""
+        if self._quiet:
+            return
+        if self._progress is None or self._task is None:
+            self._console.print(f"{self._title}  step {step}/{self._total}  {short(metrics)}", highlight=False)
+        else:
+            self._progress.update(self._task, completed=step, metrics=short(metrics))
+
+    def on_end(self) -> None:
+        """The loop is over."""
+        if self._progress is not None:
+            self._progress.stop()
+            self._progress = None

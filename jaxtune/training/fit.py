@@ -1,0 +1,281 @@
+"""The training loop: steps, evaluations, checkpoints, early stopping, resuming."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, Protocol
+
+import jax
+import numpy as np
+
+from jaxtune.config.schema import TrainConfig
+from jaxtune.evaluation.loss import LossResult
+from jaxtune.telemetry.writers import MetricWriter
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.state import TrainState
+
+
+class Steps(Protocol):
+    """What the loop needs of a trainer."""
+
+    config: TrainConfig
+    hyperparameters: dict[str, float]
+
+    def init(self, hyperparameters: Mapping[str, float] | None = None) -> TrainState: ...
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, Any], hyperparameters: Mapping[str, float] | None = None
+    ) -> tuple[TrainState, Mapping[str, Any]]: ...
+
+    def evaluate(
+        self, state: TrainState, batches: Any, hyperparameters: Mapping[str, float] | None = None
+    ) -> LossResult: ...
+
+
+class Batches(Protocol):
+    """An endless iterator of global host batches whose position can be saved."""
+
+    def __next__(self) -> Mapping[str, np.ndarray]: ...
+
+    def get_state(self) -> dict[str, Any]: ...
+
+    def set_state(self, state: dict[str, Any]) -> None: ...
+
+
+class Listener(Protocol):
+    """Is told what the loop does: a progress display."""
+
+    def on_start(self, step: int, total: int) -> None: ...
+
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+
+    def on_end(self) -> None: ...
+
+
+Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]
+Evaluate = Callable[[TrainState], Mapping[str, float]]
+
+
+@dataclasses.dataclass(frozen=True)
+class FitResult:
+    """How a call of :func:`fit` ended.
+
+    Attributes:
+      state: after the last step.
+      step: optimizer steps done in all.
+      steps_run: of them in this call.
+      stopped: ``finished`` (end of the schedule), ``paused`` (at ``until``), ``patience`` (no improvement), ``signal``
+        or ``diverged`` (a loss was not finite).
+      metrics: the last training metrics.
+      evaluation: the last evaluation, or empty.
+      examples: examples seen in this call; one cut over several rows counts in each.
+      seconds: wall-clock time of this call.
+    """
+
+    state: TrainState
+    step: int
+    steps_run: int
+    stopped: Stopped
+    metrics: Mapping[str, float]
+    evaluation: Mapping[str, float]
+    examples: int
+    seconds: float
+
+
+def fit(
+    trainer: Steps,
+    batches: Batches,
+    *,
+    state: TrainState | None = None,
+    hyperparameters: Mapping[str, float] | None = None,
+    until: int | None = None,
+    validation: Sequence[Mapping[str, np.ndarray]] | None = None,
+    evaluate: Evaluate | None = None,
+    checkpoints: Checkpoints | None = None,
+    writer: MetricWriter | None = None,
+    listener: Listener | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    evaluate_at_end: bool = True,
+) -> FitResult:
+    """Trains from a state, or from the newest checkpoint, up to a step.
+
+    Args:
+      trainer: what a step is.
+      batches: endless; its position is part of every checkpoint.
+      state: where to start if there is no checkpoint; a fresh one if None.
+      hyperparameters: overrides of single values by dotted key.
+      until: stop after this many steps in all; the schedule stays planned for ``train.steps``.
+      validation: batches whose loss is the ``validation_loss`` of an evaluation.
+      evaluate: further metrics of an evaluation; a ``validation_loss`` among them replaces that of ``validation``.
+      checkpoints: where to resume from and write to.
+      writer: takes the metrics of every logged step.
+      listener: is told the same, for people.
+      should_stop: asked after every step; when true the loop saves a checkpoint and returns.
+      evaluate_at_end: evaluate after the last step as well.
+    """
+    return _Loop(
+        trainer,
+        batches,
+        dict(hyperparameters or {}),
+        validation,
+        evaluate,
+        checkpoints,
+        writer,
+        listener,
+        should_stop,
+    ).run(state, until, evaluate_at_end)
+
+
+class _Loop:
+    def __init__(
+        self,
+        trainer: Steps,
+        batches: Batches,
+        values: dict[str, float],
+        validation: Sequence[Mapping[str, np.ndarray]] | None,
+        evaluate: Evaluate | None,
+        checkpoints: Checkpoints | None,
+        writer: MetricWriter | None,
+        listener: Listener | None,
+        should_stop: Callable[[], bool],
+    ):
+        self.trainer, self.batches, self.values = trainer, batches, values
+        self.validation, self.further = validation, evaluate
+        self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
+        self.config = trainer.config
+        self.total = int(values.get("train.steps", trainer.hyperparameters["train.steps"]))
+        # What early stopping remembers; saved with every checkpoint.
+        self.best, self.misses = math.inf, 0
+        self.metrics: dict[str, float] = {}
+        self.evaluation: dict[str, float] = {}
+        self.pending: tuple[int, Any, float] | None = None
+        self.tokens, self.examples, self.clock = 0, 0, time.perf_counter()
+        self.diverged = False
+
+    def run(self, state: TrainState | None, until: int | None, evaluate_at_end: bool) -> FitResult:
+        begin = time.perf_counter()
+        state, start = self._start(state)
+        last = self.total if until is None else min(until, self.total)
+        if self.listener:
+            self.listener.on_start(start, last)
+        step, stopped = start, None
+        self.clock = time.perf_counter()
+        while step < last and stopped is None:
+            batch = next(self.batches)
+            state, metrics = self.trainer.step(state, batch, self.values)
+            step += 1
+            self.tokens += int(np.count_nonzero(batch["segment_ids"]))
+            self.examples += int(sum(len(np.unique(row[row >= 0])) for row in batch["example_ids"]))
+            # The metrics of an earlier step are read while this one runs: the device never waits for the host.
+            self._flush()
+            if step % self.config.log_every == 0 or step == last:
+                self.pending = (step, metrics, self._rate())
+            evaluated = self._due(step, self.config.evaluate_every) and step < last
+            if evaluated:
+                stopped = self._evaluate(state, step)
+            if self.diverged:
+                stopped = "diverged"
+            elif self.should_stop():
+                stopped = "signal"
+            every = self.config.checkpoint_every or self.config.evaluate_every
+            if stopped != "diverged" and (self._due(step, every) or evaluated or stopped) and step < last:
+                self._save(state, step, scored=evaluated)
+        self._flush()
+        if self.diverged:
+            stopped = "diverged"
+        if stopped is None:
+            # Resumed behind the last step, the evaluation stands in the checkpoint and in the metrics already.
+            known = step == start and self.evaluation
+            if evaluate_at_end and not known and (self.validation is not None or self.further is not None):
+                self._evaluate(state, step)
+            if step > start:
+                self._save(state, step, scored=bool(self.evaluation))
+            stopped = "finished" if step >= self.total else "paused"
+        if self.checkpoints:
+            self.checkpoints.wait()
+        if self.listener:
+            self.listener.on_end()
+        return FitResult(
+            state=state,
+            step=step,
+            steps_run=step - start,
+            stopped=stopped,
+            metrics=self.metrics,
+            evaluation=self.evaluation,
+            examples=self.examples,
+            seconds=time.perf_counter() - begin,
+        )
+
+    def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
+        latest = self.checkpoints.latest_step if self.checkpoints else None
+        state = self.trainer.init(self.values) if state is None else state
+        if latest is None or self.checkpoints is None:
+            return state, int(state.step)
+        state, loop = self.checkpoints.restore(latest, state)
+        self.batches.set_state(loop["data"])
+        self.best, self.misses = loop["best"] if loop["best"] is not None else math.inf, loop["misses"]
+        self.evaluation = loop["evaluation"]
+        return state, latest
+
+    def _due(self, step: int, every: int | None) -> bool:
+        return every is not None and step % every == 0
+
+    def _rate(self) -> float:
+        now = time.perf_counter()
+        rate, self.tokens, self.clock = self.tokens / max(now - self.clock, 1e-9), 0, now
+        return rate
+
+    def _flush(self) -> None:
+        if self.pending is None:
+            return
+        step, arrays, rate = self.pending
+        self.pending = None
+        self.metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        self.metrics["tokens_per_second"] = rate
+        self._write(step, self.metrics)
+        self.diverged = self.diverged or not math.isfinite(self.metrics["loss"])
+
+    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if self.writer:
+            self.writer.write(step, metrics)
+        if self.listener:
+            self.listener.on_metrics(step, metrics)
+
+    def _evaluate(self, state: TrainState, step: int) -> Stopped | None:
+        """Evaluates and tells early stopping; a reason to stop, or None."""
+        self._flush()
+        evaluation: dict[str, float] = {}
+        if self.validation is not None:
+            result = self.trainer.evaluate(state, self.validation, self.values)
+            evaluation = {"validation_loss": result.loss, "validation_tokens": result.tokens}
+            if result.standard_error is not None:
+                evaluation["validation_loss_standard_error"] = result.standard_error
+        if self.further is not None:
+            evaluation |= self.further(state)
+        self.evaluation = evaluation
+        self._write(step, evaluation)
+        score = evaluation.get("validation_loss", math.nan)
+        # Evaluation is no training: it does not count into tokens per second.
+        self.clock = time.perf_counter()
+        if score < self.best:
+            self.best, self.misses = score, 0
+            return None
+        self.misses += 1
+        patience = self.config.patience
+        return "patience" if patience is not None and self.misses >= patience else None
+
+    def _save(self, state: TrainState, step: int, *, scored: bool) -> None:
+        if self.checkpoints is None:
+            return
+        # A checkpoint vouches for every record up to its step.
+        self._flush()
+        loop = {
+            "data": self.batches.get_state(),
+            "best": self.best if math.isfinite(self.best) else None,
+            "misses": self.misses,
+            "evaluation": self.evaluation,
+        }
+        self.checkpoints.save(step, state, loop, self.evaluation.get("validation_loss") if scored else None)

@@ -1,0 +1,100 @@
+"""The directory of a run: who may write into it, and what a finished run leaves."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config, dotted, dump_config, load_config
+from jaxtune.errors import UserError
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Replaces a file's content in one move: a crash leaves the old content or the new, never a part."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.tmp")
+    with temporary.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+
+
+class RunDirectory:
+    """A directory that holds one run, or one study.
+
+    Args:
+      path: the directory; made by :meth:`claim`.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+
+    @property
+    def config_path(self) -> Path:
+        """The resolved configuration."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object per logged step."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """Orbax checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def summary_path(self) -> Path:
+        """The end of a run, for programs."""
+        return self.path / "summary.json"
+
+    def check(self, config: Config) -> None:
+        """Refuses a directory that holds something else.
+
+        Raises:
+          UserError: another run's configuration stands there (the differing keys are named), or files of no run.
+        """
+        if not self.path.exists():
+            return
+        if not self.path.is_dir():
+            raise UserError(f"run_dir: {self.path} is a file, not a directory")
+        if not self.config_path.exists():
+            if strangers := sorted(item.name for item in self.path.iterdir() if not item.name.startswith(".")):
+                raise UserError(
+                    f"run_dir: {self.path} holds files of something else ({', '.join(strangers[:5])}); choose another "
+                    f"directory with run_dir=…"
+                )
+            return
+        there, here = dotted(load_config(self.config_path)), dotted(config)
+        different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        if different:
+            shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
+            more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
+            raise UserError(
+                f"run_dir: {self.path} holds another run; it differs in\n{shown}{more}\n"
+                f"choose another directory with run_dir=…, or remove that one"
+            )
+
+    def claim(self, config: Config) -> None:
+        """Checks the directory and writes the configuration into it.
+
+        Raises:
+          UserError: as :meth:`check`.
+        """
+        self.check(config)
+        if not self.config_path.exists():
+            write_atomically(self.config_path, dump_config(config))
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        """Writes ``summary.json`` atomically."""
+        write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
+
+    def read_summary(self) -> dict[str, Any] | None:
+        """The summary of a finished run, or None."""
+        if not self.summary_path.exists():
+            return None
+        return json.loads(self.summary_path.read_text(encoding="utf-8"))

@@ -1,0 +1,228 @@
+"""The trainer: a model, an update plan and an objective, compiled into one sharded step."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxtune.config.hyperparameters import hyperparameters as traced_values
+from jaxtune.config.schema import OptimizerConfig, TrainConfig
+from jaxtune.errors import UserError, nearest
+from jaxtune.evaluation.loss import LossResult, LossTotals
+from jaxtune.models import Decoder, split
+from jaxtune.parallel import make_mesh, named_sharding, replicated
+from jaxtune.training.fit import FitResult, fit
+from jaxtune.training.objectives import Objective, cross_entropy
+from jaxtune.training.optimizer import init_moments, moment_shardings
+from jaxtune.training.state import TrainState
+from jaxtune.training.step import Metrics, Program
+from jaxtune.updates import UpdatePlan
+
+Values = Mapping[str, float]
+
+
+class Trainer:
+    """Trains what an update plan selects of a model.
+
+    The frozen base stays in the compute dtype and is shared by every state; what is trained is float32. Numbers marked
+    as traced in the configuration (learning rate, rank, dropout, …) are arguments of the compiled step: changing them
+    does not compile again.
+
+    Args:
+      model: the base, on its mesh.
+      plan: which parameters are trained, and how.
+      train: length, batch, seed; ``train.steps`` must be set.
+      optimizer: learning rate and AdamW's numbers.
+      objective: losses and weights from model and batch; next-token cross-entropy by default.
+      capacity: largest rank per dotted key (``{"update.0.rank": 64}``) that states of this trainer may use.
+      dropout: compile dropout in; by default exactly when a rule's rate is above 0.
+      remat: what the backward pass recomputes: ``none``, ``dots``, ``full``.
+
+    Attributes:
+      step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
+      traces: how often each program was traced (compiled): ``step``, ``evaluate``.
+
+    Raises:
+      UserError: a rule of the plan matches nothing, the batch does not divide over the devices, or there is no length.
+    """
+
+    def __init__(
+        self,
+        model: Decoder,
+        plan: UpdatePlan,
+        train: TrainConfig,
+        optimizer: OptimizerConfig | None = None,
+        *,
+        objective: Objective = cross_entropy,
+        capacity: Mapping[str, int] | None = None,
+        dropout: bool | None = None,
+        remat: str = "none",
+    ):
+        optimizer = optimizer or OptimizerConfig()
+        if train.steps is None:
+            raise UserError("train.steps: the trainer needs a number of steps (epochs are turned into steps by the data)")
+        self.config = train
+        self.model_config = model.config
+        self.mesh = model.mesh if model.mesh is not None else make_mesh(1, 1, 1, jax.local_devices()[:1])
+        _check_batch(train, self.mesh)
+        static, params = split(model)
+        self.params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
+        self.plan = plan.resolve(model, capacity or {})
+        self.hyperparameters: dict[str, float] = {
+            **traced_values(train, "train."),
+            **traced_values(optimizer, "optimizer."),
+            **traced_values(list(plan.rules), "update."),
+        }
+        self.program = Program(
+            static=static,
+            plan=self.plan,
+            objective=objective,
+            schedule=optimizer.schedule,
+            accumulate=train.accumulate,
+            remat=remat,
+            dropout=_drops(self.hyperparameters) if dropout is None else dropout,
+        )
+        self.step_function = self.program.step
+        self.traces: Counter[str] = Counter()
+        self._state_shardings = self._shardings()
+        everywhere = replicated(self.mesh)
+        self._init = jax.jit(self._make_state, out_shardings=self._state_shardings)
+        self._step = jax.jit(
+            self._counted("step", self.program.step),
+            donate_argnums=1,
+            out_shardings=(self._state_shardings, everywhere),
+        )
+        self._losses = jax.jit(self._counted("evaluate", self.program.losses), out_shardings=everywhere)
+
+    def init(self, hyperparameters: Values | None = None, seed: int | None = None) -> TrainState:
+        """A state at step 0, born sharded.
+
+        Args:
+          hyperparameters: overrides of single values by dotted key.
+          seed: of initialisation and dropout; ``train.seed`` by default.
+        """
+        values = self._values(hyperparameters)
+        return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values)
+
+    def step(
+        self, state: TrainState, batch: Mapping[str, Any], hyperparameters: Values | None = None
+    ) -> tuple[TrainState, Metrics]:
+        """One optimizer step; the given state's buffers are reused for the new one.
+
+        Args:
+          state: from :meth:`init` or an earlier step.
+          batch: a global batch on the host (the same in every process), or arrays placed already.
+          hyperparameters: overrides of single values by dotted key.
+
+        Returns:
+          The new state, and float32 scalars on the device: ``loss``, ``learning_rate``, ``grad_norm``, ``weight``,
+          ``tokens``.
+        """
+        return self._step(self.params, state, self.place(batch), self._values(hyperparameters))
+
+    def evaluate(
+        self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]], hyperparameters: Values | None = None
+    ) -> LossResult:
+        """The objective over ``batches`` without dropout, label smoothing or z-loss, with its standard error."""
+        values = self._values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
+        totals = LossTotals()
+        for batch in batches:
+            losses, weights = jax.device_get(self._losses(self.params, state.trainable, self.place(batch), values))
+            ids = batch["example_ids"]
+            if losses.ndim == 1:  # an objective with one loss per row
+                losses, weights, ids = losses[:, None], weights[:, None], ids[:, :1]
+            totals.add(losses * weights, weights, ids)
+        return totals.result()
+
+    def fit(self, batches: Any, **options: Any) -> FitResult:
+        """Trains to the end of the schedule, or to ``until``; see :func:`jaxtune.training.fit.fit` for the options."""
+        return fit(self, batches, **options)
+
+    def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+        """A global host batch as arrays cut over the mesh; each process uploads the rows of its own devices."""
+
+        def put(array: Any) -> jax.Array:
+            if isinstance(array, jax.Array) and not array.is_fully_addressable:
+                return array
+            sharding = named_sharding(("batch",) + (None,) * (np.ndim(array) - 1), np.shape(array), self.mesh)
+            if jax.process_count() == 1:
+                return jax.device_put(array, sharding)
+            host = np.asarray(array)
+            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+
+        return {name: put(array) for name, array in batch.items()}
+
+    def compile_step(self, batch: Mapping[str, Any]) -> jax.stages.Compiled:
+        """The step compiled for batches of these shapes, without running it: for memory and cost analysis."""
+        shapes = {
+            name: jax.ShapeDtypeStruct(
+                np.shape(array),
+                array.dtype,
+                sharding=named_sharding(("batch",) + (None,) * (np.ndim(array) - 1), np.shape(array), self.mesh),
+            )
+            for name, array in batch.items()
+        }
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            self.abstract_state(),
+            self._state_shardings,
+        )
+        return self._step.lower(self.params, state, shapes, self._values(None)).compile()
+
+    def abstract_state(self) -> TrainState:
+        """Shapes and dtypes of a state."""
+        return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self._values(None))
+
+    def _make_state(self, params: Any, key: jax.Array, hyperparameters: Mapping[str, jax.Array]) -> TrainState:
+        trainable = self.plan.init(key, params)
+        return TrainState(
+            step=jnp.int32(0),
+            trainable=trainable,
+            moments=init_moments(trainable, hyperparameters),
+            seed=jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32),
+        )
+
+    def _shardings(self) -> TrainState:
+        everywhere = replicated(self.mesh)
+        abstract = self.abstract_state()
+        trainable = jax.tree.map(
+            lambda leaf, axes: named_sharding(axes, leaf.shape, self.mesh), abstract.trainable, self.plan.axes()
+        )
+        moments = moment_shardings(abstract.trainable, trainable, everywhere)
+        return TrainState(step=everywhere, trainable=trainable, moments=moments, seed=everywhere)
+
+    def _values(self, overrides: Values | None) -> dict[str, jax.Array]:
+        values = {**self.hyperparameters, **(overrides or {})}
+        unknown = sorted(values.keys() - self.hyperparameters.keys())
+        if unknown:
+            raise UserError(f"{unknown[0]}: not a hyperparameter of this run{nearest(unknown[0], self.hyperparameters)}")
+        if not self.program.dropout and _drops(values):
+            raise ValueError("this trainer was compiled without dropout; make it with dropout=True")
+        return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
+
+    def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def traced(*arguments: Any) -> Any:
+            self.traces[name] += 1
+            return function(*arguments)
+
+        return traced
+
+
+def _drops(values: Values) -> bool:
+    return any(name.endswith(".dropout") and value > 0 for name, value in values.items())
+
+
+def _check_batch(train: TrainConfig, mesh: jax.sharding.Mesh) -> None:
+    parts = mesh.shape["data"] * mesh.shape["fsdp"]
+    rows = train.batch_size // train.accumulate
+    if rows % parts:
+        valid = [str(count * parts * train.accumulate) for count in (rows // parts, rows // parts + 1) if count]
+        raise UserError(
+            f"train.batch_size: {train.batch_size} rows in {train.accumulate} microbatches do not divide over "
+            f"{parts} devices (data {mesh.shape['data']} × fsdp {mesh.shape['fsdp']}); nearest: {' or '.join(valid)}"
+        )
