@@ -1,0 +1,204 @@
+"""The parts of one decoder layer. In the decoder their parameters are stacks; inside the scan, one layer's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int32, UInt32
+
+from jaxtune.models.attention import attend
+from jaxtune.models.cache import read_layer, write_layer
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.linear import LowRankAdapter, linear
+from jaxtune.models.rotary import rotate
+
+Adapters = Mapping[str, LowRankAdapter]
+
+_ACTIVATIONS = {
+    "silu": jax.nn.silu,
+    "gelu_tanh": lambda x: jax.nn.gelu(x, approximate=True),
+    "gelu": lambda x: jax.nn.gelu(x, approximate=False),
+}
+
+
+class Shared(NamedTuple):
+    """What all layers of one call have in common, computed once outside the scan.
+
+    Layers are of two kinds, with a window (local) and without (global); what no layer needs is None.
+
+    Attributes:
+        global_table: Rotary angles of global layers.
+        local_table: Rotary angles of local layers.
+        global_bias: Attention bias of global layers.
+        local_bias: Attention bias of local layers.
+        rows: Identities of the rows, for dropout.
+        cache_index: First slot of the cache to write.
+    """
+
+    global_table: Float[Array, "2 b s half"] | None
+    local_table: Float[Array, "2 b s half"] | None
+    global_bias: Float[Array, "#b s t"] | None
+    local_bias: Float[Array, "#b s t"] | None
+    rows: UInt32[Array, "b s"] | None
+    cache_index: Int32[Array, ""] | None
+
+
+class Layer(NamedTuple):
+    """What is a layer's own, beside its weights: the index in the stack and whether it has a window."""
+
+    index: Int32[Array, ""]
+    local: Bool[Array, ""]
+
+
+Stack = tuple[Float[Array, "layers b kv slots d"], Float[Array, "layers b kv slots d"]]
+
+
+def subtree(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+    """The entries below ``prefix``, with paths relative to it."""
+    start = f"{prefix}."
+    return {path.removeprefix(start): value for path, value in params.items() if path.startswith(start)}
+
+
+class RMSNorm(nnx.Module):
+    """Root mean square norm (arXiv:1910.07467), computed in float32; the result has the input's dtype."""
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
+        self.scale = nnx.Param(params["scale"])
+        self.epsilon = config.norm_eps
+        self.plus_one = config.norm_plus_one
+
+    def __call__(self, x: Float[Array, "*rows d"]) -> Float[Array, "*rows d"]:
+        """Norm the last axis."""
+        wide = x.astype(jnp.float32)
+        scale = self.scale[...].astype(jnp.float32)
+        normed = wide * lax.rsqrt(jnp.mean(jnp.square(wide), axis=-1, keepdims=True) + self.epsilon)
+        return (normed * (1.0 + scale if self.plus_one else scale)).astype(x.dtype)
+
+
+class Linear(nnx.Module):
+    """A kernel (in, out), perhaps a bias; an adapter comes with the call."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self.kernel = nnx.Param(params["kernel"])
+        self.bias = nnx.Param(params["bias"]) if "bias" in params else None
+
+    def __call__(
+        self, x: Float[Array, "b s inputs"], adapter: LowRankAdapter | None, rows: UInt32[Array, "b s"] | None
+    ) -> Float[Array, "b s outputs"]:
+        """See :func:`jaxtune.models.linear.linear`."""
+        bias = None if self.bias is None else self.bias[...]
+        return linear(x, self.kernel[...], bias, adapter, rows)
+
+
+class Attention(nnx.Module):
+    """Grouped-query self-attention with rotary positions."""
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
+        self.config = config
+        self.q = Linear(subtree(params, "q"))
+        self.k = Linear(subtree(params, "k"))
+        self.v = Linear(subtree(params, "v"))
+        self.o = Linear(subtree(params, "o"))
+        self.q_norm = RMSNorm(config, subtree(params, "q_norm")) if config.qk_norm else None
+        self.k_norm = RMSNorm(config, subtree(params, "k_norm")) if config.qk_norm else None
+
+    def __call__(
+        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, stack: Stack | None
+    ) -> tuple[Float[Array, "b s d"], Stack | None]:
+        """Attend, writing to and reading from the cache's stack if there is one."""
+        config, (batch, length, _) = self.config, x.shape
+        groups = config.num_heads // config.num_kv_heads
+
+        def heads(projection: Linear, name: str, count: int) -> Float[Array, "b s count head_dim"]:
+            out = projection(x, adapters.get(f"attention.{name}"), shared.rows)
+            return out.reshape(batch, length, count, config.head_dim)
+
+        q = heads(self.q, "q", config.num_heads)
+        k = heads(self.k, "k", config.num_kv_heads)
+        v = heads(self.v, "v", config.num_kv_heads)
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+
+        if shared.local_table is None or shared.global_table is None:
+            table = shared.global_table if shared.local_table is None else shared.local_table
+        else:
+            table = jnp.where(layer.local, shared.local_table, shared.global_table)
+        q, k = rotate(q, table, config.query_scale), rotate(k, table)
+
+        q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim).transpose(0, 2, 3, 1, 4)
+        k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
+        if stack is not None:
+            keys = write_layer(stack[0], k, layer.index, shared.cache_index)
+            values = write_layer(stack[1], v, layer.index, shared.cache_index)
+            stack = keys, values
+            k, v = read_layer(keys, layer.index), read_layer(values, layer.index)
+
+        mixed = self._mixed(q, k, v, layer, shared)
+        merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)
+        return self.o(merged, adapters.get("attention.o"), shared.rows), stack
+
+    def _mixed(
+        self,
+        q: Float[Array, "b kv g s d"],
+        k: Float[Array, "b kv t d"],
+        v: Float[Array, "b kv t d"],
+        layer: Layer,
+        shared: Shared,
+    ) -> Float[Array, "b kv g s d"]:
+        cap = self.config.attention_soft_cap
+        if shared.local_bias is None or shared.global_bias is None:
+            return attend(q, k, v, shared.global_bias if shared.local_bias is None else shared.local_bias, cap)
+        # A branch rather than a selected bias: each side has its window as a constant, as fused kernels need it.
+        return lax.cond(
+            layer.local,
+            lambda q, k, v: attend(q, k, v, shared.local_bias, cap),
+            lambda q, k, v: attend(q, k, v, shared.global_bias, cap),
+            q,
+            k,
+            v,
+        )
+
+
+class MLP(nnx.Module):
+    """Gated MLP (arXiv:2002.05202): ``down(activation(gate(x)) * up(x))``."""
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
+        self.activation = config.activation
+        self.gate = Linear(subtree(params, "gate"))
+        self.up = Linear(subtree(params, "up"))
+        self.down = Linear(subtree(params, "down"))
+
+    def __call__(self, x: Float[Array, "b s d"], shared: Shared, adapters: Adapters) -> Float[Array, "b s d"]:
+        """Apply the MLP to each position."""
+        gate = self.gate(x, adapters.get("mlp.gate"), shared.rows)
+        up = self.up(x, adapters.get("mlp.up"), shared.rows)
+        return self.down(_ACTIVATIONS[self.activation](gate) * up, adapters.get("mlp.down"), shared.rows)
+
+
+class Block(nnx.Module):
+    """One layer: attention and MLP, each normed before (and after, with post norms) and added to the residual stream."""
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
+        def norm(name: str, wanted: bool = True) -> RMSNorm | None:
+            return RMSNorm(config, subtree(params, name)) if wanted else None
+
+        self.attention_norm = norm("attention_norm")
+        self.attention = Attention(config, subtree(params, "attention"))
+        self.attention_post_norm = norm("attention_post_norm", config.post_norms)
+        self.mlp_norm = norm("mlp_norm")
+        self.mlp = MLP(config, subtree(params, "mlp"))
+        self.mlp_post_norm = norm("mlp_post_norm", config.post_norms)
+
+    def __call__(
+        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, stack: Stack | None
+    ) -> tuple[Float[Array, "b s d"], Stack | None]:
+        """Apply the layer; ``adapters`` are keyed by paths inside the layer, such as ``attention.q``."""
+        attended, stack = self.attention(self.attention_norm(x), layer, shared, adapters, stack)
+        x = x + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
+        transformed = self.mlp(self.mlp_norm(x), shared, adapters)
+        return x + (transformed if self.mlp_post_norm is None else self.mlp_post_norm(transformed)), stack

@@ -1,0 +1,85 @@
+"""The key-value cache of generation: fixed size, stacked over layers like the weights."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int32
+from numpy.typing import DTypeLike
+
+from jaxtune.models.config import DecoderConfig
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Cache:
+    """Keys and values of the slots written so far. A pytree; every row writes at the same index.
+
+    Prompts are padded on the left (segment 0), so all rows of a batch end at the same slot and go on from there.
+
+    Attributes:
+        keys: Rotated keys. Heads come before slots, so that a step needs no transposed copy.
+        values: Values.
+        segment_ids: Segment of each slot; 0 is padding or not yet written.
+        lengths: Number of tokens, without padding, of each row so far: the position of its next token.
+        index: The slot that is written next. Writing past the last slot is the caller's mistake and not noticed
+            inside ``jax.jit``, where the index is not known.
+    """
+
+    keys: Float[Array, "layers b kv slots d"]
+    values: Float[Array, "layers b kv slots d"]
+    segment_ids: Int32[Array, "b slots"]
+    lengths: Int32[Array, " b"]
+    index: Int32[Array, ""]
+
+    # Leaves are not annotated: jax also builds this tree with shapes, shardings, axes or placeholders for leaves.
+    def __init__(self, keys: Any, values: Any, segment_ids: Any, lengths: Any, index: Any) -> None:
+        for name, value in (
+            ("keys", keys),
+            ("values", values),
+            ("segment_ids", segment_ids),
+            ("lengths", lengths),
+            ("index", index),
+        ):
+            object.__setattr__(self, name, value)
+
+    @property
+    def slots(self) -> int:
+        """Number of slots of each row."""
+        return self.segment_ids.shape[-1]
+
+
+jax.tree_util.register_dataclass(
+    Cache, data_fields=["keys", "values", "segment_ids", "lengths", "index"], meta_fields=[]
+)
+
+
+def init_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike = jnp.float32) -> Cache:
+    """An empty cache for ``batch`` rows of at most ``length`` slots, padding included, in the compute dtype."""
+    shape = (config.num_layers, batch, config.num_kv_heads, length, config.head_dim)
+    return Cache(
+        keys=jnp.zeros(shape, dtype),
+        values=jnp.zeros(shape, dtype),
+        segment_ids=jnp.zeros((batch, length), jnp.int32),
+        lengths=jnp.zeros((batch,), jnp.int32),
+        index=jnp.zeros((), jnp.int32),
+    )
+
+
+def write_layer(
+    stack: Float[Array, "layers b kv slots d"],
+    new: Float[Array, "b kv s d"],
+    layer: Int32[Array, ""],
+    index: Int32[Array, ""],
+) -> Float[Array, "layers b kv slots d"]:
+    """The stack with ``new`` written into slots ``index …`` of one layer; in place where the stack is not used again."""
+    zero = jnp.zeros((), jnp.int32)
+    return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), (layer, zero, zero, index, zero))
+
+
+def read_layer(stack: Float[Array, "layers b kv slots d"], layer: Int32[Array, ""]) -> Float[Array, "b kv slots d"]:
+    """All slots of one layer."""
+    return lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False)

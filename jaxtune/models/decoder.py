@@ -1,0 +1,354 @@
+"""The decoder: embeddings, scanned layers, head; and the bridge between it and plain pytrees."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, overload
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx, traverse_util
+from jax import lax
+from jaxtyping import Array, Float, Int32, UInt32
+
+from jaxtune.errors import nearest
+from jaxtune.models.attention import attention_bias
+from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
+from jaxtune.models.cache import Cache
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import Params, check_params, declare, linear_modules
+from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.rotary import rotary_table
+from jaxtune.parallel.sharding import constrain
+
+REMAT = ("none", "dots", "full")
+"""What the backward pass recomputes: nothing; everything but the projections; everything but the layers' inputs."""
+
+Adapters = Mapping[str, LowRankAdapter]
+Integers = Array | np.ndarray
+ACTIVATION_AXES = ("batch", "sequence", None)
+
+
+class Embedding(nnx.Module):
+    """The embedding table."""
+
+    def __init__(self, params: Mapping[str, Any]):
+        self.table = nnx.Param(params["table"])
+
+
+class Decoder(nnx.Module):
+    """A decoder-only transformer; `DecoderConfig` says which.
+
+    Attributes:
+        config: What it computes.
+        mesh: The mesh that its parameters lie on, or None; activations are constrained to it.
+        dtype: The compute dtype: that of the embedding table it was built with.
+        embed: The embedding table.
+        layers: One block whose parameters are stacks over the layers; it is applied by a scan.
+        final_norm: The norm before the head.
+        lm_head: The head, or None where it is tied to the embedding table.
+    """
+
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None):
+        """Build the module around existing arrays.
+
+        Args:
+            config: What it computes.
+            params: Arrays (or abstract arrays) by dotted path, as :func:`jaxtune.models.declarations.declare` lists them.
+            mesh: The mesh they lie on.
+
+        Raises:
+            ValueError: The parameters do not fit the configuration; all mismatches are named.
+        """
+        check_params(config, params)
+        self.config = config
+        self.mesh = mesh
+        self.dtype = jnp.dtype(params["embed.table"].dtype)
+        self.embed = Embedding(subtree(params, "embed"))
+        self.layers = Block(config, subtree(params, "layers"))
+        self.final_norm = RMSNorm(config, subtree(params, "final_norm"))
+        self.lm_head = None if config.tie_embeddings else Linear(subtree(params, "lm_head"))
+
+    @overload
+    def __call__(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: None = None,
+        remat: str = "none",
+    ) -> Float[Array, "b s vocab"]: ...
+
+    @overload
+    def __call__(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: Cache,
+        remat: str = "none",
+    ) -> tuple[Float[Array, "b s vocab"], Cache]: ...
+
+    def __call__(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: Cache | None = None,
+        remat: str = "none",
+    ) -> Float[Array, "b s vocab"] | tuple[Float[Array, "b s vocab"], Cache]:
+        """Logits of the next token at every position, float32; with a cache, also the cache after this call.
+
+        Args:
+            tokens: Token ids.
+            positions: Position of each token in its own document. By default counted from the start of each segment;
+                with a cache, going on from the row's length.
+            segment_ids: The document of each token: tokens see only their own document. 0 is padding. By default all
+                tokens of a row are one document.
+            adapters: Low-rank adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
+            rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
+            cache: Keys and values of earlier tokens, which are written behind and attended to. Prompts are padded on
+                the left.
+            remat: What the backward pass recomputes, one of :data:`REMAT`.
+
+        Raises:
+            ValueError: Shapes do not fit, or an adapter's path or the remat policy is unknown.
+        """
+        inputs = (tokens, positions, segment_ids)
+        if cache is None:
+            states = self.hidden(*inputs, adapters=adapters, rows=rows, remat=remat)
+            return self.logits(states, adapters=adapters, rows=rows)
+        states, cache = self.hidden(*inputs, adapters=adapters, rows=rows, cache=cache, remat=remat)
+        return self.logits(states, adapters=adapters, rows=rows), cache
+
+    @overload
+    def hidden(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: None = None,
+        remat: str = "none",
+    ) -> Float[Array, "b s d"]: ...
+
+    @overload
+    def hidden(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: Cache,
+        remat: str = "none",
+    ) -> tuple[Float[Array, "b s d"], Cache]: ...
+
+    def hidden(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        cache: Cache | None = None,
+        remat: str = "none",
+    ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], Cache]:
+        """States after the final norm, in the compute dtype; the arguments are those of :meth:`__call__`."""
+        self._check(tokens, positions, segment_ids, rows, cache, adapters, remat)
+        static, params = split(self)
+        # Jitted here too, so that a call outside of any jit compiles once and not, for its scan, at each call.
+        states, new_cache = _hidden(
+            static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, cache, remat
+        )
+        return states if new_cache is None else (states, new_cache)
+
+    def logits(
+        self,
+        hidden: Float[Array, "b s d"],
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "b s"] | None = None,
+    ) -> Float[Array, "b s vocab"]:
+        """Logits, float32, of states after the final norm: the head and its soft cap."""
+        adapter = (adapters or {}).get("lm_head")
+        if self.lm_head is None:
+            table = self.embed.table[...].astype(hidden.dtype)
+            logits = jnp.einsum("bsd,vd->bsv", hidden, table, preferred_element_type=jnp.float32)
+        elif adapter is not None:
+            logits = self.lm_head(hidden, adapter, None if rows is None else jnp.asarray(rows)).astype(jnp.float32)
+        else:
+            kernel = self.lm_head.kernel[...].astype(hidden.dtype)
+            logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
+        cap = self.config.final_soft_cap
+        return logits if cap is None else cap * jnp.tanh(logits / cap)
+
+    def _check(
+        self,
+        tokens: Integers,
+        positions: Integers | None,
+        segment_ids: Integers | None,
+        rows: Integers | None,
+        cache: Cache | None,
+        adapters: Adapters | None,
+        remat: str,
+    ) -> None:
+        for name, value in (("positions", positions), ("segment_ids", segment_ids), ("rows", rows)):
+            if value is not None and value.shape != tokens.shape:
+                raise ValueError(f"{name} has shape {value.shape}, but tokens has {tokens.shape}")
+        if cache is not None:
+            batch, slots = cache.segment_ids.shape
+            if batch != tokens.shape[0] or slots < tokens.shape[1]:
+                raise ValueError(f"tokens of shape {tokens.shape} do not fit a cache of {batch} rows × {slots} slots")
+        if remat not in REMAT:
+            raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
+        modules, specs = linear_modules(self.config), declare(self.config)
+        for path, adapter in (adapters or {}).items():
+            if path not in modules:
+                raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
+            *layers, inputs, outputs = specs[f"{path}.kernel"].shape
+            rank = adapter.a.shape[-1]
+            shapes = (*layers, inputs, rank), (*layers, rank, outputs)
+            if (adapter.a.shape, adapter.b.shape) != shapes:
+                found = f"A {adapter.a.shape} and B {adapter.b.shape}"
+                raise ValueError(f"the adapter of {path} has {found}, not A {shapes[0]} and B {shapes[1]}")
+
+    def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
+        # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
+        x = jnp.take(self.embed.table[...], tokens, axis=0).astype(self.dtype)
+        if self.config.embedding_scale is not None:
+            x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
+        return constrain(x, ACTIVATION_AXES, self.mesh)
+
+    def _shared(
+        self,
+        positions: Int32[Array, "b s"],
+        segment_ids: Int32[Array, "#b s"],
+        rows: UInt32[Array, "b s"] | None,
+        cache: Cache | None,
+    ) -> Shared:
+        """Rotary tables and attention biases of the kinds of layers that occur."""
+        config = self.config
+        if cache is None:
+            key_segments, slots = segment_ids, jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+        else:
+            key_segments = lax.dynamic_update_slice(
+                cache.segment_ids, segment_ids, (jnp.zeros((), jnp.int32), cache.index)
+            )
+            slots = cache.index + jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+        some_local, some_global = config.window is not None, None in config.windows
+        global_used = some_global or config.local_rope is None
+        return Shared(
+            global_table=rotary_table(positions, config.rope, config.head_dim) if global_used else None,
+            local_table=rotary_table(positions, config.local_rope, config.head_dim)
+            if some_local and config.local_rope is not None
+            else None,
+            global_bias=attention_bias(segment_ids, key_segments, slots, None) if some_global else None,
+            local_bias=attention_bias(segment_ids, key_segments, slots, config.window) if some_local else None,
+            rows=rows,
+            cache_index=None if cache is None else cache.index,
+        )
+
+    def _scanned(
+        self, x: Float[Array, "b s d"], shared: Shared, adapters: Adapters, cache: Cache | None, remat: str
+    ) -> tuple[Float[Array, "b s d"], tuple[Array, Array] | None]:
+        """All layers. The cache's stacks are carried, so that each layer writes its slots in place."""
+        block, weights = nnx.split(self.layers)
+        layers = Layer(
+            index=jnp.arange(self.config.num_layers, dtype=jnp.int32),
+            local=jnp.array([window is not None for window in self.config.windows]),
+        )
+
+        def body(carry: tuple[Any, Any], scanned: tuple[Any, Layer, Adapters]) -> tuple[tuple[Any, Any], None]:
+            x, stack = carry
+            layer_weights, layer, layer_adapters = scanned
+            x, stack = nnx.merge(block, layer_weights)(x, layer, shared, layer_adapters, stack)
+            return (constrain(x, ACTIVATION_AXES, self.mesh), stack), None
+
+        stack = None if cache is None else (cache.keys, cache.values)
+        (x, stack), _ = lax.scan(_remat(body, remat), (x, stack), (weights, layers, subtree(adapters, "layers")))
+        return x, stack
+
+
+def _remat(body: Callable, policy: str) -> Callable:
+    """Wrap the body of the scan over the layers so that its backward pass recomputes what the policy drops.
+
+    ``dots`` keeps the results of matmuls without batch axes. Those are the projections, most of a layer's arithmetic;
+    the attention scores, which have batch axes and grow with the square of the length, are recomputed.
+    """
+    if policy == "none":
+        return body
+    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    # A scan's body is compiled on its own, so there is nothing for common-subexpression elimination to undo.
+    return jax.checkpoint(body, policy=saved, prevent_cse=False)
+
+
+@functools.partial(jax.jit, static_argnames=("static", "remat"))
+def _hidden(
+    static: nnx.GraphDef,
+    params: Params,
+    tokens: Int32[Array, "b s"],
+    positions: Int32[Array, "b s"] | None,
+    segment_ids: Int32[Array, "b s"] | None,
+    adapters: dict[str, LowRankAdapter],
+    rows: UInt32[Array, "b s"] | None,
+    cache: Cache | None,
+    remat: str,
+) -> tuple[Float[Array, "b s d"], Cache | None]:
+    """States after the final norm, and the cache after the call."""
+    model = merge(static, params)
+    segments = segment_ids
+    if segments is None:
+        # One row stands for all where there are no documents to tell apart: the attention bias stays small.
+        segments = jnp.ones((1 if cache is None else tokens.shape[0], tokens.shape[1]), jnp.int32)
+    if positions is None:
+        positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
+    shared = model._shared(positions, segments, rows, cache)
+    x, stack = model._scanned(model._embedded(tokens), shared, adapters, cache, remat)
+    states = model.final_norm(x)
+    if cache is None or stack is None:
+        return states, None
+    written = lax.dynamic_update_slice(cache.segment_ids, segments, (jnp.zeros((), jnp.int32), cache.index))
+    new_tokens = jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
+    return states, Cache(*stack, written, cache.lengths + new_tokens, cache.index + tokens.shape[1])
+
+
+def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> Int32[Array, "b s"]:
+    """Counted from the start of each segment; with a cache, going on from the number of tokens of the row so far."""
+    if cache is not None:
+        counted = jnp.cumsum(segments != 0, axis=1, dtype=jnp.int32) - 1
+        return jnp.maximum(cache.lengths[:, None] + counted, 0)
+    slots = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
+    return slots - lax.cummax(jnp.where(starts, slots, 0), axis=1)
+
+
+def split(model: Decoder) -> tuple[nnx.GraphDef, Params]:
+    """The module as a static, hashable part and its parameters by dotted path.
+
+    Done once outside ``jax.jit``; inside, :func:`merge` puts any parameters of the same paths back, at no cost.
+    """
+    static, state = nnx.split(model)
+    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
+    return static, {path: flat[path] for path in declare(model.config)}
+
+
+def merge(static: nnx.GraphDef, params: Params) -> Decoder:
+    """The decoder whose static part :func:`split` gave, with these parameters (arrays or tracers)."""
+    state = traverse_util.unflatten_dict(params, sep=".")
+    return nnx.merge(static, state)

@@ -1,0 +1,84 @@
+"""The linear layer, with or without a low-rank adapter beside its frozen kernel."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, UInt32
+
+from jaxtune_kernels import low_rank_matmul
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class LowRankAdapter:
+    """A low-rank update of one module, ``scale · A B`` (LoRA, arXiv:2106.09685), or of one module in all layers.
+
+    A pytree. In a stack every array, the scalars too, has the layer axis first, so that it is scanned beside the weights.
+
+    Attributes:
+        a: A, float32; a rank that is masked out has a column of zeros here.
+        b: B, float32.
+        scale: Factor on the product: alpha / rank, or alpha / sqrt(rank).
+        dropout_rate: Probability with which an entry of the input is dropped before A, or None for no dropout.
+        dropout_seed: Names the draw, another one in each module and layer; None without dropout.
+    """
+
+    a: Float[Array, "*layers inputs rank"]
+    b: Float[Array, "*layers rank outputs"]
+    scale: Float[Array, "*layers"]
+    dropout_rate: Float[Array, "*layers"] | None
+    dropout_seed: UInt32[Array, "*layers"] | None
+
+    # Leaves are not annotated: jax also builds this tree with shapes, shardings, axes or placeholders for leaves.
+    def __init__(self, a: Any, b: Any, scale: Any, dropout_rate: Any = None, dropout_seed: Any = None) -> None:
+        for name, value in (
+            ("a", a),
+            ("b", b),
+            ("scale", scale),
+            ("dropout_rate", dropout_rate),
+            ("dropout_seed", dropout_seed),
+        ):
+            object.__setattr__(self, name, value)
+
+
+jax.tree_util.register_dataclass(
+    LowRankAdapter, data_fields=["a", "b", "scale", "dropout_rate", "dropout_seed"], meta_fields=[]
+)
+
+
+def linear(
+    x: Float[Array, "*rows inputs"],
+    kernel: Float[Array, "inputs outputs"],
+    bias: Float[Array, " outputs"] | None = None,
+    adapter: LowRankAdapter | None = None,
+    rows: UInt32[Array, "*rows"] | None = None,
+) -> Float[Array, "*rows outputs"]:
+    """``x W + bias``, and ``+ scale · (dropout(x) A) B`` with an adapter; the result has x's dtype.
+
+    Args:
+        x: Input, in the compute dtype.
+        kernel: W, (in, out).
+        bias: Added to the result.
+        adapter: The adapter of this module (of one layer, not of a stack).
+        rows: An identity for each row of x, from which dropout is drawn; by default its index.
+    """
+    kernel = kernel.astype(x.dtype)
+    if adapter is not None:
+        return low_rank_matmul(
+            x,
+            kernel,
+            adapter.a,
+            adapter.b,
+            adapter.scale,
+            bias=bias,
+            dropout_rate=adapter.dropout_rate,
+            dropout_seed=adapter.dropout_seed,
+            rows=rows,
+        )
+    # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result in
+    # float32 would make the gradient's matmuls mix float32 with bfloat16.
+    y = jnp.dot(x, kernel)
+    return y if bias is None else y + bias.astype(y.dtype)
