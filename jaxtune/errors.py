@@ -1,7 +1,7 @@
 """What a user is told when the input is wrong.
 
-Everything that a user can cause (a misspelt key, a missing file, a malformed line) raises :class:`UserError`. The command
-line prints its message alone and exits with code 2; library callers can catch it.
+Everything that a user can cause (a misspelt key, a missing file, a malformed line) raises :class:`UserError`. The
+command line prints its message alone and exits with code 2; library callers can catch it.
 """
 
 from __future__ import annotations

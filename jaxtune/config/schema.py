@@ -45,7 +45,8 @@ class ModelConfig(Section):
         "pretrained", description="'random' reads only config.json and starts from random weights (pretraining)."
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="Compute dtype and dtype of frozen weights; auto is bfloat16 on accelerators, float32 on CPU."
+        "auto",
+        description="Compute dtype and dtype of frozen weights; auto is bfloat16 on accelerators, float32 on CPU.",
     )
     remat: Literal["none", "dots", "full"] = Field(
         "none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
@@ -68,7 +69,9 @@ class ExplodeConfig(Section):
 class SourceConfig(Section):
     """Where rows come from. In YAML a plain string means ``path``."""
 
-    path: str = Field(description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk.")
+    path: str = Field(
+        description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk."
+    )
     split: str | None = Field(None, description="A split's name or slice: train, train[:200], train[10%:20%].")
     hash_split: tuple[float, float] | None = Field(
         None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
@@ -121,7 +124,9 @@ class TrainConfig(Section):
     sequence_length: PositiveInt = 512
     seed: int = 0
     evaluate_every: PositiveInt | None = Field(None, description="Steps between evaluations; only at the end if unset.")
-    checkpoint_every: PositiveInt | None = Field(None, description="Steps between checkpoints; at evaluations if unset.")
+    checkpoint_every: PositiveInt | None = Field(
+        None, description="Steps between checkpoints; at evaluations if unset."
+    )
     log_every: PositiveInt = 10
     patience: PositiveInt | None = Field(None, description="Stop after this many evaluations without improvement.")
     label_smoothing: Annotated[Probability, Traced()] = 0.0
@@ -248,7 +253,9 @@ class SearchConfig(Section):
 
     space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
     trials: PositiveInt = 16
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(0.2, description="Share of its steps after which a trial is scored.")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.2, description="Share of its steps after which a trial is scored."
+    )
     promote: PositiveInt = Field(5, description="How many of the best trials are finished.")
     population: PositiveInt = Field(1, description="Trials proposed at a time.")
     initial: PositiveInt = Field(6, description="Trials of the space-filling design, before the surrogate proposes.")

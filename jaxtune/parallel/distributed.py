@@ -29,7 +29,9 @@ def start() -> None:
         return
     if len(given) < len(_VARIABLES):
         missing = ", ".join(name for name in _VARIABLES if name not in given)
-        raise UserError(f"{given[0]} is set, but {missing} is not: several processes need all of {', '.join(_VARIABLES)}")
+        raise UserError(
+            f"{given[0]} is set, but {missing} is not: several processes need all of {', '.join(_VARIABLES)}"
+        )
     try:
         count, index = int(os.environ["JAX_NUM_PROCESSES"]), int(os.environ["JAX_PROCESS_ID"])
     except ValueError as error:

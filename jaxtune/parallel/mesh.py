@@ -13,9 +13,7 @@ from jaxtune.errors import UserError
 AXES = ("data", "fsdp", "tensor")
 
 
-def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None
-) -> Mesh:
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """A mesh with axes ``data``, ``fsdp`` and ``tensor`` over all devices.
 
     The axes are ``AxisType.Auto``: the compiler partitions, and only the places that need a say constrain it.

@@ -54,6 +54,6 @@ def enable_compilation_cache() -> None:
 
 
 def device_memory_peak() -> int | None:
-    """Largest number of bytes in use so far on the first local device, or None where the backend does not tell (CPU)."""
+    """Most bytes in use so far on the first local device, or None where the backend does not tell (CPU)."""
     statistics = jax.local_devices()[0].memory_stats()
     return None if statistics is None else statistics.get("peak_bytes_in_use")

@@ -52,9 +52,7 @@ def step_flops(
     low_rank, full = low_rank or {}, full or {}
     forward = backward = 0.0
     for path, spec in declare(config).items():
-        if path == "embed.table" and config.tie_embeddings:
-            matrix = spec.size
-        elif path.endswith(".kernel"):
+        if (path == "embed.table" and config.tie_embeddings) or path.endswith(".kernel"):
             matrix = spec.size
         else:
             continue

@@ -19,8 +19,8 @@ PyTree = Any
 class Checkpoints:
     """The ``checkpoints/`` folder of a run.
 
-    Each checkpoint holds the trainable state (Orbax, sharded) and a JSON record (data position and the loop's own state).
-    The base model is referenced by the run's configuration, never copied.
+    Each checkpoint holds the trainable state (Orbax, sharded) and a JSON record (data position and the loop's own
+    state). The base model is referenced by the run's configuration, never copied.
 
     Args:
       directory: made when the first checkpoint is written.

@@ -24,15 +24,21 @@ class Steps(Protocol):
     config: TrainConfig
     hyperparameters: dict[str, float]
 
-    def init(self, hyperparameters: Mapping[str, float] | None = None) -> TrainState: ...
+    def init(self, hyperparameters: Mapping[str, float] | None = None) -> TrainState:
+        """A fresh state."""
+        ...
 
     def step(
         self, state: TrainState, batch: Mapping[str, Any], hyperparameters: Mapping[str, float] | None = None
-    ) -> tuple[TrainState, Mapping[str, Any]]: ...
+    ) -> tuple[TrainState, Mapping[str, Any]]:
+        """One optimizer step."""
+        ...
 
     def evaluate(
         self, state: TrainState, batches: Any, hyperparameters: Mapping[str, float] | None = None
-    ) -> LossResult: ...
+    ) -> LossResult:
+        """The loss over batches."""
+        ...
 
 
 class Batches(Protocol):
@@ -40,19 +46,29 @@ class Batches(Protocol):
 
     def __next__(self) -> Mapping[str, np.ndarray]: ...
 
-    def get_state(self) -> dict[str, Any]: ...
+    def get_state(self) -> dict[str, Any]:
+        """The position behind the last batch, JSON-able."""
+        ...
 
-    def set_state(self, state: dict[str, Any]) -> None: ...
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        ...
 
 
 class Listener(Protocol):
     """Is told what the loop does: a progress display."""
 
-    def on_start(self, step: int, total: int) -> None: ...
+    def on_start(self, step: int, total: int) -> None:
+        """The loop starts at ``step`` and ends at ``total``."""
+        ...
 
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None: ...
+    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Metrics of one step were logged."""
+        ...
 
-    def on_end(self) -> None: ...
+    def on_end(self) -> None:
+        """The loop is over."""
+        ...
 
 
 Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]

@@ -17,8 +17,8 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
     """Within the block the first ``SIGTERM`` or Ctrl-C asks for a stop instead of killing; a second one kills.
 
     Yields:
-      A function that tells whether a stop was asked for. With several processes it is a collective call: all of them get
-      the same answer, so that they leave the loop at the same step.
+      A function that tells whether a stop was asked for. With several processes it is a collective call: all of them
+      get the same answer, so that they leave the loop at the same step.
     """
     asked = False
     previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}

@@ -65,7 +65,9 @@ class Trainer:
     ):
         optimizer = optimizer or OptimizerConfig()
         if train.steps is None:
-            raise UserError("train.steps: the trainer needs a number of steps (epochs are turned into steps by the data)")
+            raise UserError(
+                "train.steps: the trainer needs a number of steps (epochs are turned into steps by the data)"
+            )
         self.config = train
         self.model_config = model.config
         self.mesh = model.mesh if model.mesh is not None else make_mesh(1, 1, 1, jax.local_devices()[:1])
@@ -200,7 +202,9 @@ class Trainer:
         values = {**self.hyperparameters, **(overrides or {})}
         unknown = sorted(values.keys() - self.hyperparameters.keys())
         if unknown:
-            raise UserError(f"{unknown[0]}: not a hyperparameter of this run{nearest(unknown[0], self.hyperparameters)}")
+            raise UserError(
+                f"{unknown[0]}: not a hyperparameter of this run{nearest(unknown[0], self.hyperparameters)}"
+            )
         if not self.program.dropout and _drops(values):
             raise ValueError("this trainer was compiled without dropout; make it with dropout=True")
         return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}

@@ -1,6 +1,6 @@
 """Objectives: from a model and a batch to losses and their weights.
 
-An objective is any function ``(model, batch, hyperparameters) -> (losses, weights)`` of two float32 arrays of one shape.
+An objective is any function ``(model, batch, hyperparameters) -> (losses, weights)``: two float32 arrays of one shape.
 The step minimises ``sum(losses × weights) / sum(weights)``, both sums taken over the whole global batch, so that
 accumulation, packing and data parallelism give the number that one big batch gives.
 """

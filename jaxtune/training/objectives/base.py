@@ -8,8 +8,8 @@ from typing import Any, Protocol
 from jaxtyping import Array, Float, Int
 
 Batch = Mapping[str, Any]
-"""Arrays by name: ``tokens``, ``targets``, ``positions``, ``segment_ids``, ``example_ids`` int32 ``[b, s]``, ``weights``
-float32 ``[b, s]``."""
+"""Arrays of ``[b, s]`` by name: ``tokens``, ``targets``, ``positions``, ``segment_ids`` and ``example_ids`` int32,
+``weights`` float32."""
 
 Hyperparameters = Mapping[str, Any]
 """Traced float32 scalars by dotted configuration key."""
@@ -23,7 +23,9 @@ class Forward(Protocol):
         tokens: Int[Array, "b s"],
         positions: Int[Array, "b s"] | None = None,
         segment_ids: Int[Array, "b s"] | None = None,
-    ) -> Float[Array, "b s vocab"]: ...
+    ) -> Float[Array, "b s vocab"]:
+        """Logits of the next token."""
+        ...
 
 
 class Objective(Protocol):
@@ -31,4 +33,6 @@ class Objective(Protocol):
 
     def __call__(
         self, model: Forward, batch: Batch, hyperparameters: Hyperparameters
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]: ...
+    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
+        """Losses and their weights."""
+        ...

@@ -1,0 +1,92 @@
+"""What the commands share: arguments, start-up, output."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config
+
+
+def add_config_arguments(parser: argparse.ArgumentParser, *, dry_run: bool = True) -> None:
+    """``CONFIG [key=value ...] [--json] [--dry-run]``."""
+    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys of the configuration")
+    add_json_argument(parser)
+    if dry_run:
+        parser.add_argument(
+            "--dry-run", action="store_true", help="check files, data, shapes and memory; train and write nothing"
+        )
+
+
+def add_json_argument(parser: argparse.ArgumentParser) -> None:
+    """``--json``."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+
+
+def start(arguments: argparse.Namespace) -> Config:
+    """Quiets the libraries, joins the other processes, turns the compilation cache on, reads the configuration."""
+    from jaxtune.config import load_config
+
+    config = load_config(arguments.config, arguments.overrides)
+    start_devices()
+    return config
+
+
+def start_devices() -> None:
+    """Quiets the libraries, joins the other processes, turns the compilation cache on."""
+    # XLA's C++ side and absl report their start-up on standard error; a user cannot act on it.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore", category=UserWarning)
+    logging.getLogger("absl").setLevel(logging.ERROR)
+    logging.getLogger("jax").setLevel(logging.ERROR)
+
+    from jaxtune.parallel.distributed import start as join
+    from jaxtune.parallel.platform import enable_compilation_cache
+
+    join()
+    enable_compilation_cache()
+
+
+def say(text: str = "") -> None:
+    """One line for people, on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
+    """The result: one JSON object, or text for people."""
+    print(json.dumps(result, allow_nan=False) if as_json else text, flush=True)
+
+
+def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
+    """Rows as an aligned table that fits the terminal; numbers stand to the right."""
+    from rich.console import Console
+    from rich.table import Table
+
+    if not rows:
+        return ""
+    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    for name in rows[0]:
+        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        drawn.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(_cell(value) for value in row.values()))
+    console = Console(width=None if sys.stdout.isatty() else 110)
+    with console.capture() as capture:
+        console.print(drawn)
+    return capture.get().rstrip()
+
+
+def _cell(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,0 +1,51 @@
+"""``jaxtune train``."""
+
+from __future__ import annotations
+
+import argparse
+
+from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+
+EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains one configuration; the same command again goes on where it stopped."""
+    config = start(arguments)
+
+    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.training.preflight import preflight
+    from jaxtune.training.run import Diverged, train
+    from jaxtune.training.signals import stop_signals
+
+    if arguments.dry_run:
+        checked = preflight(config)
+        emit(checked.as_dict(), arguments.json, checked.text())
+        return 0
+    try:
+        with stop_signals() as should_stop:
+            summary = train(
+                config,
+                listener=ProgressDisplay(title=config.name),
+                should_stop=should_stop,
+                on_plan=lambda trainer, _: say(table(trainer.plan.table(), title="what is trained")),
+            )
+    except Diverged as error:
+        say(f"jaxtune: {error}")
+        return 1
+    emit(summary, arguments.json, _text(summary))
+    return 0
+
+
+def _text(summary: dict) -> str:
+    lines = [f"{summary['stopped']} at step {summary['steps']} in {summary['seconds']:.1f} s"]
+    lines += [f"  {name:<32} {value:.6g}" for name, value in summary["metrics"].items() if value is not None]
+    if summary["stopped"] == "signal":
+        lines.append("stopped before the end; the same command goes on from here")
+    lines.append(f"results in {summary['run_dir']}")
+    return "\n".join(lines)

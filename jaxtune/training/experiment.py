@@ -1,0 +1,160 @@
+"""What a configuration names, opened: the model on its mesh, the tokenizer, the examples of each split.
+
+A run opens it once; a study opens it once for all of its trials.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any, Literal
+
+import jax
+import numpy as np
+
+from jaxtune.config import Config, with_overrides
+from jaxtune.data import BatchIterator, Example, evaluation_batches, make_examples, open_source, train_batches
+from jaxtune.errors import UserError
+from jaxtune.evaluation import Evaluator, Generator
+from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, split
+from jaxtune.parallel import make_mesh
+from jaxtune.parallel.platform import compute_dtype
+from jaxtune.training.trainer import Trainer
+from jaxtune.updates import UpdatePlan
+
+Part = Literal["train", "validation", "test"]
+PARTS: tuple[Part, ...] = ("train", "validation", "test")
+
+
+class Experiment:
+    """An opened configuration.
+
+    Args:
+      config: as read.
+      parts: the splits to open; those the configuration does not name are left out.
+
+    Attributes:
+      config: resolved: ``train.steps`` is set, ``train.epochs`` is not.
+      model: the base, on the configured mesh.
+      tokenizer: of the model.
+      examples: the examples of each opened split.
+
+    Raises:
+      UserError: a file, a key or the data is wrong.
+    """
+
+    def __init__(self, config: Config, parts: Sequence[Part] = PARTS):
+        # The cheap checks come first: a wrong mesh should not wait for gigabytes of weights.
+        mesh = make_mesh(**config.parallel.model_dump())
+        self.tokenizer: Any = load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision)
+        self.examples: dict[Part, Sequence[Example]] = {
+            part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
+        }
+        self.config = self._resolved(config)
+        self.model = _load(config, mesh)
+
+    def trainer(
+        self, config: Config | None = None, *, capacity: Mapping[str, int] | None = None, dropout: bool | None = None
+    ) -> Trainer:
+        """A trainer for this configuration, or for a variant of it over the same model and data."""
+        config = config or self.config
+        return Trainer(
+            self.model,
+            UpdatePlan(config.update),
+            config.train,
+            config.optimizer,
+            capacity=capacity,
+            dropout=dropout,
+            remat=config.model.remat,
+        )
+
+    def batches(self, config: Config | None = None) -> BatchIterator:
+        """Endless training batches; their order follows from ``train.seed`` alone."""
+        config = config or self.config
+        return train_batches(
+            self.examples["train"],
+            batch_size=config.train.batch_size,
+            sequence_length=config.train.sequence_length,
+            seed=config.train.seed,
+            packing=config.data.packing,
+        )
+
+    @cached_property
+    def validation_batches(self) -> Sequence[Mapping[str, np.ndarray]] | None:
+        """Every validation example once, in fixed shapes; None without a validation split."""
+        return self.loss_batches("validation")
+
+    def loss_batches(self, part: Part) -> Sequence[Mapping[str, np.ndarray]] | None:
+        """Every example of a split once, in the training batch's shape; None where the split is not configured."""
+        if part not in self.examples:
+            return None
+        return evaluation_batches(
+            self.examples[part],
+            batch_size=self.config.train.batch_size,
+            sequence_length=self.config.train.sequence_length,
+            packing=self.config.data.packing,
+        )
+
+    @cached_property
+    def generator(self) -> Generator:
+        """Greedy generation for task metrics, compiled once for all trials."""
+        static, _ = split(self.model)
+        settings = self.config.evaluation
+        return Generator(
+            static,
+            max_new_tokens=settings.max_new_tokens,
+            batch_size=settings.batch_size,
+            eos_ids=self._end_tokens(),
+            pad_id=self.tokenizer.pad_token_id or 0,
+            mesh=self.model.mesh,
+        )
+
+    def evaluator(self, part: Part) -> Evaluator | None:
+        """Generates and scores the answers of a split; None without a task or without the split."""
+        if part not in self.examples or self.config.evaluation.task == "none":
+            return None
+        return Evaluator(self.examples[part], self.generator, self.tokenizer, self.config.evaluation)
+
+    def _end_tokens(self) -> tuple[int, ...]:
+        ends = {*self.model.config.eos_token_ids}
+        if self.tokenizer.eos_token_id is not None:
+            ends.add(self.tokenizer.eos_token_id)
+        return tuple(sorted(ends))
+
+    def _open(self, config: Config, part: Part) -> Sequence[Example]:
+        key = f"data.{part}"
+        rows = open_source(getattr(config.data, part), key=key)
+        return make_examples(rows, config.data, self.tokenizer, sequence_length=config.train.sequence_length, key=key)
+
+    def _resolved(self, config: Config) -> Config:
+        if config.train.epochs is None or "train" not in self.examples:
+            return config
+        steps = steps_of_epochs(
+            self.examples["train"],
+            config.train.epochs,
+            batch_size=config.train.batch_size,
+            sequence_length=config.train.sequence_length,
+            seed=config.train.seed,
+            packing=config.data.packing,
+        )
+        return with_overrides(config, {"train.steps": steps, "train.epochs": None})
+
+
+def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
+    dtype = compute_dtype(config.model.dtype)
+    if config.model.initialize == "random":
+        return random_model(config.model.path, jax.random.key(config.train.seed), mesh, dtype=dtype)
+    return load_model(config.model.path, mesh, dtype=dtype, revision=config.model.revision)
+
+
+def check_sequence_length(config: Config, model: Decoder) -> None:
+    """Refuses rows longer than the model was made for.
+
+    Raises:
+      UserError: ``train.sequence_length`` is above the model's context.
+    """
+    limit = model.config.max_position_embeddings
+    if config.train.sequence_length > limit:
+        raise UserError(
+            f"train.sequence_length: {config.train.sequence_length} is above the model's context of {limit} positions"
+        )

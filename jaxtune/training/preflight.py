@@ -1,0 +1,87 @@
+"""Everything that can be checked before training: files, data, shapes, what is trained, FLOPs, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from jaxtune.config import Config
+from jaxtune.telemetry.flops import StepFlops, step_flops
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.trainer import Trainer
+
+
+@dataclasses.dataclass(frozen=True)
+class Preflight:
+    """What a configuration would do.
+
+    Attributes:
+      name: of the run.
+      plan: rows of the table of what is trained.
+      trained_parameters: number of trained parameters.
+      examples: examples of each split.
+      steps: optimizer steps.
+      flops_per_step: model FLOPs of a step.
+      memory: bytes of the compiled step on one device: ``arguments``, ``temporaries``, ``outputs``, ``total``.
+    """
+
+    name: str
+    plan: list[dict[str, Any]]
+    trained_parameters: int
+    examples: dict[str, int]
+    steps: int
+    flops_per_step: float
+    memory: dict[str, int]
+
+    def as_dict(self) -> dict[str, Any]:
+        """For ``--json``."""
+        return {"checked": True, **dataclasses.asdict(self)}
+
+
+def trainer_flops(trainer: Trainer) -> StepFlops:
+    """Model FLOPs of one step of a trainer, over full rows."""
+    return step_flops(
+        trainer.model_config,
+        tokens=trainer.config.batch_size * trainer.config.sequence_length,
+        sequence_length=trainer.config.sequence_length,
+        low_rank=trainer.plan.mean_ranks(trainer.hyperparameters),
+        full=trainer.plan.full_shares(),
+    )
+
+
+def preflight(config: Config) -> Preflight:
+    """Opens everything that a run opens and compiles its step, but trains and writes nothing.
+
+    Raises:
+      UserError: anything that would stop the run is wrong.
+    """
+    directory = RunDirectory(config.directory)
+    experiment = Experiment(config)
+    directory.check(experiment.config)
+    trainer = experiment.trainer()
+    batches = experiment.batches()
+    compiled = trainer.compile_step(next(batches))
+    batches.close()
+    return Preflight(
+        name=config.name,
+        plan=trainer.plan.table(),
+        trained_parameters=trainer.plan.trainable_parameters(trainer.hyperparameters),
+        examples={part: len(examples) for part, examples in experiment.examples.items()},
+        steps=trainer.config.steps or 0,
+        flops_per_step=trainer_flops(trainer).total,
+        memory=_memory(compiled),
+    )
+
+
+def _memory(compiled: Any) -> dict[str, int]:
+    """Bytes per device, from XLA's buffer assignment."""
+    analysis = compiled.memory_analysis()
+    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
+    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return {
+        "arguments": arguments,
+        "temporaries": temporaries,
+        "outputs": outputs,
+        "total": arguments + temporaries + outputs,
+    }

@@ -1,0 +1,156 @@
+"""One run from configuration to summary: what ``jaxtune train`` does."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config
+from jaxtune.errors import UserError
+from jaxtune.parallel.distributed import is_writer
+from jaxtune.parallel.platform import device_memory_peak
+from jaxtune.telemetry.writers import JsonlWriter, MetricWriter, TensorBoardWriter, WandbWriter, Writers
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.fit import FitResult, Listener
+from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.state import TrainState
+from jaxtune.training.trainer import Trainer
+from jaxtune.updates import save_adapter
+
+
+class Diverged(RuntimeError):
+    """Training was stopped because a loss was not finite."""
+
+
+def open_writers(directory: RunDirectory, config: Config, resume_at: int) -> Writers:
+    """The configured metric writers, cut back to the step that a run resumes at; none where nothing is written."""
+    writers: list[MetricWriter] = []
+    if is_writer():
+        writers.append(JsonlWriter(directory.metrics_path, resume_at))
+        if config.telemetry.tensorboard:
+            writers.append(TensorBoardWriter(directory.path / "tensorboard", resume_at))
+        if config.telemetry.wandb is not None:
+            writers.append(WandbWriter(config.telemetry.wandb, config.name, config.model_dump(mode="json")))
+    return Writers(writers)
+
+
+def train(
+    config: Config,
+    *,
+    listener: Listener | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+    on_plan: Callable[[Trainer, Config], None] | None = None,
+) -> dict[str, Any]:
+    """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
+
+    Args:
+      config: the run.
+      listener: is told the progress.
+      should_stop: asked after every step; when true, the run saves and returns with ``stopped: "signal"``.
+      on_plan: is told the trainer and the resolved configuration before training starts.
+
+    Returns:
+      The summary, as written to ``summary.json`` unless the run was stopped before its end.
+
+    Raises:
+      UserError: the input is wrong, or the directory holds another run.
+      Diverged: a loss was not finite; the last checkpoint before stays.
+    """
+    directory = RunDirectory(config.directory)
+    if config.train.epochs is None:
+        directory.check(config)
+    experiment = Experiment(config)
+    config = experiment.config
+    directory.check(config)
+    if (finished := directory.read_summary()) is not None:
+        return finished
+    trainer = experiment.trainer()
+    if on_plan:
+        on_plan(trainer, config)
+    if is_writer():
+        directory.claim(config)
+    checkpoints = Checkpoints(directory.checkpoints_path)
+    writers = open_writers(directory, config, checkpoints.latest_step or 0)
+    evaluator = experiment.evaluator("validation")
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        assert evaluator is not None
+        return evaluator(*trainer.apply(state)).metrics
+
+    try:
+        result = trainer.fit(
+            experiment.batches(),
+            validation=experiment.validation_batches,
+            evaluate=evaluate if evaluator is not None else None,
+            checkpoints=checkpoints,
+            writer=writers,
+            listener=listener,
+            should_stop=should_stop,
+        )
+    finally:
+        writers.close()
+    if result.stopped == "diverged":
+        raise Diverged(
+            f"the loss was not finite at step {result.step}; lower optimizer.learning_rate "
+            f"(checkpoints up to step {checkpoints.latest_step or 0} are kept in {directory.checkpoints_path})"
+        )
+    summary = _summarize(experiment, trainer, result, directory)
+    if result.stopped == "signal":
+        return summary
+    state, exported_step = _to_export(trainer, checkpoints, result)
+    checkpoints.close()
+    if trainer.plan.is_low_rank_only and is_writer():
+        save_adapter(
+            directory.path / "adapter",
+            trainer.plan,
+            state.trainable,
+            trainer.hyperparameters,
+            experiment.model,
+            config.model.path,
+        )
+        summary["adapter"] = {"path": str(directory.path / "adapter"), "step": exported_step}
+    if is_writer():
+        directory.write_summary(summary)
+    return summary
+
+
+def _to_export(trainer: Trainer, checkpoints: Checkpoints, result: FitResult) -> tuple[TrainState, int]:
+    """The state with the best evaluation where several were made, else the last."""
+    best = checkpoints.best_step
+    if best is None or best == result.step:
+        return result.state, result.step
+    return checkpoints.restore(best, result.state)[0], best
+
+
+def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, directory: RunDirectory) -> dict[str, Any]:
+    finite = {
+        name: value if math.isfinite(value) else None for name, value in {**result.metrics, **result.evaluation}.items()
+    }
+    return {
+        "name": experiment.config.name,
+        "run_dir": str(directory.path),
+        "stopped": result.stopped,
+        "steps": result.step,
+        "metrics": finite,
+        "trained_parameters": trainer.plan.trainable_parameters(trainer.hyperparameters),
+        "examples": {part: len(examples) for part, examples in experiment.examples.items()},
+        "examples_per_step": result.examples / result.steps_run if result.steps_run else None,
+        "compilations": trainer.traces["step"],
+        "seconds": result.seconds,
+        "peak_device_bytes": device_memory_peak(),
+    }
+
+
+def resolve_adapter(config: Config) -> Path:
+    """The adapter that a finished run of this configuration left.
+
+    Raises:
+      UserError: there is none.
+    """
+    path = Path(config.directory) / "adapter"
+    if not path.is_dir():
+        raise UserError(f"{path}: no adapter there; run jaxtune train first, or name one with --adapter")
+    return path

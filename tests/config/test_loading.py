@@ -1,0 +1,161 @@
+import math
+
+import pytest
+
+from jaxtune.config import (
+    capacities,
+    dump_config,
+    hyperparameters,
+    load_config,
+    parse_value,
+    program_key,
+    with_overrides,
+)
+from jaxtune.errors import UserError, nearest
+
+YAML = """\
+model: {path: somewhere}
+data:
+  train: rows.jsonl
+  completion: "{text}"
+train:
+  steps: 10
+optimizer:
+  learning_rate: 1e-3
+update:
+  - match: "layers.**"
+    method: low_rank
+    rank: 8
+search:
+  space:
+    optimizer.learning_rate: {log_uniform: [1e-5, 1e-2]}
+    update.0.rank: {power_of_two: [4, 64]}
+"""
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(YAML)
+    return path
+
+
+def test_numbers_in_scientific_notation_are_numbers(file):
+    config = load_config(file)
+    assert config.optimizer.learning_rate == 1e-3
+    assert config.search.space["optimizer.learning_rate"].log_uniform == (1e-5, 1e-2)
+    assert parse_value("1e-4") == 1e-4
+    assert parse_value("[1e-4, 2E+3, .5, -1.5e-2]") == [1e-4, 2e3, 0.5, -0.015]
+    assert parse_value("1e4x") == "1e4x"
+    assert math.isinf(parse_value(".inf"))
+
+
+def test_dump_reads_back_equal(file, tmp_path):
+    config = load_config(file, ["train.seed=3", "data.train.limit=5"])
+    copy = tmp_path / "copy.yaml"
+    copy.write_text(dump_config(config))
+    assert load_config(copy) == config
+
+
+def test_overrides_reach_lists_sources_and_defaults(file, tmp_path):
+    config = load_config(
+        file, ["update.0.rank=4", "data.train.limit=5", "search.space.update.0.alpha={uniform: [1, 9]}"]
+    )
+    assert (config.update[0].rank, config.data.train.limit, config.data.train.path) == (4, 5, "rows.jsonl")
+    assert config.search.space["update.0.alpha"].uniform == (1, 9)
+    without = tmp_path / "without.yaml"
+    without.write_text("model: {path: x}\ndata: {train: a.jsonl, completion: '{x}'}\ntrain: {steps: 1}\n")
+    assert load_config(without, ["update.0.rank=4"]).update[0].rank == 4
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.stepz=3", ["train.stepz", "unknown key", "'steps'"]),
+        ("trian.steps=3", ["trian", "'train'"]),
+        ("train.steps=abc", ["train.steps", "integer", "'abc'"]),
+        ("train.batch_size=0", ["train.batch_size", "greater than 0"]),
+        ("update.0.method=lowrank", ["update.0", "'low_rank'"]),
+        ("update.0.rnk=3", ["update.0.rnk", "'rank'"]),
+        ("update.5.rank=3", ["update.5", "1 entries"]),
+        ("optimizer.schedule=cosin", ["optimizer.schedule", "'cosine'"]),
+        ("search.space.x={log_uniform: [2, 1]}", ["search.space.x", "low < high"]),
+        ("search.space.x={logg: [2, 1]}", ["search.space.x.logg", "log_uniform"]),
+        ("search.space.x={choice: 3}", ["search.space.x.choice", "list"]),
+        ("search.space.x={power_of_two: [3, 8]}", ["search.space.x", "powers of two"]),
+        ("search.promote=99", ["search", "promote 99 is above trials 16"]),
+        ("train.accumulate=3", ["train", "microbatches"]),
+        ("train.epochs=2", ["either steps or epochs"]),
+        ("model=3", ["model", "dictionary"]),
+        ("model.path.x=3", ["model.path", "no keys below"]),
+        ("data.prompt={a", ["cannot read the value"]),
+        ("nonsense", ["dotted.key=value"]),
+    ],
+)
+def test_a_wrong_override_is_named_with_the_nearest_choice(file, override, parts):
+    with pytest.raises(UserError) as error:
+        load_config(file, [override])
+    assert all(part in str(error.value) for part in parts), str(error.value)
+
+
+def test_a_wrong_line_is_named(file):
+    file.write_text(YAML.replace("steps: 10", "steps: ten").replace("rank: 8", "rnak: 8"))
+    with pytest.raises(UserError) as error:
+        load_config(file)
+    message = str(error.value)
+    assert f"{file}:6: train.steps" in message
+    assert f"{file}:12: update.0.rnak: unknown key; did you mean 'rank'?" in message
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("", "empty"),
+        ("a: [1", "not valid YAML"),
+        ("- 1\n- 2\n", "expected keys"),
+        (YAML + "train: {steps: 2}\n", "twice"),
+    ],
+)
+def test_a_malformed_file_is_told(file, text, part):
+    file.write_text(text)
+    with pytest.raises(UserError, match=part):
+        load_config(file)
+
+
+def test_a_missing_file_names_its_neighbours(file):
+    with pytest.raises(UserError, match=r"did you mean .*run\.yaml"):
+        load_config(file.with_name("runn.yaml"))
+
+
+def test_hyperparameters_follow_from_the_annotations(file):
+    config = load_config(file, ["update.0.weight_decay=0.1"])
+    values = hyperparameters(config)
+    assert values["optimizer.learning_rate"] == 1e-3
+    assert values["update.0.rank"] == 8
+    assert values["update.0.weight_decay"] == 0.1
+    assert values["train.steps"] == 10
+    assert "train.batch_size" not in values
+    assert capacities(config) == {"update.0.rank": 8}
+    # The same keys come from a section by itself.
+    assert hyperparameters(config.optimizer, "optimizer.").items() <= values.items()
+
+
+def test_traced_keys_share_a_program_and_shapes_do_not(file):
+    config = load_config(file)
+    same = {"optimizer.learning_rate": 1.0, "update.0.alpha": 2.0, "train.steps": 99, "train.seed": 5, "name": "other"}
+    assert program_key(with_overrides(config, same)) == program_key(config)
+    for key, value in {"train.batch_size": 4, "update.0.match": "**", "optimizer.schedule": "linear"}.items():
+        assert program_key(with_overrides(config, {key: value})) != program_key(config)
+    # An optional traced number that is set makes another program than one that is not.
+    assert program_key(with_overrides(config, {"update.0.weight_decay": 0.1})) != program_key(config)
+
+
+def test_with_overrides_checks(file):
+    with pytest.raises(UserError, match=r"search\.space: .*did you mean 'learning_rate'"):
+        with_overrides(load_config(file), {"optimizer.learning_rat": 1.0}, origin="search.space: ")
+
+
+def test_nearest_lists_choices_when_nothing_is_close():
+    assert nearest("zzz", ["alpha", "beta"]) == "; choose from alpha, beta"
+    assert nearest("alpa", ["alpha", "beta"]) == "; did you mean 'alpha'?"
+    assert nearest("x", []) == ""
