@@ -1,0 +1,227 @@
+"""The searched keys: from the configuration to coordinates that scikit-optimize understands, and back.
+
+A *point* is a list of coordinates, one per searched key in the order of the YAML file; a *configuration* is what a
+trial is started with, a mapping from dotted keys to plain Python values. Coordinates are floats (``log_uniform``,
+``uniform``), integers (``integer``), exponents (``power_of_two``) or indices (``choice``), so that any YAML value can
+be a choice.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from jaxtune.config.schema import DimensionConfig
+from jaxtune.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    import skopt.space
+
+Coordinate = float | int
+Point = list[Coordinate]
+
+_SIGNIFICANT_DIGITS = 6
+
+
+def canonical(value: Any) -> str:
+    """A text that is equal for equal YAML values: 1 and 1.0 are the same, True and 1 are not, tuples are lists."""
+
+    def normalise(part: Any) -> Any:
+        if isinstance(part, Mapping):
+            return {str(key): normalise(item) for key, item in part.items()}
+        if isinstance(part, list | tuple):
+            return [normalise(item) for item in part]
+        if isinstance(part, int) and not isinstance(part, bool) and abs(part) < 2**53:
+            return float(part)
+        return part
+
+    return json.dumps(normalise(value), sort_keys=True)
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """One searched key.
+
+    Attributes:
+      key: dotted configuration key.
+      kind: ``log_uniform``, ``uniform``, ``integer``, ``power_of_two`` or ``choice``.
+      low: smallest coordinate.
+      high: largest coordinate (included).
+      choices: the values that a ``choice`` indexes; empty for the other kinds.
+    """
+
+    key: str
+    kind: str
+    low: Coordinate
+    high: Coordinate
+    choices: tuple[Any, ...] = ()
+
+    @property
+    def continuous(self) -> bool:
+        """Whether coordinates are floats."""
+        return self.kind in ("log_uniform", "uniform")
+
+    @property
+    def size(self) -> int | None:
+        """The number of values; None for a continuous dimension."""
+        return None if self.continuous else int(self.high - self.low) + 1
+
+    def decode(self, coordinate: Any) -> Any:
+        """The plain Python value of a coordinate; floats keep six digits, so that people can retype them."""
+        if self.continuous:
+            return min(max(float(f"{float(coordinate):.{_SIGNIFICANT_DIGITS}g}"), float(self.low)), float(self.high))
+        index = int(coordinate)
+        if self.kind == "choice":
+            return self.choices[index]
+        return 2**index if self.kind == "power_of_two" else index
+
+    def encode(self, value: Any) -> Coordinate | None:
+        """The coordinate of a value, or None where the value lies outside the dimension."""
+        if self.kind == "choice":
+            wanted = canonical(value)
+            return next((i for i, choice in enumerate(self.choices) if canonical(choice) == wanted), None)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            return None
+        if self.continuous:
+            coordinate: Coordinate = float(value)
+        elif value != int(value):
+            return None
+        elif self.kind == "power_of_two":
+            if value < 1 or int(value) & (int(value) - 1):
+                return None
+            coordinate = int(value).bit_length() - 1
+        else:
+            coordinate = int(value)
+        return coordinate if self.low <= coordinate <= self.high else None
+
+    def to_skopt(self) -> skopt.space.Dimension:
+        """The dimension for scikit-optimize."""
+        from skopt.space import Categorical, Integer, Real
+
+        if self.kind == "choice":
+            return Categorical(list(range(len(self.choices))), name=self.key)
+        if self.continuous:
+            prior = "log-uniform" if self.kind == "log_uniform" else "uniform"
+            return Real(float(self.low), float(self.high), prior=prior, name=self.key)
+        return Integer(int(self.low), int(self.high), name=self.key)
+
+
+def _dimension(key: str, config: DimensionConfig) -> Dimension:
+    where = f"search.space.{key}"
+    value = getattr(config, config.kind)
+    if config.kind == "choice":
+        seen: set[str] = set()
+        for choice in value:
+            try:
+                text = canonical(choice)
+            except TypeError as error:
+                raise UserError(
+                    f"{where}: choice {choice!r} is not a plain value (number, text, list, mapping)"
+                ) from error
+            if text in seen:
+                raise UserError(f"{where}: choice {choice!r} is listed twice")
+            seen.add(text)
+        if len(value) < 2:
+            raise UserError(f"{where}: choice needs a list of at least two values")
+        return Dimension(key, "choice", 0, len(value) - 1, tuple(value))
+    low, high = value
+    if not (math.isfinite(low) and math.isfinite(high)):
+        raise UserError(f"{where}: {config.kind} needs finite bounds, not [{low}, {high}]")
+    if config.kind == "power_of_two":
+        low, high = int(low).bit_length() - 1, int(high).bit_length() - 1
+    return Dimension(key, config.kind, low, high)
+
+
+class Space:
+    """The space of a study.
+
+    Args:
+      space: ``search.space``: dotted key to what to try.
+      known_keys: every dotted key that the configuration has; None skips the check.
+
+    Raises:
+      UserError: the space is empty, a key is not in the configuration, one key is inside another, or a dimension has
+        infinite bounds or repeated choices.
+    """
+
+    def __init__(self, space: Mapping[str, DimensionConfig], known_keys: Iterable[str] | None = None):
+        if not space:
+            raise UserError(
+                "search.space is empty: name at least one key, such as optimizer.learning_rate, to search over"
+            )
+        if known_keys is not None:
+            known = set(known_keys)
+            for key in space:
+                if key not in known:
+                    raise UserError(f"search.space: the configuration has no key {key!r}{nearest(key, sorted(known))}")
+        for key in space:
+            parent = next((other for other in space if key.startswith(f"{other}.")), None)
+            if parent is not None:
+                raise UserError(f"search.space: {key!r} lies inside {parent!r}, which is searched as a whole; keep one")
+        self.dimensions: tuple[Dimension, ...] = tuple(_dimension(key, config) for key, config in space.items())
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The searched keys in order."""
+        return tuple(dimension.key for dimension in self.dimensions)
+
+    @property
+    def size(self) -> int | None:
+        """The number of configurations; None where a dimension is continuous."""
+        sizes = [dimension.size for dimension in self.dimensions]
+        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+    def points(self) -> Iterator[Point]:
+        """Every point of a finite space.
+
+        Raises:
+          ValueError: a dimension is continuous.
+        """
+        if self.size is None:
+            raise ValueError("a space with a continuous dimension cannot be listed")
+        ranges = (range(int(dimension.low), int(dimension.high) + 1) for dimension in self.dimensions)
+        return (list(point) for point in itertools.product(*ranges))
+
+    def configuration(self, point: Sequence[Any]) -> dict[str, Any]:
+        """The configuration of a point; NumPy coordinates become plain Python values."""
+        return {dim.key: dim.decode(coordinate) for dim, coordinate in zip(self.dimensions, point, strict=True)}
+
+    def point(self, configuration: Mapping[str, Any]) -> Point | None:
+        """The point of a configuration, or None where a key is missing or its value lies outside the space."""
+        point: Point = []
+        for dimension in self.dimensions:
+            if dimension.key not in configuration:
+                return None
+            coordinate = dimension.encode(configuration[dimension.key])
+            if coordinate is None:
+                return None
+            point.append(coordinate)
+        return point
+
+    def largest(self, key: str) -> float:
+        """The largest number that a searched key can take, for arrays that must hold it.
+
+        Raises:
+          UserError: the key is a choice among values that are not all numbers.
+        """
+        dimension = next(dimension for dimension in self.dimensions if dimension.key == key)
+        values = dimension.choices if dimension.kind == "choice" else (dimension.decode(dimension.high),)
+        for value in values:
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise UserError(f"search.space.{key}: choice {value!r} is not a number")
+        return float(max(values))
+
+    def snap(self, point: Sequence[Any]) -> Point:
+        """The point whose coordinates are exactly those of ``configuration(point)``."""
+        snapped = self.point(self.configuration(point))
+        if snapped is None:
+            raise ValueError(f"{list(point)} lies outside the space")
+        return snapped
+
+    def to_skopt(self) -> list[skopt.space.Dimension]:
+        """The dimensions for scikit-optimize, in order."""
+        return [dimension.to_skopt() for dimension in self.dimensions]

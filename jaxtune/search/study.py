@@ -1,0 +1,398 @@
+"""A study: trials scored early, the best ones finished, one journal that a restart continues from.
+
+Which scores a proposal knows is fixed by trial numbers alone: the proposals of trials ``n … n + population - 1`` know
+trials up to ``n - 2`` and count trial ``n - 1``, which trains while they are computed, as pending. So a study that is
+killed and started again proposes the same trials, and the device never waits for the surrogate.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jaxtune.config.schema import SearchConfig
+from jaxtune.errors import UserError
+from jaxtune.search.journal import Journal, difference
+from jaxtune.search.runner import Interrupted, Outcome, TrialRunner
+from jaxtune.search.space import Point, Space
+from jaxtune.search.summary import build_summary, write_summary
+from jaxtune.search.surrogate import Observation, Proposal, Surrogate
+from jaxtune.search.trial import History, TrialState, outcome_fields, replay, test_fields
+
+Event = Callable[[str, int | None, Mapping[str, Any]], None]
+
+# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
+_FREE_SECTIONS = ("run_dir", "name", "telemetry", "search")
+
+
+class _Stopped(Exception):
+    """The stop callable said so between two trials."""
+
+
+@dataclass(frozen=True)
+class _Request:
+    """What the surrogate needs for one round of proposals, copied so that a thread can work on it."""
+
+    trials: list[int]
+    told: list[tuple[int, Observation]]
+    pending: list[tuple[int, Point]]
+
+
+@dataclass(frozen=True)
+class _Proposed:
+    trial: int
+    proposal: Proposal
+    told: list[int]
+    pending: list[int]
+
+
+def _lookup(nested: Any, key: str) -> Any:
+    """The value of a dotted key in a nested configuration.
+
+    Raises:
+      KeyError: there is no such key.
+    """
+    for part in key.split("."):
+        if isinstance(nested, list | tuple) and part.isdigit() and int(part) < len(nested):
+            nested = nested[int(part)]
+        elif isinstance(nested, Mapping) and part in nested:
+            nested = nested[part]
+        else:
+            raise KeyError(key)
+    return nested
+
+
+class Study:
+    """Finds the configuration that is worth finishing (arXiv:2407.13906).
+
+    Args:
+      run_dir: where the journal, the trials and the summary lie; an earlier study there is continued.
+      search: space, number of trials, fraction, promotions, seed.
+      runner: trains and scores trials.
+      direction: whether the objective is minimised or maximised.
+      reference: dotted overrides of ``base`` that make trial 0.
+      base: the resolved configuration, nested, that trials override; the journal remembers it.
+      reference_config: ``base`` with ``reference`` applied, where the searched keys that ``reference`` does not name
+        itself are looked up; ``base`` if unset.
+      known_keys: every dotted key of the configuration; None skips the check of the space's keys.
+      on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
+        runs (``step``, ``phase``) and ``summary`` at the end.
+      stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+
+    Attributes:
+      space: the searched space.
+      reference_in_space: whether the surrogate is told of trial 0: it cannot learn from a point outside its space.
+
+    Raises:
+      UserError: the space is empty, names unknown keys, or holds fewer configurations than there are trials.
+    """
+
+    def __init__(
+        self,
+        run_dir: str | Path,
+        search: SearchConfig,
+        runner: TrialRunner,
+        *,
+        direction: Literal["min", "max"] = "min",
+        reference: Mapping[str, Any] | None = None,
+        base: Mapping[str, Any] | None = None,
+        reference_config: Mapping[str, Any] | None = None,
+        known_keys: Iterable[str] | None = None,
+        on_event: Event | None = None,
+        stop: Callable[[], bool] | None = None,
+    ):
+        self.run_dir = Path(run_dir)
+        self.search = search
+        self.runner = runner
+        self.direction: Literal["min", "max"] = direction
+        self.reference = dict(search.reference if reference is None else reference)
+        self.base = {} if base is None else dict(base)
+        self.space = Space(search.space, known_keys)
+        # A first round larger than the initial design has nothing to learn from: it is all design.
+        initial = max(search.initial, min(search.population, search.trials))
+        self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
+        self._reference_point = self._locate_reference(self.base if reference_config is None else reference_config)
+        self.reference_in_space = self._reference_point is not None
+        self._on_event = on_event
+        self._stop = stop
+        self._sign = 1.0 if direction == "min" else -1.0
+        size, wanted = self.space.size, search.trials - (not self.reference_in_space)
+        if size is not None and wanted > size:
+            raise UserError(
+                f"search.trials is {search.trials}, but search.space holds only {size} configurations; lower "
+                f"search.trials to {size + search.trials - wanted}, or widen the space"
+            )
+
+    def _locate_reference(self, config: Mapping[str, Any]) -> Point | None:
+        try:
+            return self.space.point(
+                {key: self.reference[key] if key in self.reference else _lookup(config, key) for key in self.space.keys}
+            )
+        except KeyError:
+            return None
+
+    def run(self) -> dict[str, Any] | None:
+        """Runs the study to its end, or continues it.
+
+        Returns:
+          The summary, as written to ``summary.json``; None where the study was stopped before its end.
+
+        Raises:
+          UserError: another process holds the study, the journal is damaged or belongs to another study, the fraction
+            is less than a step, or every trial diverged.
+        """
+        with Journal(self.run_dir) as self._journal:
+            self._history = self._open()
+            try:
+                self._score_trials()
+                self._finish_trials()
+                best = self._best()
+                self._test(best)
+            except (_Stopped, Interrupted):
+                return None
+            summary = build_summary(
+                self._history,
+                best,
+                objective=self.search.objective,
+                direction=self.direction,
+                fraction=self.search.fraction,
+                top_k=self.search.promote,
+                posterior=self._surrogate.fit([observation for _, observation in self._observations()]),
+                reference_in_space=self.reference_in_space,
+            )
+            write_summary(self.run_dir, summary)
+            self._emit("summary", best.trial.id, summary)
+            return summary
+
+    # The journal
+
+    def _open(self) -> History:
+        """Checks that the journal is this study's, or starts it, and reads it back."""
+        search = self.search
+        header = {
+            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
+            "objective": {"name": search.objective, "direction": self.direction},
+            **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed"}),
+            "reference": self.reference,
+            "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
+        }
+        records, path = self._journal.records, self._journal.path
+        if not records:
+            self._record("study", **header)
+            return History()
+        if records[0]["event"] != "study":
+            raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
+        for name, value in header.items():
+            key = "" if name == "config" else f"search.{name}"
+            found = difference(records[0].get(name), value, key)
+            if found is not None:
+                raise UserError(
+                    f"{path} is the journal of another study: {found}; choose another run_dir, or set it back"
+                )
+        return replay(records[1:], self.run_dir, path)
+
+    def _record(self, event: str, **fields: Any) -> None:
+        record = self._journal.append(event, **fields)
+        self._emit(event, fields.get("trial"), record)
+
+    def _append(self, event: str, **fields: Any) -> None:
+        """Writes a record about a trial and takes it in, the way a restart would."""
+        record = self._journal.append(event, **fields)
+        self._history.apply(record, self.run_dir)
+        self._emit(event, fields["trial"], record)
+
+    def _emit(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event(event, trial, details)
+
+    def _check_stop(self) -> None:
+        if self._stop is not None and self._stop():
+            raise _Stopped
+
+    # Early scores
+
+    def _score_trials(self) -> None:
+        """Proposes and scores every trial that the journal does not have yet."""
+        trials, population = self._history.trials, self.search.population
+        future: Future[list[_Proposed]] | None = None
+        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surrogate")
+        try:
+            for number in range(self.search.trials):
+                if number not in trials:
+                    self._propose(self._compute(self._request(number)) if future is None else future.result())
+                    future = None
+                if trials[number].early is not None:
+                    continue
+                self._check_stop()
+                following = number + 1
+                if following % population == 0 and following < self.search.trials:
+                    request = self._request(following)
+                    future = pool.submit(self._compute, request) if request.trials else None
+                self._run_trial(trials[number], "early")
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+        if not any(state.ranked for state in trials.values()):
+            raise UserError(self._all_diverged())
+
+    def _request(self, number: int) -> _Request:
+        """What the proposals of trial ``number``'s round may know (see the module's text)."""
+        start = number - number % self.search.population
+        end = min(start + self.search.population, self.search.trials)
+        known = self._history.trials
+        told = [(index, seen) for index, seen in self._observations() if index < start - 1]
+        pending = [(index, point) for index in sorted(known) if start - 1 <= index < end
+                   and (point := self._point(known[index])) is not None]  # fmt: skip
+        return _Request([index for index in range(start, end) if index not in known], told, pending)
+
+    def _compute(self, request: _Request) -> list[_Proposed]:
+        """The proposals of a round; runs beside the training, touches nothing but the request."""
+        told = [observation for _, observation in request.told]
+        pending = list(request.pending)
+        proposed = []
+        for number in request.trials:
+            if number == 0:
+                proposal = Proposal(self.reference, "reference")
+                point = self._reference_point
+            else:
+                proposal = self._surrogate.propose(number, told, [point for _, point in pending])
+                point = self.space.point(proposal.configuration)
+            surrogate = proposal.source == "surrogate"
+            told_numbers = [index for index, _ in request.told] if surrogate else []
+            proposed.append(_Proposed(number, proposal, told_numbers, [i for i, _ in pending] if surrogate else []))
+            if point is not None:
+                pending.append((number, point))
+        return proposed
+
+    def _propose(self, proposed: Sequence[_Proposed]) -> None:
+        for one in proposed:
+            self._append(
+                "proposed",
+                trial=one.trial,
+                configuration=one.proposal.configuration,
+                source=one.proposal.source,
+                told=one.told,
+                pending=one.pending,
+            )
+
+    def _point(self, state: TrialState) -> Point | None:
+        return self._reference_point if state.trial.id == 0 else self.space.point(state.trial.configuration)
+
+    def _observations(self) -> list[tuple[int, Observation]]:
+        """The early scores inside the space, lower is better, by trial number."""
+        seen = []
+        for number in sorted(self._history.trials):
+            state = self._history.trials[number]
+            point, early = self._point(state), state.early
+            if point is not None and early is not None:
+                score = None if early.failed else self._sign * early.score
+                seen.append((number, Observation(point, score, early.standard_error)))
+        return seen
+
+    # Training
+
+    def _run_trial(self, state: TrialState, phase: Literal["early", "final"]) -> Outcome:
+        trial = state.trial
+        total = self.runner.total_steps(trial)
+        until = total if phase == "final" else round(self.search.fraction * total)
+        if until < 1:
+            raise UserError(
+                f"search.fraction {self.search.fraction} of trial {trial.id}'s {total} steps is less than a step"
+            )
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        self._emit("started", trial.id, {"step": until, "phase": phase, "configuration": trial.configuration})
+        compiled = self.runner.compilations
+        outcome = self.runner.run(trial, until)
+        common = {
+            "trial": trial.id,
+            "configuration": trial.configuration,
+            "step": until,
+            "total_steps": total,
+            **outcome_fields(outcome),
+        }
+        compilations = self.runner.compilations - compiled
+        event = "failed" if outcome.failed else "scored" if phase == "early" else "finished"
+        self._append(event, **common, phase=phase, compilations=compilations)
+        if phase == "early" and until == total and not outcome.failed:
+            self._append("finished", **common, phase="final", compilations=0)
+        return outcome
+
+    def _finish_trials(self) -> None:
+        """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
+        trials = self._history.trials
+        if trials[0].ranked and trials[0].final is None:
+            self._check_stop()
+            self._run_trial(trials[0], "final")
+        ranking = self._ranking()
+        estimates = dict(ranking)
+        order = [*self._history.promoted, *(number for number in estimates if number not in self._history.promoted)]
+        finished = 0
+        for rank, number in enumerate(order, start=1):
+            if finished == self.search.promote:
+                break
+            state = trials[number]
+            if not state.promoted:
+                score = None if state.early is None else state.early.score
+                fields = {"rank": rank, "score": score, "estimate": estimates[number]}
+                self._append("promoted", trial=number, configuration=state.trial.configuration, **fields)
+            if state.final is None:
+                self._check_stop()
+                self._run_trial(state, "final")
+            finished += state.finished
+
+    def _ranking(self) -> list[tuple[int, float]]:
+        """Trials that may be promoted with what each is worth (in the objective's direction), best first.
+
+        Worth is the surrogate's posterior mean given each score's standard error, or the score itself where there are
+        too few to fit a surrogate; a diverged trial is not in the list, nor is the reference, which is finished anyway.
+        """
+        seen = self._observations()
+        estimates = self._surrogate.promotion_estimates([observation for _, observation in seen])
+        ranked = []
+        for index, (number, observation) in enumerate(seen):
+            if number == 0 or observation.score is None:
+                continue
+            worth = observation.score if estimates is None else float(estimates[index])
+            ranked.append((worth, observation.score, number))
+        return [(number, self._sign * worth) for worth, _, number in sorted(ranked)]
+
+    # The end
+
+    def _best(self) -> TrialState:
+        finished = [state for state in self._history.trials.values() if state.finished]
+        if not finished:
+            raise UserError(self._all_diverged())
+        return min(finished, key=lambda state: (self._sign * state.final.score if state.final else 0.0, state.trial.id))
+
+    def _all_diverged(self) -> str:
+        rates = [key for key in self.space.keys if key.endswith("learning_rate")]
+        advice = f"lower the upper bound of search.space.{rates[0]}" if rates else "lower optimizer.learning_rate"
+        return (
+            f"all {self.search.trials} trials diverged (loss or score became NaN or infinite), the reference included; "
+            f"{advice}, or set optimizer.clip_norm; {self._journal.path} keeps the trials"
+        )
+
+    def _test(self, best: TrialState) -> None:
+        """Measures the base model, the reference and the winner on the test split, each once."""
+        baseline = self._history.trials[0]
+        subjects: list[TrialState | None] = [None]
+        if baseline.finished:
+            subjects.append(baseline)
+        if best is not baseline:
+            subjects.append(best)
+        for state in subjects:
+            done = self._history.untuned if state is None else state.test
+            if done is not None:
+                continue
+            self._check_stop()
+            outcome = self.runner.test(None if state is None else state.trial)
+            if outcome is None:
+                return
+            self._append(
+                "tested",
+                trial=None if state is None else state.trial.id,
+                configuration=None if state is None else state.trial.configuration,
+                **test_fields(outcome),
+            )

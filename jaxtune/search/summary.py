@@ -1,0 +1,128 @@
+"""``summary.json``: the end of a study, for programs."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.search.dependence import partial_dependence
+from jaxtune.search.journal import plain
+from jaxtune.search.runner import TestOutcome
+from jaxtune.search.statistics import paired_bootstrap, rank_agreement
+from jaxtune.search.surrogate import Posterior
+from jaxtune.search.trial import History, TrialState
+
+FILENAME = "summary.json"
+
+
+def _score(state: TrialState, which: str) -> float | None:
+    outcome = state.early if which == "early" else state.final
+    return None if outcome is None or outcome.failed else outcome.score
+
+
+def _tested(outcome: TestOutcome | None) -> dict[str, Any]:
+    return {
+        "test_score": None if outcome is None else outcome.score,
+        "test_metrics": None if outcome is None else outcome.metrics,
+    }
+
+
+def _entry(state: TrialState) -> dict[str, Any]:
+    final = state.final
+    return {
+        "trial": state.trial.id,
+        "configuration": state.trial.configuration,
+        "early_score": _score(state, "early"),
+        "final_score": _score(state, "final"),
+        "final_metrics": None if final is None else final.metrics,
+        **_tested(state.test),
+    }
+
+
+def _difference(best: TrialState, baseline: TrialState) -> dict[str, Any] | None:
+    """The winner's test score minus the reference's, with its paired bootstrap interval."""
+    first, second = best.test, baseline.test
+    if first is None or second is None or first.per_example is None or second.per_example is None:
+        return None
+    if best is baseline or not all(map(math.isfinite, [*first.per_example, *second.per_example])):
+        return None
+    return dataclasses.asdict(paired_bootstrap(first.per_example, second.per_example, weights=first.weights))
+
+
+def build_summary(
+    history: History,
+    best: TrialState,
+    *,
+    objective: str,
+    direction: str,
+    fraction: float,
+    top_k: int,
+    posterior: Posterior | None,
+    reference_in_space: bool,
+) -> dict[str, Any]:
+    """The summary of a study whose trials are all scored and whose best one is known.
+
+    Args:
+      history: what the journal tells.
+      best: the finished trial with the best final score.
+      objective: name of the score.
+      direction: ``min`` or ``max``.
+      fraction: share of its steps after which a trial was scored.
+      top_k: size of the leading groups that are compared.
+      posterior: the surrogate fitted to all scores; None where there were too few.
+      reference_in_space: whether the surrogate was told of trial 0.
+    """
+    sign = 1.0 if direction == "min" else -1.0
+    states = [history.trials[number] for number in sorted(history.trials)]
+    baseline = history.trials[0]
+    early = [math.inf if (score := _score(state, "early")) is None else sign * score for state in states]
+    final = [None if (score := _score(state, "final")) is None else sign * score for state in states]
+    agreement = rank_agreement(early, final, top_k=top_k, failed=[state.failed for state in states])
+    curves, importance = ([], {}) if posterior is None else partial_dependence(posterior, sign=sign)
+    tests = [outcome for outcome in (history.untuned, *(state.test for state in states)) if outcome is not None]
+    return {
+        "objective": {"name": objective, "direction": direction},
+        "fraction": fraction,
+        "trials": [
+            {
+                "id": state.trial.id,
+                "configuration": state.trial.configuration,
+                "early_score": _score(state, "early"),
+                "standard_error": None if state.early is None else state.early.standard_error,
+                "final_score": _score(state, "final"),
+                "status": state.status,
+            }
+            for state in states
+        ],
+        "best": _entry(best),
+        "baseline": {**_entry(baseline), "in_space": reference_in_space},
+        "untuned": _tested(history.untuned),
+        "test_difference": _difference(best, baseline),
+        "rank_agreement": agreement,
+        "budget": {
+            "steps_run": sum(max(o.steps_run for o in state.outcomes) for state in states if state.outcomes),
+            "steps_if_all_finished": sum(state.total_steps or 0 for state in states),
+            "compilations": sum(state.compilations for state in states),
+            "seconds": sum(o.seconds for state in states for o in state.outcomes) + sum(t.seconds for t in tests),
+        },
+        "partial_dependence": curves,
+        "importance": importance,
+    }
+
+
+def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
+    """Writes ``summary.json`` in one piece: a reader sees the old one or the new one."""
+    path = run_dir / FILENAME
+    temporary = path.with_suffix(".json.partial")
+    with temporary.open("w", encoding="utf-8") as file:
+        json.dump(plain(summary), file, indent=2, allow_nan=False, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    return path

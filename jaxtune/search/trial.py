@@ -1,0 +1,195 @@
+"""A trial: one configuration, where its files lie, and what the journal tells of it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import UserError
+from jaxtune.search.runner import Outcome, TestOutcome
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One configuration to train.
+
+    Attributes:
+      id: its number; 0 is the reference.
+      configuration: dotted overrides of the study's configuration, plain Python values.
+      directory: its run directory (``trials/000``), which holds its metrics and checkpoints.
+    """
+
+    id: int
+    configuration: dict[str, Any]
+    directory: Path
+
+
+@dataclass
+class TrialState:
+    """What the journal tells of a trial.
+
+    Attributes:
+      trial: the trial.
+      total_steps: its full length in optimizer steps; None until it is scored.
+      early: the outcome at the fraction.
+      final: the outcome at the end.
+      promoted: whether it was chosen to be finished.
+      test: its outcome on the test split.
+      compilations: of the train step while it ran.
+    """
+
+    trial: Trial
+    total_steps: int | None = None
+    early: Outcome | None = None
+    final: Outcome | None = None
+    promoted: bool = False
+    test: TestOutcome | None = None
+    compilations: int = 0
+
+    @property
+    def outcomes(self) -> list[Outcome]:
+        """The outcomes so far, early one first."""
+        return [outcome for outcome in (self.early, self.final) if outcome is not None]
+
+    @property
+    def failed(self) -> bool:
+        """Whether it diverged, before the fraction or after."""
+        return any(outcome.failed for outcome in self.outcomes)
+
+    @property
+    def ranked(self) -> bool:
+        """Whether it has an early score that counts."""
+        return self.early is not None and not self.early.failed
+
+    @property
+    def finished(self) -> bool:
+        """Whether it has a final score that counts."""
+        return self.final is not None and not self.final.failed
+
+    @property
+    def status(self) -> str:
+        """``proposed``, ``scored``, ``promoted``, ``finished`` or ``failed``."""
+        if self.failed:
+            return "failed"
+        if self.finished:
+            return "finished"
+        if self.promoted:
+            return "promoted"
+        return "scored" if self.ranked else "proposed"
+
+
+def outcome_fields(outcome: Outcome) -> dict[str, Any]:
+    """An outcome as fields of a journal record."""
+    return {
+        "score": None if outcome.failed else outcome.score,
+        "standard_error": outcome.standard_error,
+        "steps_run": outcome.steps_run,
+        "metrics": outcome.metrics,
+        "seconds": outcome.seconds,
+        "diverged": outcome.failed,
+    }
+
+
+def _number(value: float | None) -> float:
+    return math.nan if value is None else value
+
+
+def _outcome(record: Mapping[str, Any]) -> Outcome:
+    return Outcome(
+        score=_number(record["score"]),
+        standard_error=record["standard_error"],
+        steps_run=record["steps_run"],
+        seconds=record["seconds"],
+        metrics={name: _number(value) for name, value in record["metrics"].items()},
+        diverged=record["diverged"],
+    )
+
+
+def test_fields(outcome: TestOutcome) -> dict[str, Any]:
+    """A test outcome as fields of a journal record."""
+    return {
+        "score": outcome.score,
+        "metrics": outcome.metrics,
+        "seconds": outcome.seconds,
+        "per_example": outcome.per_example,
+        "weights": outcome.weights,
+    }
+
+
+def _test_outcome(record: Mapping[str, Any]) -> TestOutcome:
+    per_example = record["per_example"]
+    return TestOutcome(
+        score=_number(record["score"]),
+        metrics={name: _number(value) for name, value in record["metrics"].items()},
+        per_example=None if per_example is None else [_number(value) for value in per_example],
+        weights=record["weights"],
+        seconds=record["seconds"],
+    )
+
+
+@dataclass
+class History:
+    """All trials of a study, as its journal tells them.
+
+    Attributes:
+      trials: by number.
+      promoted: numbers in the order of promotion.
+      untuned: the base model on the test split.
+    """
+
+    trials: dict[int, TrialState] = field(default_factory=dict)
+    promoted: list[int] = field(default_factory=list)
+    untuned: TestOutcome | None = None
+
+    def apply(self, record: Mapping[str, Any], run_dir: Path) -> None:
+        """Takes in one record after the first.
+
+        Raises:
+          KeyError: it names a trial that was not proposed, or lacks a field.
+          ValueError: its event is unknown.
+        """
+        event = record["event"]
+        if event == "proposed":
+            number = record["trial"]
+            directory = run_dir / "trials" / f"{number:03d}"
+            self.trials[number] = TrialState(Trial(number, record["configuration"], directory))
+            return
+        if event == "tested" and record["trial"] is None:
+            self.untuned = _test_outcome(record)
+            return
+        state = self.trials[record["trial"]]
+        if event == "promoted":
+            state.promoted = True
+            self.promoted.append(state.trial.id)
+        elif event == "tested":
+            state.test = _test_outcome(record)
+        elif event in ("scored", "finished", "failed"):
+            state.total_steps = record["total_steps"]
+            state.compilations += record["compilations"]
+            if record["phase"] == "early":
+                state.early = _outcome(record)
+            else:
+                state.final = _outcome(record)
+        else:
+            raise ValueError(f"unknown event {event!r}")
+
+
+def replay(records: Sequence[Mapping[str, Any]], run_dir: Path, path: Path) -> History:
+    """The history that a journal's records (the first one, ``study``, left out) tell.
+
+    Raises:
+      UserError: a record does not follow from those before it; names its line.
+    """
+    history = History()
+    for line, record in enumerate(records, start=2):
+        try:
+            history.apply(record, run_dir)
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(
+                f"{path}, line {line}: the record does not follow from those before it ({error!r}); restore the line, "
+                f"or cut the file before it to run the later trials again"
+            ) from error
+    return history
