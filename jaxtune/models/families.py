@@ -1,0 +1,308 @@
+"""What tells one family of checkpoints from another: defaults of ``config.json``, and the names of the weights.
+
+Tables only. A new family that the :class:`~jaxtune.models.decoder.Decoder` can compute is one more entry of
+:data:`FAMILIES`; how the tables are read is in :mod:`jaxtune.models.hf_config` (fields) and
+:mod:`jaxtune.models.checkpoint` (weights).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import declare, linear_modules
+
+
+@dataclasses.dataclass(frozen=True)
+class WeightName:
+    """How one of our arrays is called in a checkpoint.
+
+    Attributes:
+        template: The name; ``{layer}`` stands for the layer's number.
+        transpose: The file holds (out, in), we hold (in, out).
+    """
+
+    template: str
+    transpose: bool
+
+    @property
+    def stacked(self) -> bool:
+        """One tensor for each layer, which we keep in one array."""
+        return "{layer}" in self.template
+
+    def of(self, layer: int) -> str:
+        """The name in one layer; of an array that is not in the layers, its only name."""
+        return self.template.replace("{layer}", str(layer))
+
+
+_MODULES = {
+    "lm_head": "lm_head",
+    "layers.attention.q": "model.layers.{layer}.self_attn.q_proj",
+    "layers.attention.k": "model.layers.{layer}.self_attn.k_proj",
+    "layers.attention.v": "model.layers.{layer}.self_attn.v_proj",
+    "layers.attention.o": "model.layers.{layer}.self_attn.o_proj",
+    "layers.mlp.gate": "model.layers.{layer}.mlp.gate_proj",
+    "layers.mlp.up": "model.layers.{layer}.mlp.up_proj",
+    "layers.mlp.down": "model.layers.{layer}.mlp.down_proj",
+    "layers.attention.q_norm": "model.layers.{layer}.self_attn.q_norm",
+    "layers.attention.k_norm": "model.layers.{layer}.self_attn.k_norm",
+    "layers.attention_norm": "model.layers.{layer}.input_layernorm",
+    "final_norm": "model.norm",
+    "embed": "model.embed_tokens",
+}
+_PRE_NORM = {"layers.mlp_norm": "model.layers.{layer}.post_attention_layernorm"}
+_PRE_AND_POST_NORM = {
+    "layers.attention_post_norm": "model.layers.{layer}.post_attention_layernorm",
+    "layers.mlp_norm": "model.layers.{layer}.pre_feedforward_layernorm",
+    "layers.mlp_post_norm": "model.layers.{layer}.post_feedforward_layernorm",
+}
+_LEAVES = {
+    "kernel": WeightName("weight", transpose=True),
+    "bias": WeightName("bias", transpose=False),
+    "scale": WeightName("weight", transpose=False),
+    "table": WeightName("weight", transpose=False),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Family:
+    """One ``model_type`` of ``config.json``.
+
+    Attributes:
+        name: The ``model_type``.
+        architecture: The class that transformers loads for a language model.
+        defaults: What transformers assumes of a field that ``config.json`` leaves out; also the list of the fields that
+            are read, beside those of :mod:`~jaxtune.models.hf_fields`. A ``head_dim`` of None is hidden size over
+            heads, a ``num_key_value_heads`` of None is the number of heads.
+        activation_key: The field that names the activation.
+        only: Fields of which only these values are supported, because transformers or the decoder computes no other;
+            null always is supported.
+        harmless: Fields that published files carry and transformers does not read, beside those harmless anywhere.
+        windows: Which layers have the sliding window: none, all, those from ``max_window_layers`` on, every layer but
+            each n-th; an explicit ``layer_types`` wins, where the family has it.
+        qkv_bias: q, k and v always have a bias (True), never (False), or as ``attention_bias`` says (None).
+        gemma: Norms of ``1 + scale`` before and after each block, scaled embeddings, ``query_pre_attn_scalar``.
+        qk_norm: Query and key heads are normed.
+        local_rope: Layers with a window have a rotary base of their own.
+        renames: Patterns of weight names in other layouts (multimodal files), and what to put in place of the match.
+        ignored: Patterns of weights that no text model has, or that are computed.
+    """
+
+    name: str
+    architecture: str
+    defaults: Mapping[str, Any]
+    activation_key: str = "hidden_act"
+    only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
+    harmless: tuple[str, ...] = ()
+    windows: Literal["none", "all", "from", "pattern"] = "none"
+    qkv_bias: bool | None = None
+    gemma: bool = False
+    qk_norm: bool = False
+    local_rope: bool = False
+    renames: tuple[tuple[str, str], ...] = ()
+    ignored: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
+
+    def modules(self) -> dict[str, str]:
+        """Our module paths to the checkpoint's; ``{layer}`` stands for the layer's number."""
+        return _MODULES | (_PRE_AND_POST_NORM if self.gemma else _PRE_NORM)
+
+    def canonical(self, name: str) -> str | None:
+        """A tensor's name as a text-only checkpoint would spell it, or None if a text model does not need it."""
+        if any(re.search(pattern, name) for pattern in self.ignored):
+            return None
+        for pattern, replacement in self.renames:
+            name, count = re.subn(pattern, replacement, name)
+            if count:
+                break
+        return name
+
+
+_COMMON = {
+    "num_key_value_heads": None,
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "initializer_range": 0.02,
+    "pad_token_id": None,
+    "bos_token_id": None,
+    "eos_token_id": None,
+    "tie_word_embeddings": False,
+    "attention_bias": False,
+}
+_GEMMA = {
+    "hidden_size": 2304,
+    "intermediate_size": 9216,
+    "num_hidden_layers": 26,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "head_dim": 256,
+    "hidden_activation": "gelu_pytorch_tanh",
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": 1,
+    "tie_word_embeddings": True,
+    "query_pre_attn_scalar": 256,
+    "sliding_window": 4096,
+    "layer_types": None,
+}
+_QWEN = {
+    "vocab_size": 151_936,
+    "hidden_size": 4096,
+    "intermediate_size": 22_016,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 32,
+    "hidden_act": "silu",
+    "max_position_embeddings": 32_768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
+
+FAMILIES: dict[str, Family] = {
+    family.name: family
+    for family in (
+        Family(
+            "llama",
+            "LlamaForCausalLM",
+            _COMMON
+            | {
+                "vocab_size": 32_000,
+                "hidden_size": 4096,
+                "intermediate_size": 11_008,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "hidden_act": "silu",
+                "max_position_embeddings": 2048,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "mlp_bias": False,
+            },
+            harmless=("pretraining_tp", "max_sequence_length"),
+        ),
+        Family(
+            "mistral",
+            "MistralForCausalLM",
+            _COMMON
+            | {
+                "vocab_size": 32_000,
+                "hidden_size": 4096,
+                "intermediate_size": 14_336,
+                "num_hidden_layers": 32,
+                "num_attention_heads": 32,
+                "num_key_value_heads": 8,
+                "hidden_act": "silu",
+                "max_position_embeddings": 131_072,
+                "bos_token_id": 1,
+                "eos_token_id": 2,
+                "sliding_window": 4096,
+            },
+            only={"attention_bias": (False,)},
+            windows="all",
+            qkv_bias=False,
+        ),
+        Family(
+            "qwen2",
+            "Qwen2ForCausalLM",
+            _COMMON | _QWEN,
+            windows="from",
+            qkv_bias=True,
+        ),
+        Family("qwen3", "Qwen3ForCausalLM", _COMMON | _QWEN | {"head_dim": 128}, windows="from", qk_norm=True),
+        Family(
+            "gemma2",
+            "Gemma2ForCausalLM",
+            _COMMON
+            | _GEMMA
+            | {
+                "vocab_size": 256_000,
+                "max_position_embeddings": 8192,
+                "attn_logit_softcapping": 50.0,
+                "final_logit_softcapping": 30.0,
+            },
+            activation_key="hidden_activation",
+            only={"use_bidirectional_attention": (False,)},
+            harmless=("sliding_window_size",),
+            windows="pattern",
+            gemma=True,
+        ),
+        Family(
+            "gemma3_text",
+            "Gemma3ForCausalLM",
+            _COMMON
+            | _GEMMA
+            | {
+                "vocab_size": 262_208,
+                "max_position_embeddings": 131_072,
+                "final_logit_softcapping": None,
+            },
+            activation_key="hidden_activation",
+            # transformers' Gemma 3 has a field for the attention's soft cap and does not apply it.
+            only={"use_bidirectional_attention": (False,), "attn_logit_softcapping": ()},
+            windows="pattern",
+            gemma=True,
+            qk_norm=True,
+            local_rope=True,
+            renames=((r"^language_model\.(?=model\.|lm_head\.)", ""), (r"^model\.language_model\.", "model.")),
+            ignored=(r"\.rotary_emb\w*\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
+        ),
+    )
+}
+"""Every family that can be loaded, by ``model_type``. Multimodal Gemma 3 (``gemma3``) is read as ``gemma3_text``."""
+
+
+def family_of(config: DecoderConfig) -> Family:
+    """The table entry of a configuration.
+
+    Raises:
+        UserError: ``config.family`` has no checkpoint format.
+    """
+    if config.family not in FAMILIES:
+        raise UserError(f"family {config.family!r} has no checkpoint format{nearest(config.family, FAMILIES)}")
+    return FAMILIES[config.family]
+
+
+def weight_names(config: DecoderConfig) -> dict[str, WeightName]:
+    """How each array of :func:`~jaxtune.models.declarations.declare` is called in a checkpoint."""
+    modules = family_of(config).modules()
+    names = {}
+    for path in declare(config):
+        module, _, leaf = path.rpartition(".")
+        names[path] = WeightName(f"{modules[module]}.{_LEAVES[leaf].template}", _LEAVES[leaf].transpose)
+    return names
+
+
+def checkpoint_module(config: DecoderConfig, path: str) -> str:
+    """The checkpoint's name of one layer's module: ``layers.3.attention.q`` is ``model.layers.3.self_attn.q_proj``.
+
+    Raises:
+        UserError: The decoder has no such linear module.
+    """
+    layer = re.match(r"layers\.(\d+)\.", path)
+    stacked = path if layer is None else "layers." + path[layer.end() :]
+    known = linear_modules(config)
+    if stacked not in known or (layer is None) == stacked.startswith("layers.") or _layer(layer) >= config.num_layers:
+        raise UserError(f"the model has no linear module {path!r}{nearest(stacked, known)}")
+    return family_of(config).modules()[stacked].replace("{layer}", str(_layer(layer)))
+
+
+def module_path(config: DecoderConfig, name: str) -> str | None:
+    """The opposite of :func:`checkpoint_module`; None for a name that is no linear module of this decoder."""
+    modules = family_of(config).modules()
+    for path in linear_modules(config):
+        found = re.fullmatch(re.escape(modules[path]).replace(r"\{layer\}", r"(0|[1-9]\d*)"), name)
+        if found is None:
+            continue
+        if not found.groups():
+            return path
+        layer = int(found[1])
+        return path.replace("layers.", f"layers.{layer}.", 1) if layer < config.num_layers else None
+    return None
+
+
+def _layer(match: re.Match[str] | None) -> int:
+    return 0 if match is None else int(match[1])

@@ -1,0 +1,405 @@
+"""``config.json`` of a checkpoint to :class:`DecoderConfig` and back.
+
+Both forms in circulation are read: the published one (``rope_theta``, ``rope_scaling``, ``torch_dtype``) and the one
+that transformers 5 writes (``rope_parameters``, ``dtype``). A field either is understood, or stands on a list of fields
+that do not change what is computed, or is null; anything else is an error: ignoring it would compute another model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.config import Activation, DecoderConfig, RopeConfig
+from jaxtune.models.families import FAMILIES, Family, family_of
+from jaxtune.models.hf_fields import ACTIVATIONS, HARMLESS, LAYER_TYPES, ONLY, ROPE_FIELDS, ROPE_KEYS
+
+_REMOTE_CODE = "this checkpoint brings code of its own, which is never run"
+
+
+def read_config(directory: Path) -> DecoderConfig:
+    """The configuration of a checkpoint directory.
+
+    ``generation_config.json``, where there is one, names the tokens that end a generation: instruction-tuned
+    checkpoints have more of them than ``config.json`` says.
+
+    Raises:
+        UserError: No ``config.json``, or one that is malformed or describes a model that is not supported; every
+            offending field is named with its value.
+    """
+    path = directory / "config.json"
+    if not path.is_file():
+        raise UserError(f"{directory}: there is no config.json, so this is no model directory")
+    config = decoder_config(_read_json(path), source=str(path))
+    generation = directory / "generation_config.json"
+    ends = _read_json(generation).get("eos_token_id") if generation.is_file() else None
+    if ends is None:
+        return config
+    if not _are_tokens(ends):
+        raise UserError(f"{generation}: eos_token_id = {json.dumps(ends)}: must be a token id or a list of them")
+    return dataclasses.replace(config, eos_token_ids=_tokens(ends))
+
+
+def decoder_config(values: Mapping[str, Any], source: str = "config.json") -> DecoderConfig:
+    """Fields of a ``config.json`` as a configuration.
+
+    Args:
+        values: The parsed file.
+        source: Its name, for messages.
+
+    Raises:
+        UserError: As :func:`read_config`.
+    """
+    kind = values.get("model_type")
+    outer: Mapping[str, Any] = {}
+    if kind == "gemma3":
+        outer, values = values, values.get("text_config") or {}
+        kind = "gemma3_text"
+    if kind not in FAMILIES:
+        raise UserError(f"{source}: model_type {kind!r} is not supported{nearest(kind, (*FAMILIES, 'gemma3'))}")
+    reader = _Reader(FAMILIES[kind], values, outer)
+    fields = reader.fields()
+    problems = reader.problems
+    if not problems:
+        try:
+            return DecoderConfig(**fields)
+        except ValueError as error:
+            problems = [str(error)]
+    raise UserError(f"{source}: " + "; ".join(problems))
+
+
+def checkpoint_config(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
+    """The fields of ``config.json`` in the form that transformers 5 reads.
+
+    Args:
+        config: The configuration.
+        dtype: Name of the dtype of the weights.
+
+    Raises:
+        UserError: The family's ``config.json`` has no way to say what ``config`` computes.
+    """
+    family = family_of(config)
+    gemma3 = family.local_rope
+    activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
+    rope = _write_rope(config.rope)
+    if gemma3:
+        rope = {"full_attention": rope, "sliding_attention": _write_rope(config.local_rope or config.rope)}
+    ends = config.eos_token_ids
+    values: dict[str, Any] = {
+        "architectures": [family.architecture],
+        "attention_dropout": 0.0,
+        "bos_token_id": config.bos_token_id,
+        "dtype": dtype,
+        "eos_token_id": ends[0] if len(ends) == 1 else list(ends) or None,
+        "head_dim": config.head_dim,
+        family.activation_key: activations[config.activation],
+        "hidden_size": config.hidden_size,
+        "initializer_range": config.initializer_range,
+        "intermediate_size": config.intermediate_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "model_type": family.name,
+        "num_attention_heads": config.num_heads,
+        "num_hidden_layers": config.num_layers,
+        "num_key_value_heads": config.num_kv_heads,
+        "pad_token_id": config.pad_token_id,
+        "rms_norm_eps": config.norm_eps,
+        "rope_parameters": rope,
+        "tie_word_embeddings": config.tie_embeddings,
+        "use_cache": True,
+        "vocab_size": config.vocab_size,
+    }
+    if family.qkv_bias is None:
+        values["attention_bias"] = config.qkv_bias
+    if "mlp_bias" in family.defaults:
+        values["mlp_bias"] = config.mlp_bias
+    if family.windows != "none":
+        # transformers' Gemma builds the mask of the window even where no layer has one.
+        values["sliding_window"] = config.window or (family.defaults["sliding_window"] if family.gemma else None)
+    if family.windows == "from":
+        values["use_sliding_window"] = config.window is not None
+        values["max_window_layers"] = next((i for i, window in enumerate(config.windows) if window), config.num_layers)
+    if "layer_types" in family.defaults:
+        values["layer_types"] = ["sliding_attention" if window else "full_attention" for window in config.windows]
+    if family.gemma:
+        scalar = config.query_pre_attn_scalar
+        whole = scalar is not None and float(scalar).is_integer()
+        values["query_pre_attn_scalar"] = int(scalar) if whole and scalar is not None else scalar
+        values["final_logit_softcapping"] = config.final_soft_cap
+        if "attn_logit_softcapping" in family.defaults:
+            values["attn_logit_softcapping"] = config.attention_soft_cap
+    _check_round_trip(config, values)
+    return dict(sorted(values.items()))
+
+
+def _check_round_trip(config: DecoderConfig, values: Mapping[str, Any]) -> None:
+    read = dataclasses.asdict(decoder_config(values))
+    lost = [f"{key} = {value!r}" for key, value in dataclasses.asdict(config).items() if read[key] != value]
+    if lost:
+        raise UserError(f"a {config.family} config.json cannot express {', '.join(lost)}")
+
+
+def _write_rope(rope: RopeConfig) -> dict[str, Any]:
+    return {"rope_theta": rope.theta, "rope_type": rope.kind} | {
+        key: getattr(rope, key) for key in ROPE_KEYS[rope.kind]
+    }
+
+
+class _Reader:
+    """Reads fields one by one, remembers which, and collects what is wrong instead of stopping at the first."""
+
+    def __init__(self, family: Family, values: Mapping[str, Any], outer: Mapping[str, Any]):
+        self.family = family
+        self.values = values
+        # A multimodal file says beside the text part what generation and tying need.
+        self.shared = {key: outer[key] for key in ("eos_token_id", "tie_word_embeddings") if key in outer}
+        self.outer = outer
+        self.problems: list[str] = []
+
+    def fields(self) -> dict[str, Any]:
+        """Arguments of :class:`DecoderConfig`; only to be used when there are no problems."""
+        self._check_known()
+        family, defaults = self.family, self.family.defaults
+        layers = self._number("num_hidden_layers", int)
+        heads = self._number("num_attention_heads", int)
+        hidden = self._number("hidden_size", int)
+        head_dim = self._number("head_dim", int, optional=True)
+        if head_dim is None and hidden % max(heads, 1):
+            self._wrong("hidden_size", hidden, f"{heads} attention heads do not divide it, and there is no head_dim")
+        biased = self._flag("attention_bias") if family.qkv_bias is None else family.qkv_bias
+        rope, local_rope = self._ropes()
+        fields: dict[str, Any] = {
+            "family": family.name,
+            "vocab_size": self._number("vocab_size", int),
+            "hidden_size": hidden,
+            "intermediate_size": self._number("intermediate_size", int),
+            "num_layers": layers,
+            "num_heads": heads,
+            "num_kv_heads": self._number("num_key_value_heads", int, optional=True) or heads,
+            "head_dim": head_dim or hidden // max(heads, 1),
+            "norm_eps": self._number("rms_norm_eps", float),
+            "norm_plus_one": family.gemma,
+            "post_norms": family.gemma,
+            "qk_norm": family.qk_norm,
+            "qkv_bias": biased,
+            "output_bias": biased if family.qkv_bias is None else False,
+            "mlp_bias": self._flag("mlp_bias") if "mlp_bias" in defaults else False,
+            "activation": self._activation(),
+            "tie_embeddings": self._flag("tie_word_embeddings"),
+            "windows": self._windows(layers),
+            "rope": rope,
+            "local_rope": local_rope,
+            "max_position_embeddings": self._number("max_position_embeddings", int),
+            "initializer_range": self._number("initializer_range", float),
+            "bos_token_id": self._token("bos_token_id"),
+            "eos_token_ids": self._ends(),
+            "pad_token_id": self._token("pad_token_id"),
+        }
+        if family.gemma:
+            fields["query_pre_attn_scalar"] = self._number("query_pre_attn_scalar", float)
+            fields["embedding_scale"] = float(hidden) ** 0.5
+            fields["final_soft_cap"] = self._number("final_logit_softcapping", float, optional=True)
+            if "attn_logit_softcapping" in defaults:
+                fields["attention_soft_cap"] = self._number("attn_logit_softcapping", float, optional=True)
+        return fields
+
+    def _check_known(self) -> None:
+        """Fields that are unknown, or have a value that is not supported."""
+        family = self.family
+        only = ONLY | dict(family.only)
+        known = set(HARMLESS) | set(only) | set(family.defaults) | set(family.harmless) | {*ROPE_FIELDS, "auto_map"}
+        if family.windows == "pattern":
+            known |= {"sliding_window_pattern", "_sliding_window_pattern"}
+        if family.activation_key != "hidden_act":
+            known.add("hidden_act")
+        for key, value in self.values.items():
+            if value is None:
+                continue
+            if key in only and value not in only[key]:
+                choices = " or ".join(map(json.dumps, only[key])) or "null"
+                self._wrong(key, value, f"supported is {choices}")
+            elif key not in known:
+                self._wrong(key, value, "not a field of this family that is supported" + _near(key, known))
+        for values in (self.values, self.outer):
+            code = [name for name in values.get("auto_map") or () if name != "AutoTokenizer"]
+            if code:
+                self._wrong("auto_map", values["auto_map"], _REMOTE_CODE)
+            if values is self.outer and values.get("quantization_config") is not None:
+                self._wrong("quantization_config", values["quantization_config"], "quantized weights are not supported")
+        expected = {family.architecture} | ({"Gemma3ForConditionalGeneration"} if family.local_rope else set())
+        architectures = (self.outer or self.values).get("architectures")
+        if architectures and not expected & set(architectures):
+            self._wrong("architectures", architectures, f"supported is {family.architecture}")
+
+    def _wrong(self, key: str, value: Any, why: str) -> None:
+        shown = json.dumps(value)
+        self.problems.append(f"{key} = {shown if len(shown) <= 120 else shown[:117] + '...'}: {why}")
+
+    def _get(self, key: str) -> Any:
+        return self.values.get(key, self.shared.get(key, self.family.defaults.get(key)))
+
+    def _number(self, key: str, kind: type[int] | type[float], optional: bool = False) -> Any:
+        value = self._get(key)
+        if value is None and optional:
+            return None
+        if isinstance(value, kind) and not isinstance(value, bool):
+            return value
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)
+        self._wrong(key, value, "must be a whole number" if kind is int else "must be a number")
+        return kind(1)
+
+    def _flag(self, key: str) -> bool:
+        value = self._get(key)
+        if not isinstance(value, bool):
+            self._wrong(key, value, "must be true or false")
+        return bool(value)
+
+    def _token(self, key: str) -> int | None:
+        value = self._number(key, int, optional=True)
+        return None if value is None or value < 0 else value  # -1 is how some files say that there is none
+
+    def _ends(self) -> tuple[int, ...]:
+        value = self._get("eos_token_id")
+        if value is not None and not _are_tokens(value):
+            self._wrong("eos_token_id", value, "must be a token id or a list of them")
+            return ()
+        return _tokens(value)
+
+    def _activation(self) -> Activation:
+        key = self.family.activation_key
+        name = self._get(key)
+        if key != "hidden_act" and self.values.get("hidden_act") not in (None, name):
+            self._wrong("hidden_act", self.values["hidden_act"], f"contradicts {key} = {json.dumps(name)}")
+        if name not in ACTIVATIONS:
+            self._wrong(key, name, "not supported" + nearest(name, ACTIVATIONS))
+        return ACTIVATIONS.get(name, "silu")
+
+    def _windows(self, layers: int) -> tuple[int | None, ...]:
+        family = self.family
+        if family.windows == "none":
+            return (None,) * layers
+        size = self._number("sliding_window", int, optional=True)
+        if family.windows == "from" and not self._flag("use_sliding_window"):
+            size = None
+        types = self._get("layer_types") if "layer_types" in family.defaults else None
+        if types is not None:
+            if not isinstance(types, list) or len(types) != layers or any(kind not in LAYER_TYPES for kind in types):
+                choices = " or ".join(LAYER_TYPES)
+                self._wrong("layer_types", types, f"must be {choices} for each of the {layers} layers")
+                return (None,) * layers
+            slides = [LAYER_TYPES[kind] for kind in types]
+        elif family.windows == "all":
+            slides = [size is not None] * layers
+        elif family.windows == "from":
+            first = self._number("max_window_layers", int)
+            slides = [size is not None and layer >= first for layer in range(layers)]
+        else:
+            period = self._period()
+            slides = [(layer + 1) % period != 0 for layer in range(layers)]
+        if any(slides) and size is None:
+            self._wrong("sliding_window", None, "some layers have a sliding window, so its size is needed")
+            return (None,) * layers
+        return tuple(size if slide else None for slide in slides)
+
+    def _period(self) -> int:
+        """Every how many layers one has no window: 2 in Gemma 2, ``sliding_window_pattern`` (6) in Gemma 3."""
+        if not self.family.local_rope:
+            return 2
+        key = "sliding_window_pattern" if "sliding_window_pattern" in self.values else "_sliding_window_pattern"
+        value = self.values.get(key, 6)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            self._wrong(key, value, "must be a positive whole number")
+            return 6
+        return value
+
+    def _ropes(self) -> tuple[RopeConfig, RopeConfig | None]:
+        """The rotary embedding of all layers and None; of the layers without and with a window in Gemma 3."""
+        new, old = self.values.get("rope_parameters"), self.values.get("rope_scaling")
+        theta = self.values.get("rope_theta")
+        if new and old and new != old:
+            self._wrong("rope_scaling", old, "contradicts rope_parameters")
+        given = new or old or {}
+        if not isinstance(given, dict):
+            self._wrong("rope_parameters" if new else "rope_scaling", given, "must be an object")
+            given = {}
+        key = "rope_parameters" if new else "rope_scaling"
+        if not self.family.local_rope:
+            if self.values.get("rope_local_base_freq") is not None:
+                self._wrong("rope_local_base_freq", self.values["rope_local_base_freq"], "only Gemma 3 has it")
+            return self._rope(key, given, 10_000.0 if theta is None else theta), None
+        base = 1_000_000.0 if theta is None else theta
+        local_base = self.values.get("rope_local_base_freq")
+        local_base = 10_000.0 if local_base is None else local_base
+        if new:
+            unknown = set(given) - set(LAYER_TYPES)
+            if unknown or not all(isinstance(part, dict) for part in given.values()):
+                self._wrong(key, given, f"must hold one object for each of {' and '.join(LAYER_TYPES)}")
+                given = {}
+            whole, local = given.get("full_attention", {}), given.get("sliding_attention", {})
+        else:
+            whole, local = given, {}
+        return self._rope(key, whole, base), self._rope(key, local, local_base)
+
+    def _rope(self, key: str, given: Mapping[str, Any], theta: Any) -> RopeConfig:
+        kind = given.get("rope_type", given.get("type", "default"))
+        if kind not in ROPE_KEYS:
+            self._wrong(key, dict(given), f"rope type {kind!r} is not supported{nearest(kind, ROPE_KEYS)}")
+            return RopeConfig()
+        needed = ROPE_KEYS[kind]
+        values = {name: given[name] for name in needed if given.get(name) is not None}
+        if kind == "llama3":
+            values.setdefault("original_max_position_embeddings", self._get("max_position_embeddings"))
+        values["theta"] = given["rope_theta"] if given.get("rope_theta") is not None else theta
+        unknown = {name for name, value in given.items() if value is not None} - {
+            *needed,
+            "rope_theta",
+            "rope_type",
+            "type",
+        }
+        if given.get("partial_rotary_factor") == 1:
+            unknown.discard("partial_rotary_factor")
+        missing = [name for name in needed if name not in values]
+        wrong = [
+            name for name, value in values.items() if isinstance(value, bool) or not isinstance(value, int | float)
+        ]
+        for names, why in ((sorted(unknown), "is not supported"), (missing, "is missing"), (wrong, "must be a number")):
+            if names:
+                self._wrong(key, dict(given), f"{', '.join(names)} {why} for rope type {kind!r}")
+        if unknown or missing or wrong:
+            return RopeConfig()
+        numbers: dict[str, Any] = {name: float(value) for name, value in values.items()}
+        if kind == "llama3":
+            numbers["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
+        try:
+            return RopeConfig(kind=kind, **numbers)
+        except ValueError as error:
+            self._wrong(key, dict(given), str(error))
+            return RopeConfig()
+
+
+def _near(key: str, known: set[str]) -> str:
+    phrase = nearest(key, sorted(known))
+    return phrase if "did you mean" in phrase else ""
+
+
+def _are_tokens(value: Any) -> bool:
+    items = value if isinstance(value, list) else [value]
+    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+
+
+def _tokens(value: int | list[int] | None) -> tuple[int, ...]:
+    return () if value is None else tuple(value) if isinstance(value, list) else (value,)
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path}: cannot be read as JSON ({error})") from None
+    if not isinstance(values, dict):
+        raise UserError(f"{path}: must hold a JSON object")
+    return values

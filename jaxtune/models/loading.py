@@ -1,0 +1,197 @@
+"""From a path or a Hub id to a decoder, and from a decoder to a directory that transformers loads."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Array, Key
+from numpy.typing import DTypeLike
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.models.checkpoint import find_weights, load_params, save_params
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import random_params
+from jaxtune.models.decoder import Decoder, split
+from jaxtune.models.hf_config import checkpoint_config, read_config
+from jaxtune.models.tensor_files import replaced
+from jaxtune.parallel.platform import compute_dtype
+
+PACKAGED = "jaxtune:"
+"""Prefix of the models inside the package: ``jaxtune:nano``."""
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "tokenizer.model",
+    "vocab.json",
+    "vocab.txt",
+    "merges.txt",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+_CONFIG_FILES = ("config.json", "generation_config.json")
+_WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
+
+
+def load_model(
+    path: str | Path, mesh: Mesh | None = None, *, dtype: DTypeLike | None = None, revision: str | None = None
+) -> Decoder:
+    """A pretrained decoder, its arrays cut over the mesh while they are read.
+
+    A host reads of the files what its devices hold and keeps no copy, so the peak of its memory is the sharded result
+    and less than 1.2 times the largest tensor in the files. Only JSON and safetensors are read: nothing is unpickled,
+    and code that a checkpoint brings is never run.
+
+    Args:
+        path: A directory with ``config.json`` and safetensors, a Hub id, or ``jaxtune:nano``.
+        mesh: The mesh; the default device if None.
+        dtype: Of the arrays and so of the computation. None or ``"auto"``: bfloat16 on accelerators, float32 on CPU.
+        revision: Branch, tag or commit of a Hub id.
+
+    Raises:
+        UserError: There is no such model, it is not supported, or its files are damaged or do not fit its configuration
+            (one message with every mismatch).
+    """
+    directory = resolve_path(path, revision)
+    config = read_config(directory)
+    return Decoder(config, load_params(directory, config, _dtype(dtype), mesh), mesh)
+
+
+def check_model(path: str | Path, revision: str | None = None) -> DecoderConfig:
+    """The configuration of a model whose weights fit it by name, shape and length, without reading the weights.
+
+    Raises:
+        UserError: As :func:`load_model`.
+    """
+    directory = resolve_path(path, revision)
+    config = read_config(directory)
+    find_weights(directory, config)
+    return config
+
+
+def random_model(
+    config: DecoderConfig, key: Key[Array, ""], mesh: Mesh | None = None, dtype: DTypeLike | None = None
+) -> Decoder:
+    """A decoder with random weights, born cut over the mesh.
+
+    Args:
+        config: What it computes.
+        key: A typed key (:func:`jax.random.key`); equal keys give equal weights on every mesh.
+        mesh: The mesh; the default device if None.
+        dtype: As for :func:`load_model`.
+    """
+    return Decoder(config, random_params(config, key, _dtype(dtype), mesh), mesh)
+
+
+def save_model(
+    model: Decoder, directory: str | Path, *, tokenizer_from: str | Path | None = None, max_shard_bytes: int = 5 * 10**9
+) -> None:
+    """Writes ``config.json`` and the weights so that transformers and :func:`load_model` read them.
+
+    The weights keep the model's dtype: loading and saving in the file's dtype changes no bit. Each file is complete
+    before it takes its name. With several processes, all must call this.
+
+    Args:
+        model: The decoder.
+        directory: Made if it does not exist.
+        tokenizer_from: A directory (or Hub id, or packaged model) whose tokenizer files are copied beside the weights.
+        max_shard_bytes: Above this the weights are cut into several files with an index.
+
+    Raises:
+        UserError: The family's ``config.json`` cannot express the configuration, or ``tokenizer_from`` has no
+            tokenizer.
+    """
+    directory = Path(directory)
+    _, params = split(model)
+    values = checkpoint_config(model.config, dtype=params["embed.table"].dtype.name)
+    tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
+    directory.mkdir(parents=True, exist_ok=True)
+    save_params(params, model.config, directory, max_shard_bytes)
+    if jax.process_index() != 0:
+        return
+    for source in tokenizer_files:
+        if source.parent.resolve() != directory.resolve():
+            with replaced(directory / source.name) as file, open(source, "rb") as original:
+                shutil.copyfileobj(original, file)
+    with replaced(directory / "config.json") as file:
+        file.write(json.dumps(values, indent=2, sort_keys=True).encode() + b"\n")
+
+
+def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
+    """The directory of a model: a local one, one inside the package, or a Hub id's, downloaded or from the local cache.
+
+    Args:
+        path: As for :func:`load_model`.
+        revision: Branch, tag or commit of a Hub id.
+        weights: Download the weights too, not only configuration and tokenizer.
+
+    Raises:
+        UserError: There is no such directory or Hub id, or the Hub cannot be reached.
+    """
+    name = str(path)
+    if name.startswith(PACKAGED):
+        return _packaged(name)
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        if revision is not None:
+            raise UserError(f"{name} is a directory; a revision ({revision!r}) is for Hub ids")
+        return directory
+    if directory.exists():
+        raise UserError(f"{name} is a file; a model is a directory with config.json and model.safetensors")
+    if not re.fullmatch(r"\w[\w.-]*(/[\w.-]+)?", name):
+        raise UserError(f"there is no directory {name}{_siblings(directory)}")
+    return _download(name, revision, weights)
+
+
+def _dtype(dtype: DTypeLike | None) -> jnp.dtype:
+    return compute_dtype("auto") if dtype is None or dtype == "auto" else jnp.dtype(dtype)
+
+
+def _packaged(name: str) -> Path:
+    root = Path(__file__).parent
+    known = sorted(path.parent.name for path in root.glob("*/config.json"))
+    model = name.removeprefix(PACKAGED)
+    if model not in known:
+        raise UserError(
+            f"there is no model {name!r} in the package{nearest(name, [PACKAGED + each for each in known])}"
+        )
+    return root / model
+
+
+def _siblings(directory: Path) -> str:
+    """Points to a directory with a similar name, if there is one beside the one that is missing."""
+    if not directory.parent.is_dir():
+        return f" (nor {directory.parent})"
+    phrase = nearest(directory.name, [path.name for path in directory.parent.iterdir() if path.is_dir()])
+    return phrase if "did you mean" in phrase else ""
+
+
+def _download(name: str, revision: str | None, weights: bool) -> Path:
+    from huggingface_hub import snapshot_download  # slow to import, and only Hub ids need it
+
+    patterns = (*_CONFIG_FILES, *TOKENIZER_FILES, *(_WEIGHT_FILES if weights else ()))
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(patterns)))
+    except Exception as error:  # whatever the network, the Hub or the local cache may raise
+        reason = " ".join(str(error).split())
+        at = "" if revision is None else f" at revision {revision!r}"
+        raise UserError(
+            f"there is no directory {name}{_siblings(Path(name))}, and no model could be had from the Hub under that "
+            f"name{at}: {reason.rstrip('.')}. Without network, give a directory"
+        ) from error
+
+
+def _tokenizer_files(source: str | Path) -> list[Path]:
+    directory = resolve_path(source, weights=False)
+    files = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
+    if not files:
+        raise UserError(f"{directory} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, …)")
+    return files
