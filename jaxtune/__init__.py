@@ -1,1 +1,71 @@
-"""jaxtune."""
+"""jaxtune: which fine-tuning configuration is worth finishing, and the trainer to find out.
+
+The public names; each is imported when it is first used, so that ``jaxtune --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config, load_config
+    from jaxtune.config.schema import (
+        DataConfig,
+        FrozenRule,
+        FullRule,
+        LowRankRule,
+        OptimizerConfig,
+        SourceConfig,
+        TrainConfig,
+    )
+    from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
+    from jaxtune.errors import UserError
+    from jaxtune.models import Decoder, DecoderConfig, load_model, load_tokenizer, save_model
+    from jaxtune.parallel import make_mesh
+    from jaxtune.search import Study
+    from jaxtune.training import Trainer, TrainState, train
+    from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
+
+_HOMES = {
+    "Config": "config",
+    "load_config": "config",
+    "DataConfig": "config.schema",
+    "FrozenRule": "config.schema",
+    "FullRule": "config.schema",
+    "LowRankRule": "config.schema",
+    "OptimizerConfig": "config.schema",
+    "SourceConfig": "config.schema",
+    "TrainConfig": "config.schema",
+    "evaluation_batches": "data",
+    "make_examples": "data",
+    "open_source": "data",
+    "train_batches": "data",
+    "UserError": "errors",
+    "Decoder": "models",
+    "DecoderConfig": "models",
+    "load_model": "models",
+    "load_tokenizer": "models",
+    "save_model": "models",
+    "make_mesh": "parallel",
+    "Study": "search",
+    "Trainer": "training",
+    "TrainState": "training",
+    "train": "training",
+    "UpdatePlan": "updates",
+    "load_adapter": "updates",
+    "merge_adapters": "updates",
+    "save_adapter": "updates",
+}
+
+__all__ = sorted(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'jaxtune' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"jaxtune.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, *globals()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 
 from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+from jaxtune.cli.plan import check
 
 EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
@@ -17,16 +18,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains one configuration; the same command again goes on where it stopped."""
     config = start(arguments)
+    if arguments.dry_run:
+        return check(config, arguments.json)
 
     from jaxtune.telemetry.progress import ProgressDisplay
-    from jaxtune.training.preflight import preflight
     from jaxtune.training.run import Diverged, train
     from jaxtune.training.signals import stop_signals
 
-    if arguments.dry_run:
-        checked = preflight(config)
-        emit(checked.as_dict(), arguments.json, checked.text())
-        return 0
     try:
         with stop_signals() as should_stop:
             summary = train(

@@ -16,7 +16,7 @@ from jaxtune.config import Config, with_overrides
 from jaxtune.data import BatchIterator, Example, evaluation_batches, make_examples, open_source, train_batches
 from jaxtune.errors import UserError
 from jaxtune.evaluation import Evaluator, Generator
-from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, split
+from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config, resolve_path, split
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
 from jaxtune.training.trainer import Trainer
@@ -34,6 +34,7 @@ class Experiment:
       parts: the splits to open; those the configuration does not name are left out.
 
     Attributes:
+      given: the configuration as read.
       config: resolved: ``train.steps`` is set, ``train.epochs`` is not.
       model: the base, on the configured mesh.
       tokenizer: of the model.
@@ -50,8 +51,23 @@ class Experiment:
         self.examples: dict[Part, Sequence[Example]] = {
             part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
         }
-        self.config = self._resolved(config)
+        self.given = config
+        self.config = self.resolve(config)
         self.model = _load(config, mesh)
+
+    def resolve(self, config: Config) -> Config:
+        """A variant of the configuration with ``train.epochs`` turned into the steps that its batches make of them."""
+        if config.train.epochs is None or "train" not in self.examples:
+            return config
+        steps = steps_of_epochs(
+            self.examples["train"],
+            config.train.epochs,
+            batch_size=config.train.batch_size,
+            sequence_length=config.train.sequence_length,
+            seed=config.train.seed,
+            packing=config.data.packing,
+        )
+        return with_overrides(config, {"train.steps": steps, "train.epochs": None})
 
     def trainer(
         self, config: Config | None = None, *, capacity: Mapping[str, int] | None = None, dropout: bool | None = None
@@ -126,24 +142,12 @@ class Experiment:
         rows = open_source(getattr(config.data, part), key=key)
         return make_examples(rows, config.data, self.tokenizer, sequence_length=config.train.sequence_length, key=key)
 
-    def _resolved(self, config: Config) -> Config:
-        if config.train.epochs is None or "train" not in self.examples:
-            return config
-        steps = steps_of_epochs(
-            self.examples["train"],
-            config.train.epochs,
-            batch_size=config.train.batch_size,
-            sequence_length=config.train.sequence_length,
-            seed=config.train.seed,
-            packing=config.data.packing,
-        )
-        return with_overrides(config, {"train.steps": steps, "train.epochs": None})
-
 
 def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
     dtype = compute_dtype(config.model.dtype)
     if config.model.initialize == "random":
-        return random_model(config.model.path, jax.random.key(config.train.seed), mesh, dtype=dtype)
+        decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
+        return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)
     return load_model(config.model.path, mesh, dtype=dtype, revision=config.model.revision)
 
 

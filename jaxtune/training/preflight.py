@@ -70,12 +70,12 @@ def preflight(config: Config) -> Preflight:
         examples={part: len(examples) for part, examples in experiment.examples.items()},
         steps=trainer.config.steps or 0,
         flops_per_step=trainer_flops(trainer).total,
-        memory=_memory(compiled),
+        memory=compiled_memory(compiled),
     )
 
 
-def _memory(compiled: Any) -> dict[str, int]:
-    """Bytes per device, from XLA's buffer assignment."""
+def compiled_memory(compiled: Any) -> dict[str, int]:
+    """Bytes of a compiled program per device, from XLA's buffer assignment."""
     analysis = compiled.memory_analysis()
     arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
     outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes

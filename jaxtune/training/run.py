@@ -18,7 +18,6 @@ from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
-from jaxtune.updates import save_adapter
 
 
 class Diverged(RuntimeError):
@@ -103,14 +102,7 @@ def train(
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
     if trainer.plan.is_low_rank_only and is_writer():
-        save_adapter(
-            directory.path / "adapter",
-            trainer.plan,
-            state.trainable,
-            trainer.hyperparameters,
-            experiment.model,
-            config.model.path,
-        )
+        trainer.save_adapter(directory.path / "adapter", state, base=config.model.path)
         summary["adapter"] = {"path": str(directory.path / "adapter"), "step": exported_step}
     if is_writer():
         directory.write_summary(summary)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -14,14 +15,14 @@ from jaxtune.config.hyperparameters import hyperparameters as traced_values
 from jaxtune.config.schema import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, LossTotals
-from jaxtune.models import Decoder, split
+from jaxtune.models import Adapters, Decoder, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, replicated
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.objectives import Objective, cross_entropy
 from jaxtune.training.optimizer import init_moments, moment_shardings
 from jaxtune.training.state import TrainState
 from jaxtune.training.step import Metrics, Program
-from jaxtune.updates import UpdatePlan
+from jaxtune.updates import UpdatePlan, save_adapter
 
 Values = Mapping[str, float]
 
@@ -99,6 +100,7 @@ class Trainer:
             donate_argnums=1,
             out_shardings=(self._state_shardings, everywhere),
         )
+        self._apply = jax.jit(self.plan.apply)
         self._losses = jax.jit(self._counted("evaluate", self.program.losses), out_shardings=everywhere)
 
     def init(self, hyperparameters: Values | None = None, seed: int | None = None) -> TrainState:
@@ -141,9 +143,27 @@ class Trainer:
             totals.add(losses * weights, weights, ids)
         return totals.result()
 
+    def apply(self, state: TrainState, hyperparameters: Values | None = None) -> tuple[Params, Adapters]:
+        """What a state makes of the model: its parameters with the trained ones in place, and its adapters."""
+        return self._apply(self.params, state.trainable, self._values(hyperparameters))
+
     def fit(self, batches: Any, **options: Any) -> FitResult:
         """Trains to the end of the schedule, or to ``until``; see :func:`jaxtune.training.fit.fit` for the options."""
         return fit(self, batches, **options)
+
+    def save_adapter(
+        self, directory: str | Path, state: TrainState, *, base: str, hyperparameters: Values | None = None
+    ) -> None:
+        """Writes what a state trained as a PEFT adapter.
+
+        Args:
+          directory: of the adapter.
+          state: the trained state.
+          base: the base model's path or Hub id, as the adapter will name it.
+          hyperparameters: overrides of single values by dotted key, as in training.
+        """
+        values = {**self.hyperparameters, **(hyperparameters or {})}
+        save_adapter(directory, self.plan, state.trainable, values, self.model_config, base)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A global host batch as arrays cut over the mesh; each process uploads the rows of its own devices."""

@@ -1,0 +1,78 @@
+"""``jaxtune doctor``."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any
+
+from jaxtune.cli.common import add_json_argument, emit, start_devices, table
+
+EXAMPLE = "jaxtune doctor"
+
+_REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "scikit-optimize")
+_OPTIONAL = {
+    "jax-cuda13-plugin": "NVIDIA GPUs: pip install 'jaxtune[cuda]'",
+    "libtpu": "TPUs: pip install 'jaxtune[tpu]'",
+    "pyarrow": "Parquet sources: pip install 'jaxtune[parquet]'",
+    "datasets": "saved Hugging Face datasets: pip install 'jaxtune[datasets]'",
+    "wandb": "Weights & Biases: pip install 'jaxtune[wandb]'",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Tells versions, devices and whether a matrix product on the first device is right; exit code 1 if not."""
+    start_devices()
+
+    import jax
+    import jax.numpy as jnp
+    import numpy as np
+
+    left = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)
+    got = np.asarray(jnp.asarray(left) @ jnp.asarray(left))
+    error = float(np.abs(got - left.astype(np.float64) @ left).max())
+    cache = Path(jax.config.jax_compilation_cache_dir or "")
+    result: dict[str, Any] = {
+        "python": platform.python_version(),
+        "versions": {name: _version(name) for name in ("jaxtune", *_REQUIRED)},
+        "optional": {name: _version(name) for name in _OPTIONAL},
+        "backend": jax.default_backend(),
+        "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
+        "processes": jax.process_count(),
+        "compilation_cache": {"path": str(cache), "writable": _writable(cache)},
+        # On accelerators float32 products may be done in lower precision: this bound only tells garbage from numbers.
+        "matmul": {"largest_error": error, "ok": error < 1.0},
+    }
+    rows = [{"": name, "found": version} for name, version in result["versions"].items()]
+    rows += [
+        {"": name, "found": version or f"not installed ({_OPTIONAL[name]})"}
+        for name, version in result["optional"].items()
+    ]
+    rows.append({"": "python", "found": result["python"]})
+    rows.append({"": "devices", "found": f"{len(result['devices'])} × {result['devices'][0]}"})
+    rows.append({"": "processes", "found": str(result["processes"])})
+    writable = "writable" if result["compilation_cache"]["writable"] else "NOT writable: every start compiles again"
+    rows.append({"": "compilation cache", "found": f"{cache} ({writable})"})
+    rows.append({"": "matrix product", "found": "right" if result["matmul"]["ok"] else f"WRONG by {error:.3g}"})
+    emit(result, arguments.json, table(rows))
+    return 0 if result["matmul"]["ok"] else 1
+
+
+def _version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _writable(path: Path) -> bool:
+    existing = next(part for part in (path, *path.parents) if part.exists())
+    return os.access(existing, os.W_OK)

@@ -1,0 +1,52 @@
+"""``jaxtune export``."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, start
+
+EXAMPLE = "jaxtune export runs/mine/config.yaml --merged my-model"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_arguments(parser)
+    add_trained_arguments(parser)
+    target = parser.add_mutually_exclusive_group(required=True)
+    target.add_argument("--merged", metavar="DIR", help="a whole model that transformers loads, adapters merged in")
+    target.add_argument("--peft", metavar="DIR", help="an adapter that peft loads")
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Writes what was trained in a form that other programs load."""
+    config = start(arguments)
+
+    from jaxtune.errors import UserError
+    from jaxtune.models import save_model
+    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.trained import trained
+    from jaxtune.updates import merge_adapters
+
+    target = Path(arguments.merged or arguments.peft)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise UserError(f"{target}: exists and is not an empty directory; choose another")
+    experiment = Experiment(config, parts=())
+    subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    kind = "merged model" if arguments.merged else "PEFT adapter"
+    if arguments.dry_run:
+        emit({"checked": True, "subject": subject.origin}, arguments.json, f"would write {subject.origin} to {target}")
+        return 0
+    trainer, trainable = subject.trainer, subject.state.trainable
+    if arguments.merged:
+        merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
+        save_model(merged, target, tokenizer_from=config.model.tokenizer or config.model.path)
+    else:
+        trainer.save_adapter(target, subject.state, base=config.model.path)
+    emit(
+        {"subject": subject.origin, "kind": kind, "path": str(target)},
+        arguments.json,
+        f"{kind} of {subject.origin} in {target}",
+    )
+    return 0

@@ -1,0 +1,62 @@
+"""``jaxtune generate``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, start
+
+EXAMPLE = "jaxtune generate runs/mine/config.yaml --prompt 'Acme kettle, 2 l\\nBrand:' --max-new-tokens 16"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_arguments(parser)
+    add_trained_arguments(parser)
+    parser.add_argument(
+        "--prompt", action="append", help="text to continue; may be given several times; standard input, a line each"
+    )
+    parser.add_argument("--max-new-tokens", type=int, help="default: evaluation.max_new_tokens")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
+    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
+    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this total share")
+    parser.add_argument("--seed", type=int, default=0)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Continues prompts."""
+    config = start(arguments)
+
+    from jaxtune.config import with_overrides
+    from jaxtune.data import encode_prompts
+    from jaxtune.errors import UserError
+    from jaxtune.evaluation import answer_texts
+    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.trained import trained
+
+    # \n in a shell argument is two characters; people mean a line break.
+    given = [text.replace("\\n", "\n") for text in arguments.prompt or []]
+    prompts = given or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    if not prompts:
+        raise UserError("no prompt: give --prompt, or lines on standard input")
+    overrides = {"evaluation.batch_size": min(len(prompts), config.evaluation.batch_size)}
+    if arguments.max_new_tokens is not None:
+        overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
+    experiment = Experiment(with_overrides(config, overrides), parts=())
+    subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    if arguments.dry_run:
+        emit({"checked": True, "subject": subject.origin}, arguments.json, f"would continue with {subject.origin}")
+        return 0
+    answers = experiment.generator(
+        *subject.apply(),
+        encode_prompts(experiment.tokenizer, prompts),
+        temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
+        seed=arguments.seed,
+    )
+    texts = answer_texts(experiment.tokenizer, answers)
+    result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
+    emit(result, arguments.json, "\n".join(f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)))
+    return 0

@@ -1,0 +1,45 @@
+"""``jaxtune plan``, and what ``--dry-run`` prints."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING
+
+from jaxtune.cli.common import add_config_arguments, emit, start, table
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config
+
+EXAMPLE = "jaxtune plan configs/attribute_extraction.yaml train.batch_size=32"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Prints what a configuration trains, computes and needs; nothing is trained or written."""
+    return check(start(arguments), arguments.json)
+
+
+def check(config: Config, as_json: bool) -> int:
+    """Runs all checks that come before training, and prints what they found."""
+    from jaxtune.training.preflight import preflight
+
+    checked = preflight(config)
+    examples = ", ".join(f"{count:,} {part}" for part, count in checked.examples.items())
+    memory = checked.memory
+    text = "\n".join(
+        [
+            table(checked.plan, title="what is trained"),
+            "",
+            f"{checked.steps:,} steps over {examples} examples",
+            f"{checked.flops_per_step:.3g} FLOPs per step",
+            f"{memory['total'] / 2**20:,.0f} MiB per device: {memory['arguments'] / 2**20:,.0f} arguments, "
+            f"{memory['temporaries'] / 2**20:,.0f} temporaries, {memory['outputs'] / 2**20:,.0f} outputs",
+            "everything that can be checked before training is in order",
+        ]
+    )
+    emit(checked.as_dict(), as_json, text)
+    return 0

@@ -1,0 +1,111 @@
+"""``jaxtune search``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+
+EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    add_config_arguments(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Runs a study; the same command again goes on where it stopped."""
+    config = start(arguments)
+
+    from jaxtune.search.run import preflight_search, search
+    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.training.signals import stop_signals
+
+    if arguments.dry_run:
+        checked = preflight_search(config)
+        emit(checked, arguments.json, _dry_text(checked))
+        return 0
+    with stop_signals() as should_stop:
+        summary = search(
+            config,
+            listener=lambda title: ProgressDisplay(title=title),
+            on_event=_tell,
+            on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
+            should_stop=should_stop,
+        )
+    if summary is None:
+        emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")
+        return 0
+    emit(summary, arguments.json, _text(summary, config.directory))
+    return 0
+
+
+def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
+    if event == "started":
+        action = "finishing" if details["phase"] == "final" else "trial"
+        values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
+        say(f"{action} {trial}: {values}")
+    elif event in ("scored", "finished"):
+        say(f"  {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
+    elif event == "failed":
+        say(f"  diverged after {details['steps_run']} steps")
+    elif event == "tested":
+        say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+def _text(summary: Mapping[str, Any], run_dir: str) -> str:
+    rows = [
+        {
+            "trial": trial["id"],
+            "early": trial["early_score"],
+            "final": trial["final_score"],
+            "status": trial["status"],
+            **{key.split(".")[-1]: value for key, value in trial["configuration"].items()},
+        }
+        for trial in summary["trials"]
+        if trial["id"] > 0
+    ]
+    best, budget = summary["best"], summary["budget"]
+    compared = [
+        {"": "winner (trial " + str(best["trial"]) + ")", "validation": best["final_score"], "test": best["test_score"]},
+        {
+            "": "reference",
+            "validation": summary["baseline"]["final_score"],
+            "test": summary["baseline"]["test_score"],
+        },
+        {"": "untuned model", "validation": None, "test": summary["untuned"]["test_score"]},
+    ]
+    name = f"{summary['objective']['name']} ({summary['objective']['direction']} is better)"
+    saved = 1 - budget["steps_run"] / budget["steps_if_all_finished"]
+    return "\n".join(
+        [
+            table(rows, title="trials"),
+            "",
+            table(compared, title=name),
+            "",
+            f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
+            f"{budget['seconds']:.0f} s, train step compiled {budget['compilations']} times",
+            f"report: {run_dir}/report.html",
+            f"the winner again: {best['command']}",
+        ]
+    )
+
+
+def _dry_text(checked: Mapping[str, Any]) -> str:
+    return "\n".join(
+        [
+            table(checked["plan"], title="what is trained"),
+            f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
+            f"({checked['early_steps']} at first), {checked['promote']} finished: "
+            f"{checked['steps']:,} steps in all",
+            f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device",
+            "everything that can be checked before training is in order",
+        ]
+    )

@@ -1,0 +1,75 @@
+"""What a run left: its trained state, put back onto the model."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+
+from jaxtune.errors import UserError
+from jaxtune.models import Adapters, Params
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.state import TrainState
+from jaxtune.training.trainer import Trainer
+from jaxtune.updates import load_adapter
+
+
+@dataclasses.dataclass(frozen=True)
+class Trained:
+    """A model with what was trained.
+
+    Attributes:
+      trainer: over the model.
+      state: what was trained; at step 0, nothing.
+      origin: what it is, for people.
+    """
+
+    trainer: Trainer
+    state: TrainState
+    origin: str
+
+    def apply(self) -> tuple[Params, Adapters]:
+        """Parameters and adapters for generation."""
+        return self.trainer.apply(self.state)
+
+
+def trained(experiment: Experiment, *, adapter: str | Path | None = None, untuned: bool = False) -> Trained:
+    """The trained state of a configuration's run directory, of an adapter, or the untuned model.
+
+    Of a run the best evaluated checkpoint is taken, or the last where none was evaluated.
+
+    Args:
+      experiment: the opened configuration.
+      adapter: a PEFT directory, instead of the run's checkpoint.
+      untuned: the model as it is.
+
+    Raises:
+      UserError: there is no checkpoint, or it is one of another configuration.
+    """
+    if adapter is not None:
+        plan, trainable, values = load_adapter(adapter, experiment.model)
+        trainer = Trainer(experiment.model, plan, experiment.config.train, experiment.config.optimizer)
+        state = trainer.init(_known(values, trainer))
+        return Trained(trainer, dataclasses.replace(state, trainable=trainable), f"adapter {adapter}")
+    trainer = experiment.trainer()
+    state = trainer.init()
+    if untuned:
+        return Trained(trainer, state, "the untuned model")
+    directory = RunDirectory(experiment.config.directory)
+    if not directory.checkpoints_path.is_dir():
+        raise UserError(
+            f"{directory.checkpoints_path}: no checkpoint there; run jaxtune train first, or name --adapter or --untuned"
+        )
+    checkpoints = Checkpoints(directory.checkpoints_path)
+    step = checkpoints.best_step if checkpoints.best_step is not None else checkpoints.latest_step
+    if step is None:
+        raise UserError(f"{directory.checkpoints_path}: no checkpoint was finished there")
+    state, _ = checkpoints.restore(step, state)
+    checkpoints.close()
+    return Trained(trainer, state, f"{directory.path} at step {step}")
+
+
+def _known(values: Mapping[str, float], trainer: Trainer) -> dict[str, float]:
+    return {name: value for name, value in values.items() if name in trainer.hyperparameters}
