@@ -39,8 +39,8 @@ def low_rank_matmul(
       b: B, usually float32.
       scale: the factor on the low-rank term: alpha / rank, or alpha / sqrt(rank).
       bias: added to the result.
-      dropout_rate: the probability in [0, 1) with which an entry of x is dropped on its way into A; None draws no mask,
-        and 0 (which may be traced) gives exactly the same result.
+      dropout_rate: the probability in [0, 1) with which an entry of x is dropped on its way into A; at 0, which may be
+        traced, nothing is dropped. None does not draw a mask at all.
       dropout_seed: names the draw; needed with dropout_rate.
       rows: an identity for each row of x, which dropout is drawn from, so that it does not depend on how rows are
         batched or packed. By default a row's index in x.

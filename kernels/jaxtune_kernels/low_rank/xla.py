@@ -93,7 +93,8 @@ def _forward(
 
 
 def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
-    x, kernel, a, b, scale, bias, dropout, h = residuals
+    # Inside a scan, jax hands constants back as NumPy arrays.
+    x, kernel, a, b, scale, bias, dropout, h = jax.tree.map(jnp.asarray, residuals)
     z, boost = _dropped(x, dropout)
     t = _times_transposed(g, b.astype(x.dtype))
     scaled_t = (scale * boost * t).astype(x.dtype)
