@@ -1,0 +1,31 @@
+"""Rows from files and data sets, as prompts, as tokens with loss weights, as packed batches."""
+
+from jaxtune.data.encoding import encode_continuations, encode_prompts
+from jaxtune.data.examples import Example, Examples, make_examples
+from jaxtune.data.packing import Batch
+from jaxtune.data.pipeline import (
+    BatchIterator,
+    EvaluationBatches,
+    evaluation_batches,
+    steps_of_epochs,
+    train_batches,
+)
+from jaxtune.data.prompts import Template
+from jaxtune.data.sources import Source, open_source
+
+__all__ = [
+    "Batch",
+    "BatchIterator",
+    "EvaluationBatches",
+    "Example",
+    "Examples",
+    "Source",
+    "Template",
+    "encode_continuations",
+    "encode_prompts",
+    "evaluation_batches",
+    "make_examples",
+    "open_source",
+    "steps_of_epochs",
+    "train_batches",
+]

@@ -1,0 +1,135 @@
+"""TensorFlow Datasets without TensorFlow: array_record files read by index."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.errors import UserError, nearest
+
+TFDS_PREFIX = "tfds:"
+
+# Builders of our own: importing the module registers the name. They generate their rows and download nothing.
+OWN_BUILDERS = {"product_listings": "jaxtune.data.product_listings", "nano_corpus": "jaxtune.data.nano_corpus"}
+
+
+def tfds_splits(path: str, data_dir: str | None, *, key: str) -> Mapping[str, Callable[[], Sequence[Any]]]:
+    """What opens each split of ``tfds:name[/config][:version]``.
+
+    Data that is not prepared yet is prepared first, as array_record files, with progress on stderr: our own builders
+    generate theirs, others download.
+
+    Args:
+      path: the name, with its prefix.
+      data_dir: where prepared data lies (or one data set's own folder, which holds dataset_info.json). By default
+        TFDS's own directory, and for our own builders ``jaxtune/tfds`` in the user's cache directory.
+      key: configuration key that error messages name.
+
+    Raises:
+      UserError: there is no such data set, or it is neither prepared nor can it be.
+    """
+    import tensorflow_datasets as tfds
+
+    name = path.removeprefix(TFDS_PREFIX)
+    base = name.split("/")[0].split(":")[0]
+    folder = None if data_dir is None else Path(data_dir).expanduser()
+    if folder is not None and (folder / "dataset_info.json").is_file():
+        builder = tfds.builder_from_directory(folder)
+        if builder.name != base:
+            raise UserError(f"{key}: {folder} holds {builder.name}, not {base}")
+        return _open_splits(builder, key)
+    if base in OWN_BUILDERS:
+        importlib.import_module(OWN_BUILDERS[base])
+        folder = folder or _cache_directory(key)
+    try:
+        # A name alone is looked up in the data directory first, then among the known builders.
+        where: dict[str, Any] = {} if folder is None else {"data_dir": str(folder)}
+        builder = tfds.builder(name, **where)
+        if not builder.is_prepared():
+            builder = tfds.builder(name, file_format="array_record", **where)
+    except tfds.core.DatasetNotFoundError as error:
+        prepared = [entry.name for entry in folder.iterdir()] if folder is not None and folder.is_dir() else []
+        choices = sorted({*OWN_BUILDERS, *prepared, *tfds.list_builders(with_community_datasets=False)})
+        raise UserError(f"{key}: TFDS knows no data set {base!r}{nearest(base, choices)}") from error
+    if not builder.is_prepared():
+        _prepare(builder, key, path)
+    return _open_splits(builder, key)
+
+
+def _cache_directory(key: str) -> Path:
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtune" / "tfds"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{key}: cannot write to {folder} ({error.strerror}): set {key}.data_dir") from error
+    return folder
+
+
+def _prepare(builder: Any, key: str, path: str) -> None:
+    try:
+        # TFDS also prints to stdout, which is kept for results.
+        with contextlib.redirect_stdout(sys.stderr):
+            builder.download_and_prepare(file_format="array_record")
+    except ImportError as error:
+        raise UserError(
+            f"{key}: {path} is not prepared in {builder.data_dir}, and preparing it needs {error.name}, which is not "
+            "installed; prepare it elsewhere as array_record and give its data_dir"
+        ) from error
+    except OSError:
+        # Another process may have prepared the same data meanwhile; its files are as good as ours.
+        if not builder.is_prepared():
+            raise
+
+
+def _open_splits(builder: Any, key: str) -> Mapping[str, Callable[[], Sequence[Any]]]:
+    if not builder.info.splits:
+        raise UserError(f"{key}: {builder.data_dir} holds no prepared split")
+    return {name: _opener(builder, name, key) for name in builder.info.splits}
+
+
+def _opener(builder: Any, split: str, key: str) -> Callable[[], Sequence[Any]]:
+    def open_split() -> Sequence[Any]:
+        try:
+            return _Decoded(builder.as_data_source(split=split))
+        except NotImplementedError as error:
+            raise UserError(
+                f"{key}: {builder.data_dir} is stored as {builder.info.file_format}; only array_record can be read by "
+                "index: prepare it with file_format='array_record'"
+            ) from error
+
+    return open_split
+
+
+class _Decoded(Sequence[dict]):
+    """Rows of a TFDS data source as plain Python values."""
+
+    def __init__(self, rows: Any):
+        self._rows = rows
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        return plain(self._rows[int(index)])
+
+
+def plain(value: Any) -> Any:
+    """A TFDS value as plain Python: bytes as UTF-8 text, arrays as lists, scalars as numbers, at any depth."""
+    if isinstance(value, Mapping):
+        return {name: plain(entry) for name, entry in value.items()}
+    if isinstance(value, bytes):
+        return value.decode("utf-8")
+    if isinstance(value, np.ndarray):
+        return plain(value.tolist())
+    if isinstance(value, np.generic):
+        return plain(value.item())
+    if isinstance(value, (list, tuple)):
+        return [plain(entry) for entry in value]
+    return value
