@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, Int32
 
 # Far below any score, and finite: adding it to a score gives itself exactly, and no difference of two is NaN.
 MASKED = -1e30
+
+RESIDUALS = "attention_residuals"
+"""Name, for remat policies, of what attention keeps for its backward pass beside its inputs."""
 
 
 def attention_bias(
@@ -21,43 +27,95 @@ def attention_bias(
     A query sees the keys of its own segment at its own slot and before. Padding (segment 0) is a segment like any
     other: every query sees at least itself, so no row of scores is empty and none can become NaN.
 
-    An additive bias rather than a selection, because addition keeps nothing for the backward pass: a selection would
-    keep its mask for each head of each layer.
-
     Args:
         query_segments: Segment of each query.
         key_segments: Segment of each key.
         query_slots: Index among the keys at which each query stands.
         window: Number of last slots that a query sees, its own included; None sees all.
     """
-    slots = jnp.arange(key_segments.shape[1], dtype=jnp.int32)
-    distance = query_slots[:, None] - slots[None, :]
+    distance = query_slots[:, None] - jnp.arange(key_segments.shape[1], dtype=jnp.int32)[None, :]
     near = distance >= 0 if window is None else (distance >= 0) & (distance < window)
     seen = near[None] & (query_segments[:, :, None] == key_segments[:, None, :])
     return jnp.where(seen, 0.0, MASKED).astype(jnp.float32)
 
 
+@functools.partial(jax.custom_vjp, nondiff_argnums=(6, 7))
 def attend(
     q: Float[Array, "b kv g s d"],
     k: Float[Array, "b kv t d"],
     v: Float[Array, "b kv t d"],
-    bias: Float[Array, "#b s t"],
+    query_segments: Int32[Array, "#b s"],
+    key_segments: Int32[Array, "#b t"],
+    query_slots: Int32[Array, " s"],
+    window: int | None = None,
     soft_cap: float | None = None,
 ) -> Float[Array, "b kv g s d"]:
     """``softmax(cap(q · k) + bias) v``; scores and softmax in float32, the result in q's dtype.
 
-    Keys and values are not repeated for the ``g`` query heads that share them. Heads come before slots, so that both
+    Keys and values are not repeated for the ``g`` query heads that share them. Heads come before slots, so that all
     products are plain batched matmuls: about twice as fast on CPU as leaving the layout to the compiler.
+
+    The backward pass computes the scores again from q and k, as flash attention does (arXiv:2205.14135, algorithm 4).
+    So no array of ``s · t`` scores is kept for any layer. This costs no time on CPU: the recomputation takes as long
+    as writing and reading the scores.
 
     Args:
         q: Queries, scaled already.
         k: Keys.
         v: Values.
-        bias: From :func:`attention_bias`; one row may stand for all.
-        soft_cap: Scores become ``soft_cap * tanh(scores / soft_cap)`` before the bias is added.
+        query_segments: Segment of each query; one row may stand for all.
+        key_segments: Segment of each key; one row may stand for all.
+        query_slots: Index among the keys at which each query stands.
+        window: Number of last slots that a query sees, its own included; None sees all. Static.
+        soft_cap: Scores become ``soft_cap * tanh(scores / soft_cap)`` before the bias is added (Gemma 2). Static.
     """
+    return _forward(q, k, v, query_segments, key_segments, query_slots, window, soft_cap)[0]
+
+
+def _scores(q: Array, k: Array, soft_cap: float | None) -> Array:
     scores = jnp.einsum("bkgsd,bktd->bkgst", q, k, preferred_element_type=jnp.float32)
+    return scores if soft_cap is None else soft_cap * jnp.tanh(scores / soft_cap)
+
+
+def _forward(
+    q: Array,
+    k: Array,
+    v: Array,
+    query_segments: Array,
+    key_segments: Array,
+    query_slots: Array,
+    window: int | None,
+    soft_cap: float | None,
+) -> tuple[Array, tuple[Array, ...]]:
+    bias = attention_bias(query_segments, key_segments, query_slots, window)
+    scores = _scores(q, k, soft_cap) + bias[:, None, None]
+    top = jnp.max(scores, axis=-1, keepdims=True)
+    weights = jnp.exp(scores - top)
+    total = jnp.sum(weights, axis=-1, keepdims=True)
+    summed = jnp.einsum("bkgst,bktd->bkgsd", weights.astype(v.dtype), v, preferred_element_type=jnp.float32)
+    # Named, so that a remat policy can keep these two and need not run the forward pass again.
+    out = checkpoint_name((summed / total).astype(q.dtype), RESIDUALS)
+    log_total = checkpoint_name(top + jnp.log(total), RESIDUALS)
+    return out, (q, k, v, query_segments, key_segments, query_slots, out, log_total)
+
+
+def _backward(
+    window: int | None, soft_cap: float | None, residuals: tuple[Array, ...], g: Array
+) -> tuple[Array | None, ...]:
+    q, k, v, query_segments, key_segments, query_slots, out, log_total = residuals
+    bias = attention_bias(query_segments, key_segments, query_slots, window)
+    scores = _scores(q, k, soft_cap)
+    weights = jnp.exp(scores + bias[:, None, None] - log_total)
+    dv = jnp.einsum("bkgst,bkgsd->bktd", weights.astype(g.dtype), g, preferred_element_type=jnp.float32)
+    dweights = jnp.einsum("bkgsd,bktd->bkgst", g, v, preferred_element_type=jnp.float32)
+    mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
+    dscores = weights * (dweights - mean)
     if soft_cap is not None:
-        scores = soft_cap * jnp.tanh(scores / soft_cap)
-    weights = jax.nn.softmax(scores + bias[:, None, None], axis=-1).astype(v.dtype)
-    return jnp.einsum("bkgst,bktd->bkgsd", weights, v)
+        dscores = dscores * (1.0 - jnp.square(scores / soft_cap))
+    dscores = dscores.astype(q.dtype)
+    dq = jnp.einsum("bkgst,bktd->bkgsd", dscores, k, preferred_element_type=jnp.float32)
+    dk = jnp.einsum("bkgst,bkgsd->bktd", dscores, q, preferred_element_type=jnp.float32)
+    return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
+
+
+attend.defvjp(_forward, _backward)

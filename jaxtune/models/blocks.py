@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -29,29 +29,27 @@ _ACTIVATIONS = {
 class Shared(NamedTuple):
     """What all layers of one call have in common, computed once outside the scan.
 
-    Layers are of two kinds, with a window (local) and without (global); what no layer needs is None.
-
     Attributes:
-        global_table: Rotary angles of global layers.
-        local_table: Rotary angles of local layers.
-        global_bias: Attention bias of global layers.
-        local_bias: Attention bias of local layers.
-        rows: Identities of the rows, for dropout.
-        cache_index: First slot of the cache to write.
+        table: Rotary angles, of the layers without a window if ``local_table`` is given.
+        local_table: Rotary angles of the layers with a window, where they differ.
+        query_segments: Segment of each token of this call.
+        key_segments: Segment of each slot that is attended to.
+        query_slots: The slot of each token of this call.
+        rows: Identities of the tokens, for dropout.
     """
 
-    global_table: Float[Array, "2 b s half"] | None
+    table: Float[Array, "2 b s half"]
     local_table: Float[Array, "2 b s half"] | None
-    global_bias: Float[Array, "#b s t"] | None
-    local_bias: Float[Array, "#b s t"] | None
+    query_segments: Int32[Array, "#b s"]
+    key_segments: Int32[Array, "#b t"]
+    query_slots: Int32[Array, " s"]
     rows: UInt32[Array, "b s"] | None
-    cache_index: Int32[Array, ""] | None
 
 
 class Layer(NamedTuple):
-    """What is a layer's own, beside its weights: the index in the stack and whether it has a window."""
+    """What is a layer's own, beside its weights: its number in the stack and whether it has a window."""
 
-    index: Int32[Array, ""]
+    number: Int32[Array, ""]
     local: Bool[Array, ""]
 
 
@@ -124,19 +122,17 @@ class Attention(nnx.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
 
-        if shared.local_table is None or shared.global_table is None:
-            table = shared.global_table if shared.local_table is None else shared.local_table
-        else:
-            table = jnp.where(layer.local, shared.local_table, shared.global_table)
+        table = shared.table
+        if shared.local_table is not None:
+            table = jnp.where(layer.local, shared.local_table, table)
         q, k = rotate(q, table, config.query_scale), rotate(k, table)
 
         q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         if stack is not None:
-            keys = write_layer(stack[0], k, layer.index, shared.cache_index)
-            values = write_layer(stack[1], v, layer.index, shared.cache_index)
-            stack = keys, values
-            k, v = read_layer(keys, layer.index), read_layer(values, layer.index)
+            start = shared.query_slots[0]
+            stack = write_layer(stack[0], k, layer.number, start), write_layer(stack[1], v, layer.number, start)
+            k, v = read_layer(stack[0], layer.number), read_layer(stack[1], layer.number)
 
         mixed = self._mixed(q, k, v, layer, shared)
         merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)
@@ -150,18 +146,19 @@ class Attention(nnx.Module):
         layer: Layer,
         shared: Shared,
     ) -> Float[Array, "b kv g s d"]:
-        cap = self.config.attention_soft_cap
-        if shared.local_bias is None or shared.global_bias is None:
-            return attend(q, k, v, shared.global_bias if shared.local_bias is None else shared.local_bias, cap)
-        # A branch rather than a selected bias: each side has its window as a constant, as fused kernels need it.
-        return lax.cond(
-            layer.local,
-            lambda q, k, v: attend(q, k, v, shared.local_bias, cap),
-            lambda q, k, v: attend(q, k, v, shared.global_bias, cap),
-            q,
-            k,
-            v,
-        )
+        config = self.config
+
+        def with_window(window: int | None) -> Callable:
+            def branch(q: Array, k: Array, v: Array) -> Array:
+                segments = shared.query_segments, shared.key_segments
+                return attend(q, k, v, *segments, shared.query_slots, window, config.attention_soft_cap)
+
+            return branch
+
+        if len(set(config.windows)) == 1:
+            return with_window(config.window)(q, k, v)
+        # A branch, not a selected mask: each side has its window as a constant, as fused kernels need it.
+        return lax.cond(layer.local, with_window(config.window), with_window(None), q, k, v)
 
 
 class MLP(nnx.Module):
@@ -181,18 +178,18 @@ class MLP(nnx.Module):
 
 
 class Block(nnx.Module):
-    """One layer: attention and MLP, each normed before (and after, with post norms) and added to the residual stream."""
+    """One layer: attention and MLP, each normed before (with post norms also after) and added to the residual."""
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
-        def norm(name: str, wanted: bool = True) -> RMSNorm | None:
-            return RMSNorm(config, subtree(params, name)) if wanted else None
+        def norm(name: str) -> RMSNorm:
+            return RMSNorm(config, subtree(params, name))
 
         self.attention_norm = norm("attention_norm")
         self.attention = Attention(config, subtree(params, "attention"))
-        self.attention_post_norm = norm("attention_post_norm", config.post_norms)
+        self.attention_post_norm = norm("attention_post_norm") if config.post_norms else None
         self.mlp_norm = norm("mlp_norm")
         self.mlp = MLP(config, subtree(params, "mlp"))
-        self.mlp_post_norm = norm("mlp_post_norm", config.post_norms)
+        self.mlp_post_norm = norm("mlp_post_norm") if config.post_norms else None
 
     def __call__(
         self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, stack: Stack | None

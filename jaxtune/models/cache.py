@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int32
-from numpy.typing import DTypeLike
 
 from jaxtune.models.config import DecoderConfig
 
@@ -51,6 +51,20 @@ class Cache:
         """Number of slots of each row."""
         return self.segment_ids.shape[-1]
 
+    def written_segments(self, segment_ids: Int32[Array, "b s"]) -> Int32[Array, "b slots"]:
+        """The segments of all slots once tokens of these segments are written."""
+        return lax.dynamic_update_slice(self.segment_ids, segment_ids, (jnp.zeros((), jnp.int32), self.index))
+
+    def advanced(self, stack: tuple[Array, Array], segment_ids: Int32[Array, "b s"]) -> Cache:
+        """The cache after tokens of these segments, whose keys and values are in ``stack`` already."""
+        return Cache(
+            keys=stack[0],
+            values=stack[1],
+            segment_ids=self.written_segments(segment_ids),
+            lengths=self.lengths + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
+            index=self.index + segment_ids.shape[1],
+        )
+
 
 jax.tree_util.register_dataclass(
     Cache, data_fields=["keys", "values", "segment_ids", "lengths", "index"], meta_fields=[]
@@ -75,7 +89,7 @@ def write_layer(
     layer: Int32[Array, ""],
     index: Int32[Array, ""],
 ) -> Float[Array, "layers b kv slots d"]:
-    """The stack with ``new`` written into slots ``index …`` of one layer; in place where the stack is not used again."""
+    """The stack with ``new`` written into one layer from slot ``index`` on; in place where it can be."""
     zero = jnp.zeros((), jnp.int32)
     return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), (layer, zero, zero, index, zero))
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Key
-from numpy.typing import DTypeLike
 
 from jaxtune.models.config import DecoderConfig
 from jaxtune.parallel.sharding import named_sharding

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import nearest
-from jaxtune.models.attention import attention_bias
+from jaxtune.models.attention import RESIDUALS
 from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
@@ -24,7 +24,7 @@ from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.sharding import constrain
 
 REMAT = ("none", "dots", "full")
-"""What the backward pass recomputes: nothing; everything but the projections; everything but the layers' inputs."""
+"""What the backward pass recomputes: nothing; all but projections and attention; all but the layers' inputs."""
 
 Adapters = Mapping[str, LowRankAdapter]
 Integers = Array | np.ndarray
@@ -56,7 +56,7 @@ class Decoder(nnx.Module):
 
         Args:
             config: What it computes.
-            params: Arrays (or abstract arrays) by dotted path, as :func:`jaxtune.models.declarations.declare` lists them.
+            params: Arrays (or abstract arrays) by dotted path, as `declare` lists them.
             mesh: The mesh they lie on.
 
         Raises:
@@ -242,26 +242,21 @@ class Decoder(nnx.Module):
         rows: UInt32[Array, "b s"] | None,
         cache: Cache | None,
     ) -> Shared:
-        """Rotary tables and attention biases of the kinds of layers that occur."""
+        """The rotary tables of the kinds of layers that occur, and where the tokens stand among the keys."""
         config = self.config
-        if cache is None:
-            key_segments, slots = segment_ids, jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-        else:
-            key_segments = lax.dynamic_update_slice(
-                cache.segment_ids, segment_ids, (jnp.zeros((), jnp.int32), cache.index)
-            )
-            slots = cache.index + jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
-        some_local, some_global = config.window is not None, None in config.windows
-        global_used = some_global or config.local_rope is None
+        slots = jnp.arange(segment_ids.shape[1], dtype=jnp.int32)
+        rope, local_rope = config.rope, config.local_rope
+        if local_rope is not None and None not in config.windows:
+            rope, local_rope = local_rope, None
+        if config.window is None:
+            local_rope = None
         return Shared(
-            global_table=rotary_table(positions, config.rope, config.head_dim) if global_used else None,
-            local_table=rotary_table(positions, config.local_rope, config.head_dim)
-            if some_local and config.local_rope is not None
-            else None,
-            global_bias=attention_bias(segment_ids, key_segments, slots, None) if some_global else None,
-            local_bias=attention_bias(segment_ids, key_segments, slots, config.window) if some_local else None,
+            table=rotary_table(positions, rope, config.head_dim),
+            local_table=None if local_rope is None else rotary_table(positions, local_rope, config.head_dim),
+            query_segments=segment_ids,
+            key_segments=segment_ids if cache is None else cache.written_segments(segment_ids),
+            query_slots=slots if cache is None else cache.index + slots,
             rows=rows,
-            cache_index=None if cache is None else cache.index,
         )
 
     def _scanned(
@@ -270,7 +265,7 @@ class Decoder(nnx.Module):
         """All layers. The cache's stacks are carried, so that each layer writes its slots in place."""
         block, weights = nnx.split(self.layers)
         layers = Layer(
-            index=jnp.arange(self.config.num_layers, dtype=jnp.int32),
+            number=jnp.arange(self.config.num_layers, dtype=jnp.int32),
             local=jnp.array([window is not None for window in self.config.windows]),
         )
 
@@ -288,19 +283,24 @@ class Decoder(nnx.Module):
 def _remat(body: Callable, policy: str) -> Callable:
     """Wrap the body of the scan over the layers so that its backward pass recomputes what the policy drops.
 
-    ``dots`` keeps the results of matmuls without batch axes. Those are the projections, most of a layer's arithmetic;
-    the attention scores, which have batch axes and grow with the square of the length, are recomputed.
+    ``dots`` keeps the results of matmuls without batch axes, which are the projections, and of attention: that is all
+    the arithmetic worth keeping. Norms, rotations and activations, cheap to compute and as large, are recomputed.
     """
     if policy == "none":
         return body
-    saved = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "dots" else None
+    policies = jax.checkpoint_policies
+    saved = None
+    if policy == "dots":
+        saved = policies.save_from_both_policies(
+            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
+        )
     # A scan's body is compiled on its own, so there is nothing for common-subexpression elimination to undo.
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 
 
 @functools.partial(jax.jit, static_argnames=("static", "remat"))
 def _hidden(
-    static: nnx.GraphDef,
+    static: nnx.GraphDef[Decoder],
     params: Params,
     tokens: Int32[Array, "b s"],
     positions: Int32[Array, "b s"] | None,
@@ -323,9 +323,7 @@ def _hidden(
     states = model.final_norm(x)
     if cache is None or stack is None:
         return states, None
-    written = lax.dynamic_update_slice(cache.segment_ids, segments, (jnp.zeros((), jnp.int32), cache.index))
-    new_tokens = jnp.sum(segments != 0, axis=1, dtype=jnp.int32)
-    return states, Cache(*stack, written, cache.lengths + new_tokens, cache.index + tokens.shape[1])
+    return states, cache.advanced(stack, segments)
 
 
 def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> Int32[Array, "b s"]:
@@ -338,17 +336,17 @@ def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> In
     return slots - lax.cummax(jnp.where(starts, slots, 0), axis=1)
 
 
-def split(model: Decoder) -> tuple[nnx.GraphDef, Params]:
+def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], Params]:
     """The module as a static, hashable part and its parameters by dotted path.
 
     Done once outside ``jax.jit``; inside, :func:`merge` puts any parameters of the same paths back, at no cost.
     """
     static, state = nnx.split(model)
-    flat = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
+    flat: dict[str, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
     return static, {path: flat[path] for path in declare(model.config)}
 
 
-def merge(static: nnx.GraphDef, params: Params) -> Decoder:
+def merge(static: nnx.GraphDef[Decoder], params: Params) -> Decoder:
     """The decoder whose static part :func:`split` gave, with these parameters (arrays or tracers)."""
     state = traverse_util.unflatten_dict(params, sep=".")
     return nnx.merge(static, state)

@@ -7,16 +7,15 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, UInt32
-
 from jaxtune_kernels import low_rank_matmul
+from jaxtyping import Array, Float, UInt32
 
 
 @dataclasses.dataclass(frozen=True, init=False)
 class LowRankAdapter:
     """A low-rank update of one module, ``scale · A B`` (LoRA, arXiv:2106.09685), or of one module in all layers.
 
-    A pytree. In a stack every array, the scalars too, has the layer axis first, so that it is scanned beside the weights.
+    A pytree. In a stack every array, the scalars too, has the layer axis first and is scanned beside the weights.
 
     Attributes:
         a: A, float32; a rank that is masked out has a column of zeros here.

@@ -30,7 +30,7 @@ def inverse_frequencies(rope: RopeConfig, head_dim: int) -> np.ndarray:
 
 
 def rotary_table(positions: Int32[Array, "b s"], rope: RopeConfig, head_dim: int) -> Float[Array, "2 b s half"]:
-    """Cosines and sines of all angles, stacked, float32. One table serves every layer, so it is made outside the scan."""
+    """Cosines and sines of all angles, stacked, float32; one table serves all layers and is made outside the scan."""
     angles = positions.astype(jnp.float32)[..., None] * inverse_frequencies(rope, head_dim)
     return jnp.stack([jnp.cos(angles), jnp.sin(angles)])
 
@@ -38,7 +38,7 @@ def rotary_table(positions: Int32[Array, "b s"], rope: RopeConfig, head_dim: int
 def rotate(
     x: Float[Array, "b s h d"], table: Float[Array, "2 b s half"], scale: float = 1.0
 ) -> Float[Array, "b s h d"]:
-    """Turn each head's pairs (i, i + d/2) by their angle and multiply by ``scale``, in float32; the result has x's dtype."""
+    """Turn each head's pairs (i, i + d/2) by their angles and multiply by ``scale``; float32 inside, x's dtype out."""
     cos, sin = table[0, :, :, None], table[1, :, :, None]
     first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
     turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
