@@ -22,7 +22,8 @@ def _marker(annotation: Any) -> Traced | None:
     return None
 
 
-def _field_marker(field: FieldInfo) -> Traced | None:
+def field_marker(field: FieldInfo) -> Traced | None:
+    """The mark of a field, wherever in its type it stands."""
     marked = next((mark for mark in field.metadata if isinstance(mark, Traced)), None)
     return marked or _marker(field.annotation)
 
@@ -36,7 +37,7 @@ def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None]]:
             if isinstance(value, BaseModel | list | tuple):
                 yield from _walk(value, f"{key}.")
             else:
-                yield key, value, _field_marker(field)
+                yield key, value, field_marker(field)
     elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
             if isinstance(item, BaseModel):

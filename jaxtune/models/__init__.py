@@ -1,1 +1,32 @@
-"""The decoder: configuration, parameters, forward pass and key-value cache."""
+"""The decoder: configuration, parameters, forward pass, key-value cache; reading and writing checkpoints."""
+
+from jaxtune.models.cache import Cache, init_cache
+from jaxtune.models.config import DecoderConfig, RopeConfig
+from jaxtune.models.declarations import ArraySpec, Params, declare
+from jaxtune.models.decoder import Adapters, Decoder, merge, split
+from jaxtune.models.hf_config import read_config
+from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.loading import check_model, load_model, random_model, resolve_path, save_model
+from jaxtune.models.tokenizer import load_tokenizer
+
+__all__ = [
+    "Adapters",
+    "ArraySpec",
+    "Cache",
+    "Decoder",
+    "DecoderConfig",
+    "LowRankAdapter",
+    "Params",
+    "RopeConfig",
+    "check_model",
+    "declare",
+    "init_cache",
+    "load_model",
+    "load_tokenizer",
+    "merge",
+    "random_model",
+    "read_config",
+    "resolve_path",
+    "save_model",
+    "split",
+]

@@ -7,11 +7,12 @@ import math
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.errors import UserError
 
 
+@runtime_checkable
 class MetricWriter(Protocol):
     """Takes one mapping of numbers for each logged step."""
 

@@ -6,7 +6,7 @@ import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -18,6 +18,7 @@ from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.state import TrainState
 
 
+@runtime_checkable
 class Steps(Protocol):
     """What the loop needs of a trainer."""
 
@@ -41,6 +42,7 @@ class Steps(Protocol):
         ...
 
 
+@runtime_checkable
 class Batches(Protocol):
     """An endless iterator of global host batches whose position can be saved."""
 
@@ -55,6 +57,7 @@ class Batches(Protocol):
         ...
 
 
+@runtime_checkable
 class Listener(Protocol):
     """Is told what the loop does: a progress display."""
 

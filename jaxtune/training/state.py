@@ -6,7 +6,6 @@ import dataclasses
 from typing import Any
 
 import jax
-from jaxtyping import Array, Int, UInt32
 
 
 @jax.tree_util.register_dataclass
@@ -21,7 +20,8 @@ class TrainState:
       seed: of dropout, uint32 scalar; a step draws from (seed, step).
     """
 
-    step: Int[Array, ""]
+    # In transformations the fields also hold shardings and abstract arrays, so their types are not narrower.
+    step: Any
     trainable: Any
     moments: Any
-    seed: UInt32[Array, ""]
+    seed: Any

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
@@ -15,6 +15,7 @@ Hyperparameters = Mapping[str, Any]
 """Traced float32 scalars by dotted configuration key."""
 
 
+@runtime_checkable
 class Forward(Protocol):
     """The model with its adapters and dropout bound: what an objective calls."""
 
@@ -28,6 +29,7 @@ class Forward(Protocol):
         ...
 
 
+@runtime_checkable
 class Objective(Protocol):
     """Losses and weights of one shape, float32."""
 

@@ -1,0 +1,100 @@
+"""The reference of all configuration keys, written from the schema: ``python -m jaxtune.config.reference``."""
+
+from __future__ import annotations
+
+import inspect
+import types
+import typing
+from typing import Any
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from jaxtune.config.hyperparameters import field_marker
+from jaxtune.config.schema import (
+    Config,
+    DataConfig,
+    DimensionConfig,
+    EvaluationConfig,
+    ExplodeConfig,
+    FrozenRule,
+    FullRule,
+    LowRankRule,
+    ModelConfig,
+    OptimizerConfig,
+    ParallelConfig,
+    SearchConfig,
+    SourceConfig,
+    TelemetryConfig,
+    TrainConfig,
+)
+
+_SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
+    ("", Config),
+    ("model", ModelConfig),
+    ("data", DataConfig),
+    ("data.train, data.validation, data.test", SourceConfig),
+    ("data.explode", ExplodeConfig),
+    ("train", TrainConfig),
+    ("optimizer", OptimizerConfig),
+    ("update: a list of rules, the first that matches decides; method: low_rank", LowRankRule),
+    ("update, method: full", FullRule),
+    ("update, method: frozen", FrozenRule),
+    ("parallel", ParallelConfig),
+    ("evaluation", EvaluationConfig),
+    ("search", SearchConfig),
+    ("search.space.<key>", DimensionConfig),
+    ("telemetry", TelemetryConfig),
+)
+
+
+def _type(annotation: Any) -> str:
+    origin, arguments = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin is typing.Annotated:
+        return _type(arguments[0])
+    if origin is typing.Literal:
+        return " \\| ".join(f"`{choice}`" for choice in arguments)
+    if origin in (typing.Union, types.UnionType):
+        return " or ".join(dict.fromkeys(_type(item) for item in arguments if item is not types.NoneType))
+    if origin in (list, tuple, dict):
+        return origin.__name__
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "section"
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(
+        getattr(annotation, "__name__", ""), "any"
+    )
+
+
+def _default(field: FieldInfo) -> str:
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return ""
+    if field.default is PydanticUndefined or isinstance(field.default, BaseModel):
+        return "see below"
+    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default!r}`".replace("'", "")
+
+
+def markdown() -> str:
+    """The page, as text."""
+    lines = [
+        "# Configuration keys",
+        "",
+        "Written from the schema by `python -m jaxtune.config.reference`. A number marked *traced* can change without a",
+        "new compilation, so a search over it compiles once.",
+    ]
+    for title, section in _SECTIONS:
+        heading = f"`{title}`" if title and " " not in title else title or "Top level"
+        summary = (inspect.getdoc(section) or "").splitlines()[0]
+        lines += ["", f"## {heading}", "", summary, "", "| key | type | default | meaning |", "|---|---|---|---|"]
+        for name, field in section.model_fields.items():
+            traced = "*traced* " if field_marker(field) else ""
+            meaning = (field.description or "").replace("|", "\\|")
+            cells = (f"`{name}`", f"{traced}{_type(field.annotation)}", _default(field), meaning)
+            lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    print(markdown(), end="")

@@ -1,0 +1,50 @@
+import json
+
+import pytest
+
+from jaxtune.errors import UserError
+from jaxtune.telemetry.writers import JsonlWriter, TensorBoardWriter, WandbWriter, read_metrics
+
+
+def test_each_line_is_json_even_for_numbers_that_are_none(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    writer.write(1, {"loss": 0.5})
+    writer.write(2, {"loss": float("nan")})
+    # Flushed line by line: a reader need not wait for the end.
+    assert [json.loads(line) for line in path.read_text().splitlines()] == [
+        {"step": 1, "loss": 0.5},
+        {"step": 2, "loss": None},
+    ]
+    writer.close()
+
+
+def test_resuming_cuts_back_what_came_after_the_checkpoint(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    writer = JsonlWriter(path)
+    for step in (1, 2, 3):
+        writer.write(step, {"loss": float(step)})
+    writer.close()
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')  # torn by a crash
+    writer = JsonlWriter(path, resume_at=2)
+    writer.write(3, {"loss": 33.0})
+    writer.close()
+    assert [(record["step"], record["loss"]) for record in read_metrics(path)] == [(1, 1.0), (2, 2.0), (3, 33.0)]
+
+
+def test_tensorboard_writes_event_files(tmp_path):
+    writer = TensorBoardWriter(tmp_path)
+    writer.write(1, {"loss": 0.5})
+    writer.close()
+    assert any("tfevents" in file.name for file in tmp_path.iterdir())
+
+
+def test_a_missing_wandb_is_told_with_the_command_that_installs_it():
+    try:
+        import wandb  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"jaxtune\[wandb\]"):
+            WandbWriter("project", "run", {})
+    else:
+        pytest.skip("wandb is installed here")
