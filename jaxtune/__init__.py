@@ -58,7 +58,36 @@ _HOMES = {
     "save_adapter": "updates",
 }
 
-__all__ = sorted(_HOMES)
+__all__ = [
+    "Config",
+    "DataConfig",
+    "Decoder",
+    "DecoderConfig",
+    "FrozenRule",
+    "FullRule",
+    "LowRankRule",
+    "OptimizerConfig",
+    "SourceConfig",
+    "Study",
+    "TrainConfig",
+    "TrainState",
+    "Trainer",
+    "UpdatePlan",
+    "UserError",
+    "evaluation_batches",
+    "load_adapter",
+    "load_config",
+    "load_model",
+    "load_tokenizer",
+    "make_examples",
+    "make_mesh",
+    "merge_adapters",
+    "open_source",
+    "save_adapter",
+    "save_model",
+    "train",
+    "train_batches",
+]
 
 
 def __getattr__(name: str) -> Any:

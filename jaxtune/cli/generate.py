@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.config import with_overrides
     from jaxtune.data import encode_prompts
     from jaxtune.errors import UserError
-    from jaxtune.evaluation import answer_texts
+    from jaxtune.evaluation.text import answer_texts
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
 

@@ -75,7 +75,9 @@ def run(arguments: argparse.Namespace) -> int:
     ]
     rows += [{"": f"seconds per step, {name}", "value": value} for name, value in result["seconds_per_step"].items()]
     rows += [{"": f"bytes, {name}", "value": value} for name, value in result["memory"].items()]
-    text = table(rows, title=f"{arguments.steps} steps of {trainer.config.batch_size} × {trainer.config.sequence_length}")
+    text = table(
+        rows, title=f"{arguments.steps} steps of {trainer.config.batch_size} × {trainer.config.sequence_length}"
+    )
     if result["trace"]:
         text += f"\ntrace in {result['trace']} (tensorboard --logdir, or ui.perfetto.dev)"
     emit(result, arguments.json, text)

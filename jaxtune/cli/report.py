@@ -12,7 +12,9 @@ EXAMPLE = "jaxtune report runs/quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run", metavar="RUN_DIR|CONFIG", help="a study's directory, or the YAML file it was started with")
+    parser.add_argument(
+        "run", metavar="RUN_DIR|CONFIG", help="a study's directory, or the YAML file it was started with"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys, when a YAML file is given")
     add_json_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="check that there is a study; write nothing")

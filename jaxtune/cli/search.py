@@ -74,7 +74,11 @@ def _text(summary: Mapping[str, Any], run_dir: str) -> str:
     ]
     best, budget = summary["best"], summary["budget"]
     compared = [
-        {"": "winner (trial " + str(best["trial"]) + ")", "validation": best["final_score"], "test": best["test_score"]},
+        {
+            "": "winner (trial " + str(best["trial"]) + ")",
+            "validation": best["final_score"],
+            "test": best["test_score"],
+        },
         {
             "": "reference",
             "validation": summary["baseline"]["final_score"],

@@ -15,8 +15,9 @@ import numpy as np
 from jaxtune.config import Config, with_overrides
 from jaxtune.data import BatchIterator, Example, evaluation_batches, make_examples, open_source, train_batches
 from jaxtune.errors import UserError
-from jaxtune.evaluation import Evaluator, Generator
-from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config, resolve_path, split
+from jaxtune.evaluation.evaluator import Evaluator, answer_generator
+from jaxtune.evaluation.generation import Generator
+from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config, resolve_path
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
 from jaxtune.training.trainer import Trainer
@@ -114,28 +115,20 @@ class Experiment:
     @cached_property
     def generator(self) -> Generator:
         """Greedy generation for task metrics, compiled once for all trials."""
-        static, _ = split(self.model)
-        settings = self.config.evaluation
-        return Generator(
-            static,
-            max_new_tokens=settings.max_new_tokens,
-            batch_size=settings.batch_size,
-            eos_ids=self._end_tokens(),
-            pad_id=self.tokenizer.pad_token_id or 0,
-            mesh=self.model.mesh,
-        )
+        return answer_generator(self.model, self.tokenizer, self.config.evaluation)
 
     def evaluator(self, part: Part) -> Evaluator | None:
         """Generates and scores the answers of a split; None without a task or without the split."""
         if part not in self.examples or self.config.evaluation.task == "none":
             return None
-        return Evaluator(self.examples[part], self.generator, self.tokenizer, self.config.evaluation)
-
-    def _end_tokens(self) -> tuple[int, ...]:
-        ends = {*self.model.config.eos_token_ids}
-        if self.tokenizer.eos_token_id is not None:
-            ends.add(self.tokenizer.eos_token_id)
-        return tuple(sorted(ends))
+        return Evaluator(
+            self.examples[part],
+            self.generator,
+            self.tokenizer,
+            self.config.evaluation,
+            explode=self.config.data.explode,
+            key=f"data.{part}",
+        )
 
     def _open(self, config: Config, part: Part) -> Sequence[Example]:
         key = f"data.{part}"

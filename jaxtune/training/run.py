@@ -77,7 +77,7 @@ def train(
 
     def evaluate(state: TrainState) -> dict[str, float]:
         assert evaluator is not None
-        return evaluator(*trainer.apply(state)).metrics
+        return evaluator.evaluate(*trainer.apply(state)).metrics
 
     try:
         result = trainer.fit(
@@ -101,7 +101,7 @@ def train(
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
-    if trainer.plan.is_low_rank_only and is_writer():
+    if trainer.plan.is_low_rank_only:
         trainer.save_adapter(directory.path / "adapter", state, base=config.model.path)
         summary["adapter"] = {"path": str(directory.path / "adapter"), "step": exported_step}
     if is_writer():

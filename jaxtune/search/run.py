@@ -1,0 +1,128 @@
+"""A study from configuration to summary: what ``jaxtune search`` does."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.search.space import Space
+from jaxtune.search.study import Event, Study
+from jaxtune.search.summary import write_summary
+from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.fit import Listener
+from jaxtune.training.preflight import preflight
+from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.trainer import Trainer
+
+
+def search(
+    config: Config,
+    *,
+    listener: Callable[[str], Listener] | None = None,
+    on_event: Event | None = None,
+    on_plan: Callable[[Trainer], None] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Runs the study of a configuration in its run directory, or goes on where an earlier process was stopped.
+
+    Args:
+      config: with a ``search`` section.
+      listener: makes the progress display of a trial, given its title.
+      on_event: is told every journal record.
+      on_plan: is told a trainer of the configuration before the first trial.
+      should_stop: asked after every step and between trials.
+
+    Returns:
+      The summary; None if it was stopped before its end.
+
+    Raises:
+      UserError: the input is wrong, the directory holds another run, or every trial diverged.
+    """
+    check_space(config)
+    directory = RunDirectory(config.directory)
+    directory.check(config)
+    if (finished := directory.read_summary()) is not None:
+        return finished
+    experiment = Experiment(config)
+    runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
+    if on_plan:
+        on_plan(experiment.trainer())
+    directory.claim(config)
+    summary = make_study(config, runner, on_event=on_event, stop=should_stop).run()
+    if summary is not None:
+        summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
+        write_summary(directory.path, summary)
+    return summary
+
+
+def make_study(config: Config, runner: TrainerRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
+    """The study of a configuration, over a runner."""
+    settings = search_config(config)
+    reference = reference_overrides(config)
+    return Study(
+        config.directory,
+        settings,
+        runner,
+        direction=direction(settings.objective),
+        reference=reference,
+        base=config.model_dump(mode="json"),
+        reference_config=_reference_in_space(config, reference),
+        known_keys=dotted(config),
+        on_event=on_event,
+        stop=stop,
+    )
+
+
+def check_space(config: Config) -> None:
+    """Tries the bounds of every searched key.
+
+    Raises:
+      UserError: a key does not exist or a bound does not fit it.
+    """
+    settings = search_config(config)
+    for dimension in Space(settings.space, dotted(config)).dimensions:
+        values = dimension.choices or (dimension.decode(dimension.low), dimension.decode(dimension.high))
+        for value in values:
+            with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
+    with_overrides(config, reference_overrides(config), origin="search.reference: ")
+
+
+def _reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
+    assert config.search is not None
+    changed = dotted(with_overrides(config, reference))
+    fixed = dotted(config).keys() - config.search.space.keys()
+    same = changed.keys() == dotted(config).keys() and all(changed[key] == dotted(config)[key] for key in fixed)
+    return with_overrides(config, reference).model_dump(mode="json") if same else {}
+
+
+def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:
+    """The command line that trains the winner by itself."""
+    overrides = [f"{key}={value}" for key, value in configuration.items()]
+    target = f"run_dir={config.directory}-winner"
+    return shlex.join(["jaxtune", "train", str(Path(config.directory) / "config.yaml"), *overrides, target])
+
+
+def preflight_search(config: Config) -> dict[str, Any]:
+    """Everything that can be checked before a study: files, data, space, shapes, memory; writes nothing.
+
+    Raises:
+      UserError: anything that would stop the study is wrong.
+    """
+    check_space(config)
+    checked = preflight(config)
+    settings = search_config(config)
+    early = round(settings.fraction * checked.steps)
+    finished = settings.promote + 1  # the reference is finished as well
+    return {
+        **checked.as_dict(),
+        "trials": settings.trials,
+        "promote": settings.promote,
+        "steps_per_trial": checked.steps,
+        "early_steps": early,
+        "steps": settings.trials * early + finished * (checked.steps - early),
+    }

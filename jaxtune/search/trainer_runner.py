@@ -1,0 +1,232 @@
+"""Trials trained by the trainer: one opened experiment, one compiled program for each shape."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
+
+from jaxtune.config import Config, capacities, dump_config, hyperparameters, program_key, with_overrides
+from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
+from jaxtune.errors import UserError
+from jaxtune.evaluation import EvaluatorResult
+from jaxtune.search.runner import Interrupted, Outcome, TestOutcome
+from jaxtune.search.space import Space
+from jaxtune.search.trial import Trial
+from jaxtune.telemetry.writers import JsonlWriter
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.fit import FitResult, Listener
+from jaxtune.training.run_directory import write_atomically
+from jaxtune.training.state import TrainState
+from jaxtune.training.trainer import Trainer
+
+PAPER_BATCH_SIZE = 16
+
+
+def direction(objective: str) -> Literal["min", "max"]:
+    """Whether an objective is minimised or maximised."""
+    return "min" if objective == "loss" else "max"
+
+
+def search_config(config: Config) -> SearchConfig:
+    """The ``search`` section.
+
+    Raises:
+      UserError: there is none, its objective needs a task that is not configured, or there is no validation split.
+    """
+    search = config.search
+    if search is None:
+        raise UserError("search: this section is required; see configs/quickstart.yaml for an example")
+    if search.objective != "loss" and config.evaluation.task == "none":
+        raise UserError(f"search.objective: {search.objective!r} needs evaluation.task, which is 'none'")
+    if config.data.validation is None:
+        raise UserError("data.validation: a search scores its trials on this split; it is required")
+    return search
+
+
+def reference_overrides(config: Config) -> dict[str, Any]:
+    """What makes trial 0: ``search.reference``, or the paper's values (arXiv:2407.13906).
+
+    Of the paper's: LoRA on q and v with rank 16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up
+    0.1. Where the configuration trains low-rank terms on other modules, those modules are kept and take the paper's
+    rank, alpha and dropout.
+    """
+    assert config.search is not None
+    if config.search.reference:
+        return dict(config.search.reference)
+    paper, optimizer = REFERENCE_UPDATE[0], OptimizerConfig()
+    overrides: dict[str, Any] = {
+        "optimizer.learning_rate": optimizer.learning_rate,
+        "optimizer.warmup": optimizer.warmup,
+        "optimizer.schedule": optimizer.schedule,
+        "optimizer.weight_decay": optimizer.weight_decay,
+        "train.batch_size": PAPER_BATCH_SIZE,
+    }
+    for index, rule in enumerate(config.update):
+        if isinstance(rule, LowRankRule):
+            overrides |= {
+                f"update.{index}.rank": paper.rank,
+                f"update.{index}.alpha": paper.alpha,
+                f"update.{index}.dropout": paper.dropout,
+            }
+    return overrides
+
+
+class TrainerRunner:
+    """Trains and scores trials of one study in this process.
+
+    Args:
+      experiment: the opened configuration with its ``search`` section.
+      listener: makes the progress display of a trial, given its title.
+      should_stop: asked after every step.
+    """
+
+    def __init__(
+        self,
+        experiment: Experiment,
+        *,
+        listener: Callable[[str], Listener] | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        self.experiment = experiment
+        self.search = search_config(experiment.config)
+        self._listener, self._should_stop = listener, should_stop
+        self._trainers: dict[str, Trainer] = {}
+        self._space = Space(self.search.space)
+        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.config))]
+        self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
+
+    @property
+    def compilations(self) -> int:
+        """How often a training step was compiled."""
+        return sum(trainer.traces["step"] for trainer in self._trainers.values())
+
+    def configuration(self, overrides: Mapping[str, Any]) -> Config:
+        """The configuration of a trial, resolved.
+
+        Raises:
+          UserError: a value does not fit its key.
+        """
+        changed = with_overrides(self.experiment.given, overrides, origin="search: ")
+        return self.experiment.resolve(changed)
+
+    def total_steps(self, trial: Trial) -> int:
+        """The trial's full length in optimizer steps."""
+        steps = self.configuration(trial.configuration).train.steps
+        assert steps is not None
+        return steps
+
+    def run(self, trial: Trial, until: int) -> Outcome:
+        """Continues a trial from its checkpoint to step ``until`` and scores it on the validation split.
+
+        Raises:
+          Interrupted: it was told to stop; the state is saved.
+        """
+        config = self.configuration(trial.configuration)
+        trainer, values = self._trainer(config), hyperparameters(config)
+        begin = time.perf_counter()
+        trial.directory.mkdir(parents=True, exist_ok=True)
+        write_atomically(trial.directory / "config.yaml", dump_config(config))
+        checkpoints = Checkpoints(trial.directory / "checkpoints")
+        writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
+        scored: dict[str, float] = {}
+
+        def evaluate(state: TrainState) -> dict[str, float]:
+            result = self._task("validation", trainer, state, values)
+            scored.update(result.standard_errors)
+            return result.metrics
+
+        batches = self.experiment.batches(config)
+        try:
+            result = trainer.fit(
+                batches,
+                hyperparameters=values,
+                until=until,
+                validation=self.experiment.validation_batches,
+                evaluate=evaluate if self.search.objective != "loss" else None,
+                checkpoints=checkpoints,
+                writer=writer,
+                listener=self._listener(f"trial {trial.id}") if self._listener else None,
+                should_stop=self._should_stop,
+            )
+        finally:
+            writer.close()
+            batches.close()
+        checkpoints.close()
+        if result.stopped == "signal":
+            raise Interrupted
+        return self._outcome(result, scored, time.perf_counter() - begin)
+
+    def test(self, trial: Trial | None) -> TestOutcome | None:
+        """Measures a finished trial, or the untuned model, on the test split; None without one."""
+        loss_batches = self.experiment.loss_batches("test")
+        if loss_batches is None:
+            return None
+        begin = time.perf_counter()
+        config = self.configuration({} if trial is None else trial.configuration)
+        trainer, values = self._trainer(config), hyperparameters(config)
+        # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
+        state = trainer.init(values)
+        if trial is not None:
+            checkpoints = Checkpoints(trial.directory / "checkpoints")
+            latest = checkpoints.latest_step
+            if latest is None:
+                raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
+            state, _ = checkpoints.restore(latest, state)
+            checkpoints.close()
+        loss = trainer.evaluate(state, loss_batches, values)
+        metrics, score = {"loss": loss.loss}, loss.loss
+        examples: dict[str, list[Any]] = {
+            "per_example": (loss.example_sums / loss.example_weights).tolist(),
+            "weights": loss.example_weights.tolist(),
+        }
+        if self._evaluators["test"] is not None:
+            task = self._task("test", trainer, state, values)
+            metrics |= task.metrics
+            if self.search.objective != "loss":
+                score, examples = task.metrics[self.search.objective], task.per_example(self.search.objective)
+        return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
+
+    def _trainer(self, config: Config) -> Trainer:
+        """The trainer whose compiled step serves this configuration."""
+        key = program_key(config)
+        if key not in self._trainers:
+            ceiling = capacities(config)
+            for variant in self._variants:
+                for name, value in capacities(variant).items():
+                    if name in ceiling:
+                        ceiling[name] = max(ceiling[name], value)
+            for dimension in self._space.dimensions:
+                if dimension.key in ceiling:
+                    values = dimension.choices or (dimension.decode(dimension.high),)
+                    ceiling[dimension.key] = max(ceiling[dimension.key], *map(int, values))
+            self._trainers[key] = self.experiment.trainer(config, capacity=ceiling, dropout=self._drops())
+        return self._trainers[key]
+
+    def _drops(self) -> bool:
+        """Whether any trial may use dropout."""
+        searched = any(key.endswith(".dropout") for key in self._space.keys)
+        return searched or any(
+            isinstance(rule, LowRankRule) and rule.dropout > 0 for variant in self._variants for rule in variant.update
+        )
+
+    def _task(
+        self, part: Literal["validation", "test"], trainer: Trainer, state: TrainState, values: Mapping[str, float]
+    ) -> EvaluatorResult:
+        evaluator = self._evaluators[part]
+        assert evaluator is not None
+        return evaluator.evaluate(*trainer.apply(state, values))
+
+    def _outcome(self, result: FitResult, scored: Mapping[str, float], seconds: float) -> Outcome:
+        metrics = {**result.metrics, **result.evaluation}
+        if result.stopped == "diverged":
+            return Outcome(math.nan, None, result.step, seconds, metrics, diverged=True)
+        if self.search.objective == "loss":
+            score = result.evaluation["validation_loss"]
+            error = result.evaluation.get("validation_loss_standard_error")
+        else:
+            score = result.evaluation[self.search.objective]
+            error = scored.get(self.search.objective)
+        return Outcome(score, error, result.step, seconds, metrics, diverged=not math.isfinite(score))
