@@ -1,0 +1,109 @@
+"""How numbers are written for people: few digits, no noise, one way per quantity."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+Number = int | float
+
+MINUS = "−"
+SPACE = "\u00a0"  # a number stays on one line with its unit
+ABSENT = "–"
+
+_SHARES = ("accuracy", "exact_match", "f1", "precision", "recall")
+_NAMES = {"loss": "validation loss", "exact_match": "exact match", "f1": "F1"}
+
+
+def is_share(metric: str) -> bool:
+    """Whether a metric lies in [0, 1] and is read as a percentage."""
+    return metric.rsplit("/", 1)[-1] in _SHARES
+
+
+def metric_name(metric: str) -> str:
+    """An objective's name in words."""
+    return _NAMES.get(metric, metric.replace("_", " "))
+
+
+def finite(value: Any) -> float | None:
+    """``value`` as a float, or None if it is no finite number (a diverged trial's score, a missing key)."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) else None
+
+
+def number(value: Number | None, digits: int = 4) -> str:
+    """A number to ``digits`` significant digits; very small and very large ones with an exponent (``3.2e-5``)."""
+    if value is None:
+        return ABSENT
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("∞" if value > 0 else f"{MINUS}∞")
+    if value == 0:
+        return "0"
+    if not 1e-2 <= abs(value) < 1e6:
+        mantissa, exponent = f"{value:.{digits - 1}e}".split("e")
+        mantissa = mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa
+        return f"{mantissa}e{int(exponent)}".replace("-", MINUS, 1 if value < 0 else 0)
+    if float(value).is_integer():
+        return f"{int(value):,}".replace("-", MINUS)
+    decimals = max(0, digits - 1 - math.floor(math.log10(abs(value))))
+    text = f"{value:,.{decimals}f}"
+    text = text.rstrip("0").rstrip(".") if "." in text else text
+    return text.replace("-", MINUS)
+
+
+def score(value: Number | None, metric: str) -> str:
+    """A score with the same number of digits in every row: four decimals, or per cent with one."""
+    if value is None:
+        return ABSENT
+    if is_share(metric):
+        return f"{100 * value:.1f}{SPACE}%".replace("-", MINUS)
+    return (f"{value:.4f}" if abs(value) < 1000 else number(value)).replace("-", MINUS)
+
+
+def difference(value: Number | None, metric: str) -> str:
+    """A signed difference of two scores, in points for shares."""
+    if value is None:
+        return ABSENT
+    sign = "+" if value > 0 else (MINUS if value < 0 else "±")
+    return f"{sign}{100 * abs(value):.1f}{SPACE}points" if is_share(metric) else f"{sign}{abs(value):.4f}"
+
+
+def percentage(share: Number) -> str:
+    """A share as a percentage without useless decimals: ``20 %``, ``12.5 %``."""
+    return f"{number(100 * share, 3)}{SPACE}%"
+
+
+def seconds(value: Number | None) -> str:
+    """A duration: ``8.2 s``, ``5 min 12 s``, ``3 h 04 min``."""
+    if value is None:
+        return ABSENT
+    if value < 60:
+        return f"{value:.1f}{SPACE}s" if value < 10 else f"{value:.0f}{SPACE}s"
+    total = round(value)
+    if total < 3600:
+        return f"{total // 60}{SPACE}min {total % 60:02d}{SPACE}s"
+    return f"{total // 3600}{SPACE}h {total % 3600 // 60:02d}{SPACE}min"
+
+
+def setting(value: Any) -> str:
+    """A configuration value as shown in tables and tooltips (the command line keeps the exact one)."""
+    if value is None:
+        return "not set"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int):
+        return str(value)
+    if isinstance(value, float):
+        return number(value, 3)
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key}: {setting(item)}" for key, item in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(setting(item) for item in value)
+    return str(value)
+
+
+def count(amount: int, singular: str, plural: str | None = None) -> str:
+    """``1 trial``, ``12 trials``."""
+    return f"{amount:,} {singular if amount == 1 else plural or singular + 's'}"

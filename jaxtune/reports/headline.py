@@ -1,0 +1,254 @@
+"""What the page says first: which configuration won, by how much, how to run it again, and what was saved."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.config.loading import parse_value
+from jaxtune.errors import UserError
+from jaxtune.reports import formatting
+from jaxtune.reports.records import StudyRecord, TrialRecord
+
+
+@dataclasses.dataclass(frozen=True)
+class Winner:
+    """The best trial so far.
+
+    Attributes:
+      trial: the trial.
+      final: it was trained to the end; otherwise it leads by its early score.
+    """
+
+    trial: TrialRecord
+    final: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Contestant:
+    """A row of the comparison.
+
+    Attributes:
+      name: "winner", "reference", "untuned model".
+      validation, test: scores as text.
+      validation_gain, test_gain: differences to the reference as text, "" for the reference itself.
+    """
+
+    name: str
+    validation: str
+    validation_gain: str
+    test: str
+    test_gain: str
+
+
+def find_winner(study: StudyRecord) -> Winner | None:
+    """The summary's best trial; before there is one, the best finished trial, then the best by early score."""
+    named = (study.summary.get("best") or {}).get("trial")
+    for trial in study.trials:
+        if trial.id == named:
+            return Winner(trial, trial.final_score is not None)
+    if done := study.best_first(study.finished, "final_score"):
+        return Winner(done[0], final=True)
+    leading = study.best_first([trial for trial in study.trials if trial.status != "failed"], "early_score")
+    return Winner(leading[0], final=False) if leading else None
+
+
+def is_running(study: StudyRecord) -> bool:
+    """Whether the study has no final result yet."""
+    return not study.summary.get("best")
+
+
+def verdict(study: StudyRecord, winner: Winner | None) -> str:
+    """The page's first sentence."""
+    tried = formatting.count(len(study.trials), "trial")
+    metric = formatting.metric_name(study.objective)
+    if winner is None:
+        failed = sum(trial.status == "failed" for trial in study.trials)
+        return f"No trial has a score yet: {tried} started, {failed} failed."
+    trial = winner.trial
+    if not winner.final:
+        score = formatting.score(trial.early_score, study.objective)
+        subject = "The reference configuration" if trial.reference else f"Trial {trial.id}"
+        share = formatting.percentage(study.fraction)
+        return f"{subject} leads after {tried}: {metric} {score} at {share} of its steps."
+    score = formatting.score(trial.final_score, study.objective)
+    if trial.reference:
+        others = formatting.count(len(study.trials) - 1, "other trial")
+        return f"The reference configuration was not beaten: {metric} {score}, ahead of {others}."
+    reference = reference_final(study)
+    against = (
+        f", against {formatting.score(reference, study.objective)} for the reference" if reference is not None else ""
+    )
+    return f"Trial {trial.id} is the best of {tried}: {metric} {score}{against}."
+
+
+def reference_final(study: StudyRecord) -> float | None:
+    """The reference configuration's validation score at the end."""
+    given = formatting.finite((study.summary.get("baseline") or {}).get("final_score"))
+    if given is not None:
+        return given
+    return next((trial.final_score for trial in study.trials if trial.reference), None)
+
+
+def comparison(study: StudyRecord, winner: Winner | None) -> list[Contestant]:
+    """Winner, reference and untuned model side by side; [] until a trial is finished."""
+    best, baseline, untuned = (study.summary.get(name) or {} for name in ("best", "baseline", "untuned"))
+    if winner is None or not winner.final:
+        return []
+    rows: list[tuple[str, float | None, float | None]] = [
+        (f"Trial {winner.trial.id} (winner)", winner.trial.final_score, formatting.finite(best.get("test_score")))
+    ]
+    reference = reference_final(study), formatting.finite(baseline.get("test_score"))
+    if winner.trial.reference:
+        rows = [("Reference (winner)", *rows[0][1:])]
+        reference = rows[0][1], rows[0][2]
+    else:
+        rows.append(("Reference (trial 0)", *reference))
+    if (before := formatting.finite(untuned.get("test_score"))) is not None:
+        rows.append(("Untuned model", None, before))
+
+    def gain(name: str, value: float | None, base: float | None) -> str:
+        if value is None or base is None or name.startswith("Reference"):
+            return ""
+        return formatting.difference(value - base, study.objective)
+
+    return [
+        Contestant(
+            name,
+            formatting.score(validation, study.objective),
+            gain(name, validation, reference[0]),
+            formatting.score(test, study.objective),
+            gain(name, test, reference[1]),
+        )
+        for name, validation, test in rows
+    ]
+
+
+def test_sentence(study: StudyRecord, winner: Winner | None) -> str:
+    """What the test split says about winner and reference, with the paired bootstrap interval where there is one."""
+    best = study.summary.get("best") or {}
+    if winner is None or not winner.final:
+        return "The test split is measured once, at the end, on the best finished trial."
+    if formatting.finite(best.get("test_score")) is None:
+        return "There is no test score: the configuration names no test split (data.test), or the test has not run yet."
+    if winner.trial.reference:
+        return ""
+    interval = study.summary.get("test_difference") or {}
+    low, high = formatting.finite(interval.get("low")), formatting.finite(interval.get("high"))
+    if low is None or high is None:
+        return "No bootstrap interval is in the summary, so the test difference may be chance."
+    confidence = formatting.percentage(formatting.finite(interval.get("confidence")) or 0.95)
+    ends = " to ".join(formatting.difference(end, study.objective) for end in (low, high))
+    if low <= 0 <= high:
+        meaning = "it includes zero: on this test split winner and reference cannot be told apart"
+    else:
+        better = high < 0 if study.direction == "min" else low > 0
+        meaning = f"it excludes zero: the winner is {'better' if better else 'worse'} on the test split too"
+    return f"Paired bootstrap of the test difference to the reference, {confidence} interval: {ends}; {meaning}."
+
+
+def test_measures(study: StudyRecord, winner: Winner | None) -> tuple[list[str], list[list[str]]]:
+    """Everything measured on the test split: column names, and a row per measure; no rows where there is nothing."""
+    best, baseline, untuned = (study.summary.get(name) or {} for name in ("best", "baseline", "untuned"))
+    columns = {"winner": best, "reference": baseline, "untuned": untuned}
+    if winner is not None and winner.trial.reference:
+        del columns["winner"]
+    measured = {name: entry["test_metrics"] for name, entry in columns.items() if entry.get("test_metrics")}
+    names = dict.fromkeys(key for metrics in measured.values() for key in metrics)
+    rows = [
+        [name, *(formatting.score(formatting.finite(m.get(name)), name) for m in measured.values())] for name in names
+    ]
+    return ["Measure", *measured], rows
+
+
+def settings(study: StudyRecord, winner: Winner) -> list[dict[str, Any]]:
+    """The winner's configuration, key by key, beside the reference's and what was searched."""
+    reference = next((trial.configuration for trial in study.trials if trial.reference), {})
+    keys = dict.fromkeys([*study.keys, *winner.trial.configuration])
+    rows = []
+    for key in keys:
+        mine, theirs = winner.trial.configuration.get(key), reference.get(key)
+        rows.append(
+            {
+                "key": key,
+                "value": formatting.setting(mine),
+                "reference": formatting.setting(theirs),
+                "changed": mine != theirs,
+                "searched": searched(study.space.get(key) or {}),
+            }
+        )
+    return rows
+
+
+def searched(dimension: Mapping[str, Any]) -> str:
+    """A dimension in words: ``1e-5 to 1e-2, log-uniform``."""
+    for kind, value in dimension.items():
+        if kind == "choice":
+            return "one of " + ", ".join(formatting.setting(choice) for choice in value)
+        words = {"log_uniform": "log-uniform", "power_of_two": "powers of two"}.get(kind, kind)
+        return f"{formatting.setting(value[0])} to {formatting.setting(value[1])}, {words}"
+    return "not searched"
+
+
+def command(study: StudyRecord, winner: Winner) -> str:
+    """The command line that trains the winner again: the summary's, or built from its overrides."""
+    given = (study.summary.get("best") or {}).get("command")
+    if given and (study.summary.get("best") or {}).get("trial") == winner.trial.id:
+        return shlex.join(given) if isinstance(given, list) else str(given)
+    directory = str(study.directory).rstrip("/")
+    overrides = {**winner.trial.configuration, "run_dir": f"{directory}-winner"}
+    words = [f"{key}={override_text(value)}" for key, value in overrides.items()]
+    return shlex.join(["jaxtune", "train", f"{directory}/config.yaml", *words])
+
+
+def override_text(value: Any) -> str:
+    """A value as the right side of an override; reading it gives the same value again."""
+    if isinstance(value, str):
+        try:
+            same = parse_value(value) == value
+        except UserError:
+            same = False
+        return value if same else json.dumps(value)
+    return json.dumps(value)
+
+
+def budget(study: StudyRecord) -> dict[str, Any] | None:
+    """Steps run against steps if every trial had been finished; None until the summary has them."""
+    given = study.summary.get("budget") or {}
+    run, whole = formatting.finite(given.get("steps_run")), formatting.finite(given.get("steps_if_all_finished"))
+    if run is None or not whole:
+        return None
+    saved = 1 - run / whole
+    compilations = given.get("compilations")
+    return {
+        "run": formatting.number(run, 9),
+        "whole": formatting.number(whole, 9),
+        "share": round(100 * min(1.0, run / whole), 1),
+        "saved": formatting.percentage(max(0.0, saved)),
+        "times": f"{whole / run:.1f}" if run else formatting.ABSENT,
+        "seconds": formatting.seconds(formatting.finite(given.get("seconds"))),
+        "compilations": formatting.ABSENT if compilations is None else str(compilations),
+    }
+
+
+def agreement(study: StudyRecord) -> dict[str, str] | None:
+    """The rank agreement of early and final scores as text; None until there is one."""
+    given = study.summary.get("rank_agreement") or {}
+    spearman, kendall = formatting.finite(given.get("spearman")), formatting.finite(given.get("kendall"))
+    if spearman is None and kendall is None:
+        return None
+    finished = given.get("finished") or len(study.finished)
+    overlap, top_k = given.get("top_k_overlap"), given.get("top_k")
+    return {
+        "spearman": formatting.number(spearman, 3),
+        "kendall": formatting.number(kendall, 3),
+        "overlap": f"{formatting.number(overlap)} of {top_k}" if overlap is not None and top_k else "",
+        "over": (
+            f"over all {finished} trials that did not diverge"
+            if given.get("basis") == "all"
+            else f"over the {finished} finished trials; the others were stopped early, so this says nothing about them"
+        ),
+    }

@@ -1,0 +1,175 @@
+"""``report.html``: one file that holds everything, so that it can be mailed, printed and opened without a network.
+
+Figures are inline SVG drawn here; a small script adds pointing, walking by keyboard, filters, sorting and copying, and
+the page says all it has to say without it.
+"""
+
+from __future__ import annotations
+
+import base64
+import functools
+import hashlib
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import jinja2
+from markupsafe import Markup
+
+from jaxtune.reports import figures, formatting, headline, space_figures
+from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
+
+REPORT = "report.html"
+
+
+def write_report(run_dir: str | Path) -> Path:
+    """Renders ``report.html`` of a study, finished or not, from the files in its directory alone.
+
+    Args:
+      run_dir: a directory with ``trials.jsonl``; ``summary.json`` and ``trials/<id>/metrics.jsonl`` are used where they
+        are there. The page is replaced in one piece.
+
+    Returns:
+      The page's path.
+
+    Raises:
+      UserError: there is no study in ``run_dir``; the message names the nearest directory that has one.
+    """
+    directory = Path(run_dir)
+    page = render(read_study(directory))
+    target = directory / REPORT
+    handle, temporary = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=directory)
+    with os.fdopen(handle, "w", encoding="utf-8") as file:
+        file.write(page)
+    os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the page from a web server or a colleague
+    os.replace(temporary, target)
+    return target
+
+
+def render(study: StudyRecord) -> str:
+    """The page as HTML."""
+    script = _asset("report.js")
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    winner = headline.find_winner(study)
+    leader = winner.trial.id if winner else None
+    return (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            study=study,
+            style=Markup(_asset("report.css")),
+            script=Markup(script),
+            # Only this very script may run: text that slipped through the escaping still could not.
+            script_source=f"'sha256-{digest}'",
+            running=headline.is_running(study),
+            facts=facts(study),
+            winner=winner,
+            verdict=headline.verdict(study, winner),
+            comparison=headline.comparison(study, winner),
+            test_sentence=headline.test_sentence(study, winner),
+            measures=headline.test_measures(study, winner),
+            settings=headline.settings(study, winner) if winner else [],
+            command=headline.command(study, winner) if winner else "",
+            budget=headline.budget(study),
+            agreement=headline.agreement(study),
+            status_words=figures.STATUS_WORDS,
+            convergence=figures.convergence(study, leader),
+            early_final=figures.early_against_final(study, leader),
+            parallel=space_figures.parallel_coordinates(study, leader),
+            ramp=range(space_figures.RAMP),
+            dependence=space_figures.partial_dependence(study),
+            importance=sorted(space_figures.importances(study).items(), key=lambda item: -item[1]),
+            curves=figures.learning_curves(study, leader),
+            short_key=space_figures.short_key,
+            trials=[trial_row(study, trial, leader) for trial in study.trials],
+            failures=[trial for trial in study.trials if trial.status == "failed"],
+            cards={trial.id: card(study, trial, leader) for trial in study.trials},
+            percent=formatting.percentage,
+            metric=formatting.metric_name(study.objective),
+            count=formatting.count,
+        )
+    )
+
+
+@functools.cache
+def _environment() -> jinja2.Environment:
+    return jinja2.Environment(
+        loader=jinja2.PackageLoader("jaxtune.reports"),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+
+
+def _asset(name: str) -> str:
+    return resources.files("jaxtune.reports").joinpath("templates", name).read_text(encoding="utf-8")
+
+
+def facts(study: StudyRecord) -> list[tuple[str, str]]:
+    """The line under the title: model, data, objective, how many trials."""
+    model = (study.config.get("model") or {}).get("path")
+    data = (study.config.get("data") or {}).get("train")
+    source = data.get("path") if isinstance(data, dict) else data
+    lower = "lower is better" if study.direction == "min" else "higher is better"
+    states = [trial.status for trial in study.trials]
+    told = f"{len(states)} of {study.planned}" if study.planned > len(states) else str(len(states))
+    told += f", {states.count('finished')} finished" + (
+        f", {states.count('failed')} failed" if "failed" in states else ""
+    )
+    given = [
+        ("Model", model),
+        ("Data", source),
+        ("Objective", f"{formatting.metric_name(study.objective)}, {lower}"),
+        ("Trials", told),
+        ("Scored after", f"{formatting.percentage(study.fraction)} of the steps"),
+    ]
+    return [(name, str(value)) for name, value in given if value]
+
+
+def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str, Any]:
+    """A row of the table of all trials: cells as text, with the numbers to sort by."""
+    score, number = study.objective, formatting.number
+    cells: list[tuple[str, Any]] = [
+        (formatting.setting(trial.configuration.get(key)), trial.configuration.get(key)) for key in study.keys
+    ]
+    return {
+        "id": trial.id,
+        "status": trial.status,
+        "name": figures.winner_name(study, winner) if trial.id == winner else ("reference" if trial.reference else ""),
+        "reason": trial.reason,
+        "settings": [(text, sort_key(value)) for text, value in cells],
+        "scores": [
+            (formatting.score(trial.early_score, score), sort_key(trial.early_score)),
+            (formatting.score(trial.final_score, score), sort_key(trial.final_score)),
+            (number(trial.steps, 9) if trial.steps else formatting.ABSENT, trial.steps),
+            (formatting.seconds(trial.seconds), sort_key(trial.seconds)),
+        ],
+    }
+
+
+def sort_key(value: Any) -> str:
+    """What a cell is sorted by: a number's exact text, "" for nothing, else the text."""
+    if value is None:
+        return ""
+    return repr(value) if isinstance(value, int | float) and not isinstance(value, bool) else formatting.setting(value)
+
+
+def card(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str, Any]:
+    """What is shown when a trial is pointed at."""
+    word = figures.STATUS_WORDS[trial.status]
+    named = (figures.winner_name(study, winner), trial.id == winner), ("reference", trial.reference)
+    roles = [name for name, holds in named if holds]
+    early = formatting.score(trial.early_score, study.objective)
+    if trial.early_score is not None and trial.early_error:
+        early += f" ± {formatting.difference(trial.early_error, study.objective).lstrip('+')}"
+    lines = [("early score", early), ("final score", formatting.score(trial.final_score, study.objective))]
+    if trial.reason and trial.early_score is None:
+        lines = [("reason", trial.reason)]
+    lines += [
+        (space_figures.short_key(key, study.keys), formatting.setting(trial.configuration.get(key)))
+        for key in study.keys
+    ]
+    return {"title": f"Trial {trial.id}: {', '.join([*roles, word])}", "lines": lines}
