@@ -1,1 +1,28 @@
 """Evaluation: loss with its standard error, batched generation, and task metrics of the generated answers."""
+
+from jaxtune.evaluation.evaluator import Evaluator, EvaluatorResult, answer_generator, documents
+from jaxtune.evaluation.extraction import ExtractionResult, extraction_metrics, normalize
+from jaxtune.evaluation.generation import Generator
+from jaxtune.evaluation.loss import LossResult, LossTotals, evaluate_loss, token_losses
+from jaxtune.evaluation.statistics import PairedDifference, paired_bootstrap, ratio
+from jaxtune.evaluation.text import answer_texts, stop_token_ids
+
+__all__ = [
+    "Evaluator",
+    "EvaluatorResult",
+    "ExtractionResult",
+    "Generator",
+    "LossResult",
+    "LossTotals",
+    "PairedDifference",
+    "answer_generator",
+    "answer_texts",
+    "documents",
+    "evaluate_loss",
+    "extraction_metrics",
+    "normalize",
+    "paired_bootstrap",
+    "ratio",
+    "stop_token_ids",
+    "token_losses",
+]

@@ -1,0 +1,252 @@
+"""Batched generation with a key-value cache, compiled once per shape."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Collection, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
+
+from jaxtune.errors import UserError
+from jaxtune.evaluation.sampling import Sampling, sample
+from jaxtune.models.cache import Cache, init_cache
+from jaxtune.models.declarations import Params
+from jaxtune.models.decoder import merge
+from jaxtune.models.linear import LowRankAdapter
+from jaxtune.parallel.sharding import named_sharding, replicated
+
+SHORTEST_BUCKET = 32
+"""Prompts up to this many tokens share one compiled shape."""
+
+FINE_FROM = 256
+"""Above this many tokens there are two shapes for each doubling."""
+
+
+def prompt_bucket(length: int) -> int:
+    """The padded length that prompts of ``length`` tokens are computed at: 32, 64, 128, 256, 384, 512, 768, 1024, ...
+
+    Doubling, with a step between from 256 on. A program takes seconds to compile, so short prompts, whose padding costs
+    little, share few; a long prompt is padded by less than half of its length. 12 programs reach to 4096 tokens;
+    multiples of 32 would be 128.
+    """
+    power = max(SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length())
+    between = power // 4 * 3
+    return between if between >= max(length, FINE_FROM) else power
+
+
+class _Loop(NamedTuple):
+    """What the decode loop carries."""
+
+    step: Int32[Array, ""]
+    tokens: Int32[Array, "b new"]
+    counts: Int32[Array, " b"]
+    done: Bool[Array, " b"]
+    cache: Cache
+
+
+class Generator:
+    """Continues prompts with one model; adapters and parameters are arguments, so trials share its programs.
+
+    A program is compiled for each prompt bucket (:func:`prompt_bucket`), one for greedy decoding and one for sampling.
+    Parameters, adapters, the tokens that end an answer and the sampling settings are traced. Prompts are sorted by
+    length, so that a batch holds prompts of like length, and padded on the left. The decode loop ends when every row of
+    the batch has ended.
+
+    The model's longest context is not enforced, as in training.
+    """
+
+    def __init__(
+        self,
+        static: nnx.GraphDef,
+        *,
+        max_new_tokens: int,
+        batch_size: int,
+        eos_ids: Collection[int],
+        pad_id: int,
+        stop_ids: Collection[int] = (),
+        mesh: Mesh | None = None,
+    ):
+        """Prepares generation; nothing is compiled before the first call.
+
+        Args:
+          static: the static part of :func:`jaxtune.models.decoder.split`.
+          max_new_tokens: most tokens generated for a prompt, the ending one included.
+          batch_size: rows of a batch; rounded up to a multiple of the mesh's batch shards.
+          eos_ids: tokens that end an answer and do not belong to it.
+          pad_id: fills up short prompts; any valid id does, as padding is never seen.
+          stop_ids: tokens that end an answer and belong to it, as their text may begin with the answer's last letters;
+            see :func:`jaxtune.evaluation.text.stop_token_ids`.
+          mesh: the mesh that the parameters lie on.
+        """
+        if max_new_tokens < 1 or batch_size < 1:
+            raise ValueError(f"max_new_tokens ({max_new_tokens}) and batch_size ({batch_size}) must be at least 1")
+        shards = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
+        self.max_new_tokens = max_new_tokens
+        self.batch_size = -(-batch_size // shards) * shards
+        self.eos_ids = frozenset(eos_ids)
+        self.stop_ids = frozenset(stop_ids)
+        self.pad_id = pad_id
+        self.mesh = mesh
+        self._traces = 0
+        self._program = jax.jit(
+            functools.partial(self._generate, static),
+            out_shardings=None if mesh is None else replicated(mesh),
+        )
+
+    @property
+    def compilations(self) -> int:
+        """How many programs have been traced, hence compiled, so far."""
+        return self._traces
+
+    def __call__(
+        self,
+        params: Params,
+        adapters: dict[str, LowRankAdapter] | None,
+        prompts: Sequence[Sequence[int]],
+        *,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+    ) -> list[list[int]]:
+        """Generates one continuation for each prompt.
+
+        In a run of several processes all of them make the same call and all get the result.
+
+        Args:
+          params: the parameters, as :func:`jaxtune.models.decoder.split` or ``ResolvedPlan.apply`` gives them.
+          adapters: low-rank adapters by module path, or None. Their structure and shapes are compiled for, their values
+            are not.
+          prompts: token ids of each prompt, special tokens in front included; at least one token each.
+          temperature: 0 takes the likeliest token; above 0 logits are divided by it and a token is drawn.
+          top_k: draw among the k likeliest tokens; 0 for all.
+          top_p: draw among the fewest likeliest tokens whose probabilities sum to this (arXiv:1904.09751); 1 for all.
+          seed: of the draws. A prompt's draws depend on it and on the prompt's place in ``prompts``, not on batches.
+
+        Returns:
+          Generated ids in the order of the prompts, without the end-of-text token, with the stopping token.
+
+        Raises:
+          UserError: a prompt is empty or holds an id outside the vocabulary, or a sampling setting is out of range.
+        """
+        vocabulary = params["embed.table"].shape[0]
+        _check(prompts, vocabulary, temperature, top_k, top_p)
+        ends = np.zeros(vocabulary, bool)
+        ends[sorted(token for token in self.eos_ids | self.stop_ids if token < vocabulary)] = True
+        sampling = None
+        if temperature > 0:
+            sampling = Sampling(
+                temperature=np.float32(temperature),
+                top_k=np.int32(top_k),
+                top_p=np.float32(top_p),
+                seed=np.uint32(seed),
+            )
+        results: list[list[int]] = [[] for _ in prompts]
+        order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
+        for start in range(0, len(order), self.batch_size):
+            chosen = order[start : start + self.batch_size]
+            tokens, lengths, rows = self._batch(prompts, chosen)
+            generated, counts = self._program(params, adapters or {}, tokens, lengths, rows, ends, sampling)
+            for row, ids, count in zip(chosen, np.asarray(generated), np.asarray(counts), strict=False):
+                answer = ids[:count].tolist()
+                results[row] = answer[:-1] if answer[-1] in self.eos_ids else answer
+        return results
+
+    def _batch(
+        self, prompts: Sequence[Sequence[int]], chosen: Sequence[int]
+    ) -> tuple[Int32[Array, "b s"], Int32[Array, " b"], Int32[Array, " b"]]:
+        """Left-padded tokens, prompt lengths, and each row's place among the prompts (-1: an empty row)."""
+        width = prompt_bucket(max(len(prompts[row]) for row in chosen))
+        tokens = np.full((self.batch_size, width), self.pad_id, np.int32)
+        lengths = np.ones(self.batch_size, np.int32)
+        rows = np.full(self.batch_size, -1, np.int32)
+        for place, row in enumerate(chosen):
+            tokens[place, width - len(prompts[row]) :] = prompts[row]
+            lengths[place], rows[place] = len(prompts[row]), row
+        return self._placed(tokens), self._placed(lengths), self._placed(rows)
+
+    def _placed(self, array: Shaped[np.ndarray, "b ..."]) -> Shaped[Array, "b ..."]:
+        """The host array, the same in every process, cut over the mesh's batch axes."""
+        if self.mesh is None:
+            return jnp.asarray(array)
+        sharding = named_sharding(("batch", *[None] * (array.ndim - 1)), array.shape, self.mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    def _generate(
+        self,
+        static: nnx.GraphDef,
+        params: Params,
+        adapters: dict[str, LowRankAdapter],
+        prompts: Int32[Array, "b s"],
+        lengths: Int32[Array, " b"],
+        rows: Int32[Array, " b"],
+        ends: Bool[Array, " vocab"],
+        sampling: Sampling | None,
+    ) -> tuple[Int32[Array, "b new"], Int32[Array, " b"]]:
+        """The program: prefill, then one token for every row until all are done. Gives tokens and their counts."""
+        self._traces += 1  # A side effect of tracing on purpose: it runs once for each program.
+        model = merge(static, params)
+        batch, width = prompts.shape
+        keys = (
+            None if sampling is None else jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), rows)
+        )
+
+        def choose(states: Float[Array, "b 1 d"], step: Int[Array, ""]) -> Int32[Array, " b"]:
+            logits = model.logits(states, adapters=adapters)[:, 0]
+            if sampling is None or keys is None:
+                return jnp.argmax(logits, axis=-1).astype(jnp.int32)
+            return sample(logits, sampling, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
+
+        segments = (jnp.arange(width) >= width - lengths[:, None]).astype(jnp.int32)
+        # The last generated token is never fed back, hence one slot less.
+        cache = init_cache(model.config, batch, width + self.max_new_tokens - 1, model.dtype)
+        states, cache = model.hidden(prompts, None, segments, adapters=adapters, cache=cache)
+        first = choose(states[:, -1:], jnp.int32(0))
+        empty = rows < 0
+        start = _Loop(
+            step=jnp.int32(1),
+            tokens=jnp.full((batch, self.max_new_tokens), self.pad_id, jnp.int32).at[:, 0].set(first),
+            counts=jnp.ones_like(lengths),
+            done=ends[first] | empty,
+            cache=cache,
+        )
+
+        def more(loop: _Loop) -> Bool[Array, ""]:
+            return (loop.step < self.max_new_tokens) & ~jnp.all(loop.done)
+
+        def decode(loop: _Loop) -> _Loop:
+            last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, axis=1)
+            states, cache = model.hidden(last, adapters=adapters, cache=loop.cache)
+            token = choose(states, loop.step)
+            return _Loop(
+                step=loop.step + 1,
+                tokens=loop.tokens.at[:, loop.step].set(token),
+                counts=loop.counts + ~loop.done,
+                done=loop.done | ends[token],
+                cache=cache,
+            )
+
+        final = jax.lax.while_loop(more, decode, start)
+        return final.tokens, final.counts
+
+
+def _check(prompts: Sequence[Sequence[int]], vocabulary: int, temperature: float, top_k: int, top_p: float) -> None:
+    for number, prompt in enumerate(prompts):
+        if not len(prompt):
+            raise UserError(f"prompt {number} is empty: generation needs at least one token to begin with")
+        wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
+        if wrong is not None:
+            raise UserError(f"prompt {number} holds token id {wrong}, but the model's vocabulary has {vocabulary}")
+    if not temperature >= 0:
+        raise UserError(f"temperature must not be negative, got {temperature}")
+    if top_k < 0:
+        raise UserError(f"top_k must be at least 1, or 0 for all tokens, got {top_k}")
+    if not 0 < top_p <= 1:
+        raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")
