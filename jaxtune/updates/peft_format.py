@@ -1,0 +1,148 @@
+"""The layout of a PEFT adapter directory: file and tensor names, and how PEFT reads its patterns.
+
+As PEFT 0.21 does it. Writing is in :mod:`jaxtune.updates.peft_export`, reading in :mod:`jaxtune.updates.peft_import`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+
+from jaxtune.config.schema import PositiveInt, Probability
+from jaxtune.errors import UserError
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import linear_modules
+from jaxtune.models.families import checkpoint_module
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+PICKLE_FILE = "adapter_model.bin"
+
+
+def _expression(text: str) -> str:
+    try:
+        re.compile(text)
+    except re.error as error:
+        raise ValueError(f"{text!r} is no regular expression ({error})") from error
+    return text
+
+
+Expression = Annotated[str, AfterValidator(_expression)]
+PositiveNumber = Annotated[int | float, Field(gt=0)]
+_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
+
+
+def tensor_name(module: str, part: str) -> str:
+    """The name of A (rank, in) or B (out, rank) of a module, which has the name that it has in transformers."""
+    return f"base_model.model.{module}.lora_{part}.weight"
+
+
+def parse_tensor_name(name: str) -> tuple[str, str] | None:
+    """Module and part of a tensor's name; None if it is no A and no B of a linear module."""
+    found = _TENSOR.fullmatch(name)
+    return None if found is None else (found["module"], found["part"])
+
+
+class AdapterConfig(BaseModel):
+    """``adapter_config.json``, as far as a plain LoRA of linear layers goes.
+
+    These are the keys that every PEFT since 0.6 knows; older releases refuse the rest, so no others are written.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    peft_type: Literal["LORA"] = "LORA"
+    task_type: Literal["CAUSAL_LM"] | None = "CAUSAL_LM"
+    base_model_name_or_path: str | None = None
+    revision: str | None = None
+    inference_mode: bool = True
+    r: PositiveInt = 8
+    lora_alpha: PositiveNumber = 8
+    rank_pattern: dict[Expression, PositiveInt] = {}
+    alpha_pattern: dict[Expression, PositiveNumber] = {}
+    target_modules: Expression | list[str]
+    exclude_modules: Expression | list[str] | None = Field(default=None, exclude=True)
+    layers_to_transform: int | list[int] | None = None
+    layers_pattern: str | list[str] | None = None
+    lora_dropout: Probability = 0.0
+    use_rslora: bool = False
+    init_lora_weights: bool | str = True
+    # PEFT can do these, and they are not read here.
+    use_dora: Literal[False] = False
+    bias: Literal["none"] = "none"
+    fan_in_fan_out: Literal[False] = False
+    modules_to_save: None = None
+
+    def targets(self, module: str) -> bool:
+        """Whether PEFT would put an adapter on a linear module, by its name in transformers."""
+        if self.exclude_modules and _named(module, self.exclude_modules):
+            return False
+        if self.target_modules == "all-linear":
+            return module != "lm_head"
+        by_layer = isinstance(self.target_modules, list) and module not in self.target_modules
+        if self.layers_to_transform not in (None, []) and by_layer:
+            layer = re.match(r".*?\.[^.]*\.(\d+)\.", module)
+            chosen = self.layers_to_transform
+            if layer is None or int(layer[1]) not in (chosen if isinstance(chosen, list) else [chosen]):
+                return False
+        return _named(module, self.target_modules)
+
+    def rank(self, module: str) -> int:
+        """The rank of a module."""
+        key = matching_key(self.rank_pattern, module)
+        return self.r if key is None else self.rank_pattern[key]
+
+    def alpha(self, module: str) -> float:
+        """The alpha of a module; its term is scaled by alpha / rank, or by alpha / sqrt(rank) with ``use_rslora``."""
+        key = matching_key(self.alpha_pattern, module)
+        return self.lora_alpha if key is None else self.alpha_pattern[key]
+
+
+def matching_key(patterns: Iterable[str], module: str) -> str | None:
+    """The key of ``rank_pattern`` or ``alpha_pattern`` that holds for a module: the first that matches its end."""
+    return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
+
+
+def _named(module: str, names: str | list[str]) -> bool:
+    """Whether a module is among full names or ends of names, or matches one regular expression."""
+    if isinstance(names, str):
+        return re.fullmatch(names, module) is not None
+    return module in names or any(module.endswith(f".{name}") for name in names)
+
+
+def all_modules(config: DecoderConfig) -> dict[str, tuple[str, int | None]]:
+    """Every linear module by its name in transformers: our path of the stack, and the layer."""
+    found: dict[str, tuple[str, int | None]] = {}
+    for path in linear_modules(config):
+        if not path.startswith("layers."):
+            found[checkpoint_module(config, path)] = (path, None)
+            continue
+        for layer in range(config.num_layers):
+            name = checkpoint_module(config, path.replace("layers.", f"layers.{layer}.", 1))
+            found[name] = (path, layer)
+    return found
+
+
+def adapter_files(directory: Path) -> tuple[Path, Path]:
+    """Configuration and tensors of an adapter directory.
+
+    Raises:
+      UserError: one is missing; or the tensors are a pickle, which is never read, since unpickling runs code.
+    """
+    if not directory.is_dir():
+        raise UserError(f"{directory}: there is no such adapter directory")
+    config, tensors = directory / CONFIG_FILE, directory / TENSOR_FILE
+    if not config.is_file():
+        raise UserError(f"{directory}: no {CONFIG_FILE} there, so this is no PEFT adapter")
+    if tensors.is_file():
+        return config, tensors
+    if (directory / PICKLE_FILE).is_file():
+        raise UserError(
+            f"{directory / PICKLE_FILE}: a pickle, which can run code and is not read; load it with peft where you "
+            f"trust it, and call save_pretrained, which writes {TENSOR_FILE}"
+        )
+    raise UserError(f"{directory}: {CONFIG_FILE} is there, but {TENSOR_FILE} is missing")

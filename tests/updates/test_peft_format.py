@@ -1,0 +1,315 @@
+"""Adapters to and from PEFT, against peft and transformers themselves."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from jaxtune.config.schema import FullRule, LowRankRule
+from jaxtune.errors import UserError
+from jaxtune.models.decoder import merge, split
+from jaxtune.models.loading import load_model, save_model
+from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
+
+# Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
+MIXED = (
+    LowRankRule(match="layers.{0,2}.attention.{q,v}", rank=3, alpha=5.0),
+    LowRankRule(match="layers.1.attention.q", rank=6, alpha=4.0),
+    LowRankRule(match="layers.*.mlp.{up,down}", rank=4, alpha=8.0),
+    LowRankRule(match="layers.*.attention.o", rank=2, alpha=3.5),
+)
+
+
+def rules_for(family, rslora):
+    rules = MIXED if family != "llama" else (*MIXED, LowRankRule(match="lm_head", rank=5, alpha=7.0))
+    return [rule.model_copy(update={"use_rslora": rslora}) for rule in rules]
+
+
+def fixed(rules, model, random_trainable):
+    plan = UpdatePlan(rules).resolve(model)
+    return plan, random_trainable(jax.eval_shape(plan.init, jax.random.key(0), split(model)[1]))
+
+
+def our_logits(model, plan, trainable, values, tokens):
+    static, params = split(model)
+
+    @jax.jit
+    def run(params, trainable):
+        merged, adapters = plan.apply(params, trainable, values)
+        return merge(static, merged)(tokens, adapters=adapters)
+
+    return np.asarray(run(params, trainable))
+
+
+def peft_logits(directory, adapter, tokens, torch_logits):
+    import peft
+    import transformers
+
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # PEFT only warns of what is missing
+        model = peft.PeftModel.from_pretrained(base, adapter)
+    return torch_logits(model, tokens)
+
+
+@pytest.mark.parametrize("rslora", [False, True])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+def test_peft_and_merged_export_compute_what_we_compute(
+    family, rslora, checkpoint, random_trainable, tokens, torch_logits, tmp_path
+):
+    directory = checkpoint(family)
+    model = load_model(directory, dtype="float32")
+    plan, trainable = fixed(rules_for(family, rslora), model, random_trainable)
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    untuned = np.asarray(model(tokens))
+    assert np.abs(ours - untuned).max() > 0.1  # the adapter does something
+
+    adapter = tmp_path / "adapter"
+    save_adapter(adapter, plan, trainable, {}, model, str(directory))
+    np.testing.assert_allclose(peft_logits(directory, adapter, tokens, torch_logits), ours, atol=1e-4)
+
+    # Back again: the same adapter.
+    again, arrays, values = load_adapter(adapter, model)
+    np.testing.assert_allclose(our_logits(model, again.resolve(model), arrays, values, tokens), ours, atol=1e-5)
+
+    if rslora:
+        return  # merging knows of scales only
+    import transformers
+
+    merged = merge_adapters(model, plan, trainable, {})
+    np.testing.assert_allclose(np.asarray(merged(tokens)), ours, atol=2e-5)
+    save_model(merged, tmp_path / "merged")
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
+    np.testing.assert_allclose(torch_logits(loaded, tokens), ours, atol=1e-4)
+
+
+def test_rslora_on_some_rules_only(checkpoint, random_trainable, tokens, torch_logits, tmp_path):
+    directory = checkpoint("qwen2")
+    model = load_model(directory, dtype="float32")
+    rules = [
+        LowRankRule(match="layers.*.attention.q", rank=4, alpha=8.0, use_rslora=True),
+        LowRankRule(match="layers.*.attention.v", rank=3, alpha=8.0),
+    ]
+    plan, trainable = fixed(rules, model, random_trainable)
+    save_adapter(tmp_path, plan, trainable, {}, model, str(directory))
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    np.testing.assert_allclose(peft_logits(directory, tmp_path, tokens, torch_logits), ours, atol=1e-4)
+    assert json.loads((tmp_path / "adapter_config.json").read_text())["use_rslora"] is False
+
+
+def test_the_files_are_those_that_peft_writes(checkpoint, random_trainable, tmp_path):
+    model = load_model(checkpoint("qwen2"), dtype="float32")
+    rules = [LowRankRule(match="layers.*.attention.{q,v}", rank=4, alpha=8.0, dropout=0.1)]
+    plan = UpdatePlan(rules).resolve(model, {"update.0.rank": 16})
+    trainable = random_trainable(jax.eval_shape(plan.init, jax.random.key(0), split(model)[1]))
+    save_adapter(tmp_path, plan, trainable, {"update.0.rank": 3.0, "update.0.alpha": 6.5}, model, "some/base", "main")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]
+    text = (tmp_path / "adapter_config.json").read_text()
+    values = json.loads(text)
+    assert text == json.dumps(values, indent=2, sort_keys=True) + "\n"
+    assert len(values) == 19
+    assert {key: value for key, value in values.items() if value not in (None, False, {})} == {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": "some/base",
+        "revision": "main",
+        "r": 3,
+        "lora_alpha": 6.5,
+        "lora_dropout": 0.1,
+        "target_modules": ["q_proj", "v_proj"],
+        "bias": "none",
+        "inference_mode": True,
+        "init_lora_weights": True,
+    }
+    tensors = load_file(tmp_path / "adapter_model.safetensors")
+    assert {name: value.shape for name, value in tensors.items() if ".layers.1." in name} == {
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_A.weight": (3, 32),
+        "base_model.model.model.layers.1.self_attn.q_proj.lora_B.weight": (32, 3),
+        "base_model.model.model.layers.1.self_attn.v_proj.lora_A.weight": (3, 32),
+        "base_model.model.model.layers.1.self_attn.v_proj.lora_B.weight": (16, 3),
+    }
+    assert len(tensors) == 12
+
+
+def test_reads_what_peft_writes(checkpoint, tokens, torch_logits, tmp_path):
+    import peft
+    import torch
+    import transformers
+
+    directory = checkpoint("qwen3")
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=r".*\.(q_proj|down_proj)",
+        rank_pattern={r".*\.0\.self_attn.q_proj": 2},
+        alpha_pattern={"down_proj": 3},
+        use_rslora=True,
+        task_type="CAUSAL_LM",
+    )
+    model = peft.get_peft_model(base, settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape))
+    model.save_pretrained(tmp_path)
+    ours = load_model(directory, dtype="float32")
+    plan, trainable, values = load_adapter(tmp_path, ours)
+    logits = our_logits(ours, plan.resolve(ours), trainable, values, tokens)
+    np.testing.assert_allclose(logits, torch_logits(model, tokens), atol=1e-4)
+    assert values["update.0.rank"] == 2.0
+    assert [rule.match for rule in plan.rules] == [
+        "layers.0.attention.q",
+        "layers.{1,2}.attention.q",
+        "layers.*.mlp.down",
+    ]
+
+
+def test_an_adapter_is_read_onto_a_mesh(checkpoint, random_trainable, tokens, mesh, tmp_path):
+    model = load_model(checkpoint("llama"), dtype="float32")
+    plan, trainable = fixed(rules_for("llama", False), model, random_trainable)
+    save_adapter(tmp_path, plan, trainable, {}, model, "base")
+    sharded = load_model(checkpoint("llama"), mesh, dtype="float32")
+    again, arrays, values = load_adapter(tmp_path, sharded)
+    assert arrays["low_rank"]["layers.mlp.up"]["a"].sharding.spec == jax.P(None, "fsdp", None)
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    np.testing.assert_allclose(our_logits(sharded, again.resolve(sharded), arrays, values, tokens), ours, atol=1e-5)
+
+
+def test_what_an_adapter_cannot_hold(checkpoint, random_trainable, tmp_path):
+    model = load_model(checkpoint("llama"), dtype="float32")
+    rules = [LowRankRule(match="**.q", rank=4), FullRule(match="final_norm"), FullRule(match="layers.0.mlp.up")]
+    plan, trainable = fixed(rules, model, random_trainable)
+    with pytest.raises(UserError, match="cannot hold layers.mlp.up.kernel, final_norm.scale.*export --merged"):
+        save_adapter(tmp_path, plan, trainable, {}, model, "base")
+    assert not list(tmp_path.iterdir())
+    plan, trainable = fixed(rules[:1], model, random_trainable)
+    with pytest.raises(UserError, match="update.0.rank: 5 is not between 1 and the capacity 4"):
+        save_adapter(tmp_path, plan, trainable, {"update.0.rank": 5.0}, model, "base")
+
+
+def test_merging_places_what_was_trained_in_full(checkpoint, random_trainable, tokens):
+    model = load_model(checkpoint("llama"), dtype="float32")
+    rules = [LowRankRule(match="**.q", rank=4), FullRule(match="final_norm"), FullRule(match="layers.0.mlp.up")]
+    plan, trainable = fixed(rules, model, random_trainable)
+    merged = merge_adapters(model, plan, trainable, {})
+    np.testing.assert_allclose(
+        np.asarray(merged(tokens)), our_logits(model, plan, trainable, {}, tokens), atol=2e-5, rtol=1e-5
+    )
+    before, after = split(model)[1], split(merged)[1]
+    assert [path for path in before if not np.array_equal(before[path], after[path])] == [
+        "layers.attention.q.kernel",
+        "layers.mlp.up.kernel",
+        "final_norm.scale",
+    ]
+
+
+@pytest.fixture
+def adapter(checkpoint, random_trainable, tmp_path):
+    """A sound adapter, to be spoilt: directory, model, and functions that change its configuration and its tensors."""
+    model = load_model(checkpoint("qwen2"), dtype="float32")
+    plan, trainable = fixed([LowRankRule(match="layers.*.attention.{q,v}", rank=4)], model, random_trainable)
+    save_adapter(tmp_path, plan, trainable, {}, model, "base")
+
+    def configure(**changes):
+        values = json.loads((tmp_path / "adapter_config.json").read_text()) | changes
+        (tmp_path / "adapter_config.json").write_text(json.dumps(values))
+
+    def change(function):
+        tensors = load_file(tmp_path / "adapter_model.safetensors")
+        function(tensors)
+        save_file(tensors, tmp_path / "adapter_model.safetensors")
+
+    return tmp_path, model, configure, change
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is supported"),
+        ({"use_dora": True}, "use_dora true"),
+        ({"bias": "lora_only"}, 'bias "lora_only"'),
+        ({"modules_to_save": ["lm_head"]}, 'modules_to_save \\["lm_head"\\]'),
+        ({"task_type": "SEQ_CLS"}, 'task_type "SEQ_CLS"'),
+        ({"init_lora_weights": "pissa_niter_4"}, "'pissa_niter_4' changes the base's weights"),
+        ({"lora_bias": True}, "lora_bias true: not supported"),
+        ({"layer_replication": [[0, 2]]}, "layer_replication"),
+        ({"some_new_field": 3}, "some_new_field 3: not supported"),
+        ({"r": 0}, "r 0: "),
+        ({"rank_pattern": {"q_proj": "four"}}, "rank_pattern"),
+        ({"alpha_pattern": {"q_proj(": 2}}, "no regular expression"),
+        ({"target_modules": None}, "target_modules null: Field required"),
+        ({"target_modules": ["q_proj"]}, "layers.0.self_attn.v_proj has tensors but is not in target_modules"),
+        ({"target_modules": "all-linear"}, "layers.2.mlp.down_proj is in target_modules but has no tensors"),
+        ({"layers_to_transform": [0, 1]}, "layers.2.self_attn.q_proj has tensors but"),
+        ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, "layers.1.self_attn.q_proj has tensors but"),
+        (
+            {"rank_pattern": {"v_proj": 2}},
+            r"lora_A of model.layers.0.self_attn.v_proj has shape \(4, 32\), not \(2, 32\)",
+        ),
+    ],
+)
+def test_a_configuration_that_is_not_supported_or_does_not_fit(adapter, changes, message):
+    directory, model, configure, _ = adapter
+    configure(**changes)
+    with pytest.raises(UserError, match=message) as error:
+        load_adapter(directory, model)
+    assert str(directory) in str(error.value)
+
+
+def test_all_mismatches_of_tensors_are_listed(adapter):
+    directory, model, _, change = adapter
+    prefix = "base_model.model.model.layers"
+
+    def spoil(tensors):
+        del tensors[f"{prefix}.0.self_attn.q_proj.lora_A.weight"]
+        tensors[f"{prefix}.1.self_attn.v_proj.lora_B.weight"] = np.zeros((16, 5), np.float32)
+        tensors[f"{prefix}.7.self_attn.v_proj.lora_B.weight"] = np.zeros((16, 4), np.float32)
+        tensors[f"{prefix}.1.self_attn.q_proj.lora_magnitude_vector"] = np.zeros(32, np.float32)
+        tensors[f"{prefix}.2.self_attn.q_proj.lora_B.weight"] = np.zeros((32, 4), np.int8)
+
+    change(spoil)
+    with pytest.raises(UserError) as error:
+        load_adapter(directory, model)
+    for part in (
+        "lora_A of model.layers.0.self_attn.q_proj is missing",
+        "lora_B of model.layers.1.self_attn.v_proj has shape (16, 5), not (16, 4)",
+        f"{prefix}.7.self_attn.v_proj.lora_B.weight belongs to no linear layer",
+        "lora_magnitude_vector belongs to no linear layer",
+        "has the dtype I8",
+    ):
+        assert part in str(error.value)
+
+
+def test_directories_that_are_no_adapters(adapter):
+    directory, model, _, _ = adapter
+    tensors, configuration = directory / "adapter_model.safetensors", directory / "adapter_config.json"
+    whole = tensors.read_bytes()
+    tensors.write_bytes(whole[:-10])
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is truncated"):
+        load_adapter(directory, model)
+    tensors.unlink()
+    with pytest.raises(UserError, match=r"adapter_model.safetensors is missing"):
+        load_adapter(directory, model)
+    (directory / "adapter_model.bin").write_bytes(b"never read")
+    with pytest.raises(UserError, match=r"adapter_model.bin: a pickle"):
+        load_adapter(directory, model)
+    tensors.write_bytes(whole)
+    configuration.write_text("{")
+    with pytest.raises(UserError, match=r"adapter_config.json: not JSON"):
+        load_adapter(directory, model)
+    configuration.unlink()
+    with pytest.raises(UserError, match=r"no adapter_config.json there"):
+        load_adapter(directory, model)
+    with pytest.raises(UserError, match="no such adapter directory"):
+        load_adapter(directory / "none", model)
