@@ -20,6 +20,7 @@ def run(arguments: argparse.Namespace) -> int:
     """Runs a study; the same command again goes on where it stopped."""
     config = start(arguments)
 
+    from jaxtune.reports import write_report
     from jaxtune.search.run import preflight_search, search
     from jaxtune.telemetry.progress import ProgressDisplay
     from jaxtune.training.signals import stop_signals
@@ -39,6 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     if summary is None:
         emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")
         return 0
+    write_report(config.directory)
     emit(summary, arguments.json, _text(summary, config.directory))
     return 0
 

@@ -43,8 +43,14 @@ class Checkpoints:
         )
         self._manager = ocp.CheckpointManager(
             self.directory,
-            options=ocp.CheckpointManagerOptions(preservation_policy=keep, cleanup_tmp_directories=True),
-            item_names=("state", "loop"),
+            # Orbax writes the scores to disk only where it is told of a best_fn; what is kept is the policy's choice.
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=keep,
+                best_fn=lambda metrics: metrics["score"],
+                best_mode="min",
+                cleanup_tmp_directories=True,
+            ),
+            item_handlers={"state": ocp.StandardCheckpointHandler(), "loop": ocp.JsonCheckpointHandler()},
         )
 
     def save(self, step: int, state: PyTree, loop: dict[str, Any], score: float | None = None) -> None:
@@ -72,7 +78,12 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step of the checkpoint with the best score, or None if none was scored."""
-        return self._manager.best_step()
+        scores = {}
+        for step in self._manager.all_steps():
+            metrics = self._manager.metrics(step)
+            if metrics:
+                scores[step] = metrics["score"]
+        return min(scores, key=lambda step: (scores[step], step)) if scores else None
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Reads a checkpoint into the shapes, dtypes and shardings of ``like``.

@@ -48,6 +48,7 @@ class Experiment:
     def __init__(self, config: Config, parts: Sequence[Part] = PARTS):
         # The cheap checks come first: a wrong mesh should not wait for gigabytes of weights.
         mesh = make_mesh(**config.parallel.model_dump())
+        _check_context(config)
         self.tokenizer: Any = load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision)
         self.examples: dict[Part, Sequence[Example]] = {
             part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
@@ -144,13 +145,10 @@ def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
     return load_model(config.model.path, mesh, dtype=dtype, revision=config.model.revision)
 
 
-def check_sequence_length(config: Config, model: Decoder) -> None:
-    """Refuses rows longer than the model was made for.
-
-    Raises:
-      UserError: ``train.sequence_length`` is above the model's context.
-    """
-    limit = model.config.max_position_embeddings
+def _check_context(config: Config) -> None:
+    """Refuses rows longer than the model was made for."""
+    decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
+    limit = decoder.max_position_embeddings
     if config.train.sequence_length > limit:
         raise UserError(
             f"train.sequence_length: {config.train.sequence_length} is above the model's context of {limit} positions"

@@ -60,7 +60,7 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
     directory = RunDirectory(experiment.config.directory)
     if not directory.checkpoints_path.is_dir():
         raise UserError(
-            f"{directory.checkpoints_path}: no checkpoint there; run jaxtune train first, or name --adapter or --untuned"
+            f"{directory.checkpoints_path}: no checkpoint; run jaxtune train first, or name --adapter or --untuned"
         )
     checkpoints = Checkpoints(directory.checkpoints_path)
     step = checkpoints.best_step if checkpoints.best_step is not None else checkpoints.latest_step

@@ -1,0 +1,3 @@
+from tests.tiny_task import config_file, rows, tiny_model
+
+__all__ = ["config_file", "rows", "tiny_model"]

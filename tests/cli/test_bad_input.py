@@ -1,0 +1,128 @@
+"""What a user gets for wrong input: exit code 2, one message that names the place and the nearest choice."""
+
+import json
+
+import pytest
+
+from jaxtune.cli import main
+
+SEARCH = "search={space: {optimizer.learning_rate: {log_uniform: [1e-4, 1e-2]}}, trials: 3, promote: 1}"
+
+
+@pytest.fixture
+def refused(capsys, tmp_path):
+    """Runs a command that must be refused, and returns its message; nothing may have been written."""
+
+    def run(*arguments, writes=False):
+        before = sorted(tmp_path.rglob("*"))
+        code = main([str(argument) for argument in arguments])
+        output = capsys.readouterr()
+        assert code == 2, output.err
+        assert output.out == ""
+        assert "Traceback" not in output.err
+        assert output.err.startswith("jaxtune: ")
+        if not writes:
+            assert sorted(tmp_path.rglob("*")) == before
+        return output.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("train.stepz=3", ["train.stepz", "'steps'"]),
+        ("train.steps=many", ["train.steps", "integer"]),
+        ("data.train=missing.jsonl", ["data.train", "missing.jsonl"]),
+        ('data.prompt="{quesion} :"', ["quesion", "question"]),
+        ("data.prompt={quesion} :", ["data.prompt", "string"]),
+        ("data.completion=", ["empty"]),
+        ("train.sequence_length=4", ["sequence_length"]),
+        ("train.sequence_length=1000", ["train.sequence_length", "64"]),
+        ("parallel.data=3", ["parallel", "data 3"]),
+        ("train.batch_size=9", ["train.batch_size", "divide"]),
+        ("model.path=nowhere/at-all", ["nowhere"]),
+        ("model.path=jaxtune:nanno", ["jaxtune:nano"]),
+        ("update.0.match=layers.*.atention.q", ["update.0", "attention"]),
+        ("update.0.match=layers.*.attention.{q,x}", ["update.0"]),
+        ("data.train.split=train[5", ["split"]),
+    ],
+)
+@pytest.mark.parametrize("name", ["train"])
+def test_a_wrong_value_is_named(refused, config_file, name, override, parts):
+    message = refused(name, config_file, override)
+    assert all(part in message for part in parts), message
+
+
+def test_rows_are_named_by_file_and_line(refused, config_file, tmp_path):
+    bad = tmp_path / "bad.jsonl"
+    good = json.dumps({"question": "w1 w2", "answer": "w3"})
+    bad.write_text(f"{good}\n{{broken\n")
+    message = refused("train", config_file, f"data.train={bad}")
+    assert "bad.jsonl" in message
+    assert "2" in message
+    bad.write_text(f'{good}\n{{"question": "w1"}}\n')
+    message = refused("train", config_file, f"data.train={bad}")
+    assert "answer" in message
+    assert "2" in message
+    bad.write_text("")
+    assert "empty" in refused("train", config_file, f"data.train={bad}")
+    bad.write_text(f'{good}\n{{"question": "w1", "answer": ""}}\n')
+    assert "2" in refused("train", config_file, f"data.train={bad}", "data.completion={answer}")
+
+
+def test_a_truncated_checkpoint_is_refused(refused, config_file, tiny_model, tmp_path):
+    import shutil
+
+    copy = tmp_path / "model"
+    shutil.copytree(tiny_model, copy)
+    weights = copy / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    assert "model.safetensors" in refused("train", config_file, f"model.path={copy}")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "parts"),
+    [
+        (["trian", "x.yaml"], ["'train'"]),
+        (["train"], ["CONFIG"]),
+        (["train", "missing.yaml"], ["missing.yaml"]),
+        (["train", "x.yaml", "--jsn"], ["--jsn"]),
+        (["report", "missing-dir"], ["missing-dir"]),
+    ],
+)
+def test_the_command_line_itself(refused, arguments, parts):
+    message = refused(*arguments)
+    assert all(part in message for part in parts), message
+
+
+def test_a_directory_with_another_run_is_left_alone(refused, config_file, tmp_path):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "thesis.tex").write_text("years of work")
+    assert "thesis.tex" in refused("train", config_file)
+
+
+@pytest.mark.parametrize(
+    ("space", "parts"),
+    [
+        ("{}", ["search.space"]),
+        ("{optimizer.learning_rat: {uniform: [1, 2]}}", ["learning_rat", "learning_rate"]),
+        ("{optimizer.learning_rate: {uniform: [-1, 2]}}", ["optimizer.learning_rate", "greater than 0"]),
+        ("{update.0.rank: {uniform: [1, 2.5]}}", ["update.0.rank"]),
+    ],
+)
+def test_a_wrong_space_is_refused(refused, config_file, space, parts):
+    message = refused("search", config_file, f"search={{space: {space}, trials: 3, promote: 1}}")
+    assert all(part in message for part in parts), message
+
+
+def test_a_search_needs_its_section_and_a_validation_split(refused, config_file):
+    assert "search:" in refused("search", config_file)
+    assert "data.validation" in refused("search", config_file, SEARCH, "data.validation=null")
+    assert "evaluation.task" in refused("search", config_file, SEARCH, "search.objective=exact_match")
+    assert "less than a step" in refused("search", config_file, SEARCH, "train.steps=2")
+
+
+def test_commands_that_need_a_trained_run_say_so(refused, config_file, tmp_path):
+    for name, extra in (("evaluate", []), ("export", ["--merged", tmp_path / "out"]), ("generate", ["--prompt", "w1"])):
+        assert "jaxtune train" in refused(name, config_file, *extra)

@@ -1,0 +1,128 @@
+"""The commands as programs call them: JSON on standard output, files in the run directory, nothing on a dry run."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from jaxtune.cli import COMMANDS, main
+from jaxtune.telemetry.writers import read_metrics
+
+SEARCH = (
+    "search={trials: 4, promote: 2, initial: 2, space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}, "
+    "update.0.rank: {power_of_two: [2, 8]}, update.0.dropout: {uniform: [0.0, 0.2]}}}"
+)
+
+
+@pytest.fixture
+def result(capsys):
+    """Runs a command with --json and returns the one object it prints."""
+
+    def run(*arguments):
+        code = main([*(str(argument) for argument in arguments), "--json"])
+        output = capsys.readouterr()
+        assert code == 0, output.err
+        return json.loads(output.out)
+
+    return run
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help_with_an_example(capsys, name):
+    with pytest.raises(SystemExit) as ended:
+        main([name, "--help"])
+    assert ended.value.code == 0
+    assert f"jaxtune {name}" in capsys.readouterr().out.split("example:")[1]
+
+
+def test_help_answers_at_once():
+    best = min(_seconds() for _ in range(3))
+    assert best < 0.7, f"jaxtune --help took {best:.2f} s"
+
+
+def _seconds() -> float:
+    begin = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "jaxtune", "--help"], check=True, capture_output=True)
+    return time.perf_counter() - begin
+
+
+def test_the_base_install_imports_no_torch_and_no_tensorflow():
+    code = (
+        "import sys\n"
+        "for name in ('torch', 'tensorflow', 'pyarrow', 'datasets', 'peft'): sys.modules[name] = None\n"
+        "import jaxtune, jaxtune.cli.train, jaxtune.cli.search\n"
+        "[getattr(jaxtune, name) for name in jaxtune.__all__]\n"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_train_then_use_what_it_left(result, config_file, tmp_path):
+    assert result("train", config_file, "--dry-run")["trained_parameters"] == 896
+    assert not (tmp_path / "run").exists()
+    summary = result("train", config_file, "optimizer.learning_rate=1e-2", "train.evaluate_every=5")
+    run = tmp_path / "run"
+    assert summary["stopped"] == "finished"
+    assert summary["compilations"] == 1
+    assert json.loads((run / "summary.json").read_text()) == summary
+    steps = [line["step"] for line in read_metrics(run / "metrics.jsonl") if "loss" in line]
+    assert steps == list(range(1, 21))
+    # The resolved configuration repeats the run: here it finds it finished.
+    resolved = run / "config.yaml"
+    assert result("train", resolved) == summary
+    evaluated = result("evaluate", resolved, "--split", "validation")
+    assert evaluated["metrics"]["loss"] == pytest.approx(summary["metrics"]["validation_loss"], rel=1e-5)
+    through_peft = result("evaluate", resolved, "--split", "validation", "--adapter", run / "adapter")
+    assert through_peft["metrics"]["loss"] == pytest.approx(evaluated["metrics"]["loss"], rel=1e-5)
+    untuned = result("evaluate", resolved, "--split", "validation", "--untuned")
+    assert untuned["metrics"]["loss"] > evaluated["metrics"]["loss"]
+    result("export", resolved, "--merged", tmp_path / "merged")
+    merged = result(
+        "evaluate",
+        resolved,
+        "--split",
+        "validation",
+        "--untuned",
+        f"model.path={tmp_path / 'merged'}",
+        f"run_dir={run}",
+    )
+    assert merged["metrics"]["loss"] == pytest.approx(evaluated["metrics"]["loss"], rel=1e-4)
+    generated = result("generate", resolved, "--prompt", "w1 w2 w3 :", "--max-new-tokens", 3)
+    assert len(generated["continuations"]) == 1
+    # Another configuration in the same directory is refused and changes nothing.
+    assert main(["train", str(config_file), "optimizer.learning_rate=1e-3"]) == 2
+    assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_search_end_to_end(result, config_file, tmp_path):
+    arguments = ("search", config_file, SEARCH, "train.batch_size=16", "train.log_every=5")
+    checked = result(*arguments, "--dry-run")
+    assert (checked["trials"], checked["early_steps"]) == (4, 4)
+    assert not (tmp_path / "run").exists()
+    summary = result(*arguments)
+    # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.
+    assert summary["budget"]["compilations"] == 1
+    assert [trial["id"] for trial in summary["trials"]] == [0, 1, 2, 3]
+    assert sum(trial["final_score"] is not None for trial in summary["trials"]) == 3
+    best = summary["best"]
+    assert best["final_score"] == min(t["final_score"] for t in summary["trials"] if t["final_score"] is not None)
+    assert best["test_score"] < summary["untuned"]["test_score"]
+    assert summary["budget"]["steps_run"] == 4 * 4 + 3 * 16
+    assert (tmp_path / "run" / "report.html").exists()
+    # The winner's own command repeats its trial: a column's start does not depend on the study's largest rank.
+    import shlex
+
+    words = shlex.split(best["command"])
+    assert words[:2] == ["jaxtune", "train"]
+    again = result(*words[1:])
+    assert again["metrics"]["validation_loss"] == pytest.approx(best["final_score"], rel=1e-4)
+    assert result(*arguments) == summary
+
+
+def test_profile_and_doctor(result, config_file, tmp_path):
+    profiled = result("profile", config_file, "--steps", 2, "--trace", tmp_path / "trace")
+    assert profiled["tokens_per_second"] > 0
+    assert any((tmp_path / "trace").rglob("*.xplane.pb"))
+    assert not (tmp_path / "run").exists()
+    assert result("doctor")["matmul"]["ok"]
