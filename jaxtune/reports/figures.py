@@ -15,7 +15,7 @@ from jaxtune.reports.records import StudyRecord, TrialRecord
 
 STATUS_WORDS = {
     "running": "under way",
-    "scored": "stopped at the fraction",
+    "scored": "stopped early",
     "promoted": "promoted, being finished",
     "finished": "finished",
     "failed": "failed",

@@ -140,7 +140,7 @@ def _trial(state: TrialState, base: Mapping[str, Any]) -> TrialRecord:
     last = state.outcomes[-1] if state.outcomes else None
     reason = ""
     if last is not None and state.failed:
-        reason = f"diverged {'after' if state.ranked else 'before'} it was scored, by step {last.steps_run:,}"
+        reason = f"diverged by step {last.steps_run:,}"
     return TrialRecord(
         id=state.trial.id,
         configuration={**base, **state.trial.configuration} if state.trial.id == 0 else state.trial.configuration,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping
+from itertools import pairwise
 from typing import Any
 
 from jaxtune.reports import formatting, svg
@@ -47,6 +48,32 @@ def ramp_classes(study: StudyRecord) -> dict[int, str]:
     return {trial.id: f"q{min(RAMP - 1, index * RAMP // len(ranked))}" for index, trial in enumerate(ranked)}
 
 
+@dataclasses.dataclass(frozen=True)
+class _Axis:
+    """An axis of the parallel coordinates.
+
+    Attributes:
+      label: its name.
+      key: dotted key; "" for the score.
+      scale: in pixels along the axis.
+      place: pixels across.
+      title_at: where its title stands (titles of close axes alternate in height).
+      room: characters that a tick's label may have.
+    """
+
+    label: str
+    key: str
+    scale: svg.Scale
+    place: float
+    title_at: float
+    room: int
+
+    def at(self, trial: TrialRecord) -> float | None:
+        """Where a trial crosses the axis; None if it has no value there."""
+        value = trial.configuration.get(self.key) if self.key else trial.early_score
+        return None if value is None else self.scale(value)
+
+
 def parallel_coordinates(study: StudyRecord, winner: int | None) -> Figure:
     """A line per trial through the searched keys and the early score. Upright on a phone, so that labels have room."""
     trials = [trial for trial in study.trials if trial.early_score is not None or trial.status == "failed"]
@@ -55,110 +82,99 @@ def parallel_coordinates(study: StudyRecord, winner: int | None) -> Figure:
         return Figure(missing="The journal names no searched keys.")
     if len(scores) < 2:
         return Figure(missing="Fewer than two trials have been scored; there is nothing to compare yet.")
-    score_scale = svg.for_scores(scores)
-    axes = []
-    for key in study.keys:
-        tried = [trial.configuration[key] for trial in trials if key in trial.configuration]
-        axes.append((short_key(key, study.keys), key, key_scale(study.space[key], tried)))
-    axes.append(("early score", "", score_scale))
+    tried = {key: [t.configuration[key] for t in trials if key in t.configuration] for key in study.keys}
+    scales = [*(key_scale(study.space[key], values) for key, values in tried.items()), svg.for_scores(scores)]
     ramp, share = ramp_classes(study), formatting.is_share(study.objective)
     # The best are drawn last, on top.
-    order = sorted(trials, key=lambda trial: (trial.id == winner, ramp.get(trial.id, "q9") < "q1", -_rank(ramp, trial)))
+    order = sorted(trials, key=lambda trial: (trial.id == winner, -int(ramp.get(trial.id, f"q{RAMP}")[1:])))
 
-    def make(size: tuple[int, int], upright: bool) -> ET.Element:
+    def make(size: tuple[int, int]) -> ET.Element:
+        upright = size[0] < 500
         root = svg.svg_root(
             size, "Parallel coordinates: a line per trial through the searched keys and its early score", role="group"
         )
         root.set("data-brush", "x" if upright else "y")
-        width, height = size
-        margin = 34.0
-        low, high = (18.0, width - 18.0) if upright else (height - 34.0, 46.0)
-        gap = (height - 74.0) / (len(axes) - 1) if upright else (width - 2 * margin - 84) / (len(axes) - 1)
-        places = [(40.0 if upright else margin + 40) + gap * index for index in range(len(axes))]
-        scales = [scale.over(low, high) for _, _, scale in axes]
-        if study.direction == "min":  # good scores end at the top (on a phone: on the right), whichever way they run
-            scales[-1] = scales[-1].over(high, low)
+        axes = _axes(study, scales, size, upright=upright)
         lines = svg.element(root, "g")
         for trial in order:
-            _parallel_line(lines, trial, axes, scales, places, ramp, upright=upright, winner=trial.id == winner)
-        for (label, key, _), scale, place in zip(axes, scales, places, strict=True):
-            _parallel_axis(root, label, key, scale, place, len(trials), upright=upright, percent=share and not key)
+            _parallel_line(lines, trial, axes, ramp.get(trial.id, "failed"), upright=upright, winner=trial.id == winner)
+        for axis in axes:
+            ticks = svg.percent_labels(axis.scale.ticks(5), share and not axis.key)
+            group = svg.element(
+                root, "g", class_="brush", tabindex=0, role="slider", aria_label=f"Filter {axis.key or axis.label}",
+                aria_orientation="horizontal" if upright else "vertical", aria_valuemin=0, aria_valuemax=len(trials),
+                aria_valuenow=len(trials), aria_valuetext="all trials", data_start=axis.scale.start,
+                data_end=axis.scale.end,
+            )  # fmt: skip
+            (_lying_axis if upright else _standing_axis)(group, axis, ticks)
         return root
 
-    tall = 74 + 78 * (len(axes) - 1)
-    drawings = draw(lambda size: make(size, size[0] < 500), (1000, 400), (360, tall))
+    drawings = draw(make, (1000, 410), (360, 74 + 78 * len(study.keys)))
     rows = []
     for trial in [*study.best_first(trials, "early_score"), *(trial for trial in trials if trial.early_score is None)]:
-        tried = [formatting.setting(trial.configuration.get(key)) for key in study.keys]
-        rows.append([str(trial.id), *tried, formatting.score(trial.early_score, study.objective)])
+        values = [formatting.setting(trial.configuration.get(key)) for key in study.keys]
+        rows.append([str(trial.id), *values, formatting.score(trial.early_score, study.objective)])
     return Figure(**drawings, statuses=statuses(trials), table=Table(["Trial", *study.keys, "Early score"], rows))
 
 
-def _rank(ramp: Mapping[int, str], trial: TrialRecord) -> int:
-    return int(ramp[trial.id][1:]) if trial.id in ramp else RAMP
+def _axes(study: StudyRecord, scales: list[svg.Scale], size: tuple[int, int], *, upright: bool) -> list[_Axis]:
+    """The axes in pixels: one per searched key, the score's last."""
+    width, height = size
+    names = [*((short_key(key, study.keys), key) for key in study.keys), ("early score", "")]
+    start, end = (18.0, width - 18.0) if upright else (height - 34.0, 60.0)
+    gap = (height - 74.0) / len(study.keys) if upright else (width - 152.0) / len(study.keys)
+    crowded = any(len(one) + len(other) > 2 * gap / svg.CHARACTER - 2 for (one, _), (other, _) in pairwise(names))
+    axes = []
+    for index, ((label, key), scale) in enumerate(zip(names, scales, strict=True)):
+        # Good scores end at the top (on a phone: on the right), whichever way they run.
+        reverse = not key and study.direction == "min"
+        place = (40.0 if upright else 74.0) + gap * index
+        title_at = place - 9 if upright else (18.0 if crowded and index % 2 else 38.0)
+        room = 12 if upright else int((gap - 16) / svg.CHARACTER)
+        axes.append(
+            _Axis(label, key, scale.over(end, start) if reverse else scale.over(start, end), place, title_at, room)
+        )
+    return axes
 
 
 def _parallel_line(
-    parent: ET.Element,
-    trial: TrialRecord,
-    axes: list[tuple[str, str, svg.Scale]],
-    scales: list[svg.Scale],
-    places: list[float],
-    ramp: Mapping[int, str],
-    *,
-    upright: bool,
-    winner: bool,
+    parent: ET.Element, trial: TrialRecord, axes: list[_Axis], colour: str, *, upright: bool, winner: bool
 ) -> None:
     """A trial's line; its places along the axes are kept as data for the filters."""
-    along: list[float | None] = []
-    for (_, key, _), scale in zip(axes, scales, strict=True):
-        value = trial.configuration.get(key) if key else trial.early_score
-        along.append(scale(value) if value is not None else None)
-    points = [(place, at) for place, at in zip(places, along, strict=True) if at is not None]
-    data = svg.path(points if not upright else [(at, place) for place, at in points])
-    colour = ramp.get(trial.id, "failed")
-    group = svg.line(
-        parent,
-        data,
-        f"parallel {colour}{' reference' if trial.reference else ''}{' winner' if winner else ''}",
-        trial.id,
-    )
+    along = [axis.at(trial) for axis in axes]
+    points = [(axis.place, at) for axis, at in zip(axes, along, strict=True) if at is not None]
+    data = svg.path([(at, place) for place, at in points] if upright else points)
+    kind = f"parallel {colour}{' reference' if trial.reference else ''}{' winner' if winner else ''}"
+    group = svg.line(parent, data, kind, trial.id)
     group.set("data-along", json.dumps([round(at, 1) if at is not None else None for at in along]))
 
 
-def _parallel_axis(
-    root: ET.Element, label: str, key: str, scale: svg.Scale, place: float, trials: int, *, upright: bool, percent: bool
-) -> None:
-    """An axis with its ticks and a strip that takes the pointer and the keyboard for filtering."""
-    low, high = min(scale.start, scale.end), max(scale.start, scale.end)
-    group = svg.element(
-        root, "g", class_="brush", tabindex=0, role="slider", aria_label=f"Filter {key or label}",
-        aria_orientation="horizontal" if upright else "vertical", aria_valuemin=0, aria_valuemax=trials,
-        aria_valuenow=trials, aria_valuetext="all trials", data_start=scale.start, data_end=scale.end,
-    )  # fmt: skip
-    ticks = svg.percent_labels(scale.ticks(5), percent)
-    if upright:
-        svg.element(group, "text", label, class_="title", x=low, y=place - 9)
-        svg.element(group, "rect", class_="strip", x=low - 8, y=place - 16, width=high - low + 16, height=36)
-        svg.element(group, "line", class_="axis", x1=low, x2=high, y1=place, y2=place)
-        svg.element(group, "rect", class_="range", x=low, y=place - 6, width=0, height=12)
-        for index, (value, text) in enumerate(ticks):
-            anchor = "start" if scale(value) < low + 12 else ("end" if scale(value) > high - 12 else "middle")
-            if len(ticks) <= 4 or index % 2 == 0 or not scale.categories:
-                svg.element(group, "text", _clip(text, 12), x=scale(value), y=place + 15, text_anchor=anchor)
-        return
-    svg.element(group, "text", label, class_="title", x=place, y=20, text_anchor="middle")
+def _lying_axis(group: ET.Element, axis: _Axis, ticks: list[tuple[Any, str]]) -> None:
+    """An axis on a phone, with the strip that takes the pointer and the keyboard for filtering."""
+    low, high, place = min(axis.scale.start, axis.scale.end), max(axis.scale.start, axis.scale.end), axis.place
+    svg.element(group, "text", axis.label, class_="title", x=low, y=axis.title_at)
+    svg.element(group, "rect", class_="strip", x=low - 8, y=place - 16, width=high - low + 16, height=36)
+    svg.element(group, "line", class_="axis", x1=low, x2=high, y1=place, y2=place)
+    svg.element(group, "rect", class_="range", x=low, y=place - 6, width=0, height=12)
+    shown = ticks if len(ticks) <= 5 else ticks[::2]
+    for value, text in shown:
+        at = axis.scale(value)
+        anchor = "start" if at < low + 12 else ("end" if at > high - 12 else "middle")
+        svg.element(group, "text", svg.clip(text, axis.room), x=at, y=place + 15, text_anchor=anchor)
+
+
+def _standing_axis(group: ET.Element, axis: _Axis, ticks: list[tuple[Any, str]]) -> None:
+    """An axis on a wide page, with the strip that takes the pointer and the keyboard for filtering."""
+    low, high, place = min(axis.scale.start, axis.scale.end), max(axis.scale.start, axis.scale.end), axis.place
+    svg.element(group, "text", axis.label, class_="title", x=place, y=axis.title_at, text_anchor="middle")
     svg.element(group, "rect", class_="strip", x=place - 16, y=low - 8, width=32, height=high - low + 16)
     svg.element(group, "line", class_="axis", x1=place, x2=place, y1=low, y2=high)
     svg.element(group, "rect", class_="range", x=place - 6, y=low, width=12, height=0)
     # Labels of the last axis, the score's, stand outside, where no lines run.
-    shift, anchor = (-9, "end") if key else (9, "start")
+    shift, anchor = (-9, "end") if axis.key else (9, "start")
     for value, text in ticks:
-        svg.element(group, "text", _clip(text, 16), x=place + shift, y=scale(value) + 4, text_anchor=anchor)
-
-
-def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else f"{text[: length - 1]}…"
+        shown = svg.clip(text, axis.room)
+        svg.element(group, "text", shown, x=place + shift, y=axis.scale(value) + 4, text_anchor=anchor)
 
 
 @dataclasses.dataclass(frozen=True)

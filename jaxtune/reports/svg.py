@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import sys
 import xml.etree.ElementTree as ET
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -103,7 +104,8 @@ def logarithmic(values: Iterable[Number], *, base: float = 10.0, margin: float =
     present = list(values)
     low, high = min(present), max(present)
     gap = (high / low) ** margin if high > low else 1.2
-    return Scale(low / gap, high * gap, 0.0, 1.0, base)
+    # A range that nearly fills the floats must not be widened to zero or infinity.
+    return Scale(max(low / gap, sys.float_info.min), min(high * gap, sys.float_info.max), 0.0, 1.0, base)
 
 
 def for_scores(values: Iterable[Number]) -> Scale:
@@ -124,19 +126,26 @@ def _linear_ticks(low: Number, high: Number, most: int) -> list[float]:
 
 
 def _log_ticks(low: Number, high: Number, base: Number, most: int) -> list[float]:
-    """Powers of the base, thinned to ``most``; with 2 and 5 between where few powers of ten lie in the range."""
+    """Powers of the base, thinned to ``most``; with 2 and 5 (or 3) between where few powers of ten lie in the range."""
     first = math.ceil(math.log(low, base) - 1e-9)
     last = math.floor(math.log(high, base) + 1e-9)
-    powers = [base**exponent for exponent in range(first, last + 1)]
+    powers = [float(base) ** exponent for exponent in range(first, last + 1)]
     if base == 10 and len(powers) < 3:
-        for factors in ((1, 3), (1, 2, 5), tuple(range(1, 10))):
-            finer = [f * 10.0**e for e in range(first - 1, last + 1) for f in factors]
-            powers = [value for value in finer if low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)]
-            if len(powers) >= 4:
-                break
-        else:
-            return _linear_ticks(low, high, most)
+        for factors in ((1, 2, 5), (1, 3)):
+            between = [factor * 10.0**exponent for exponent in range(first - 1, last + 1) for factor in factors]
+            inside = [value for value in between if low <= value * (1 + 1e-9) and value <= high * (1 + 1e-9)]
+            if 3 <= len(inside) <= most:
+                return inside
+        return _linear_ticks(low, high, most)
     return powers[:: max(1, math.ceil(len(powers) / most))]
+
+
+def clip(text: str, length: int) -> str:
+    """At most ``length`` characters, the middle left out: choices often differ in their ends alone."""
+    if len(text) <= length:
+        return text
+    head = max(1, (length - 1) // 2)
+    return f"{text[:head]}…{text[len(text) - max(1, length - 1 - head) :]}"
 
 
 def percent_labels(ticks: list[tuple[Any, str]], percent: bool) -> list[tuple[Any, str]]:
@@ -145,6 +154,7 @@ def percent_labels(ticks: list[tuple[Any, str]], percent: bool) -> list[tuple[An
 
 
 MARK_SIZE = 5.0
+CHARACTER = 7.0  # width of a label's character in pixels, a little generous
 
 
 def mark(
@@ -225,7 +235,9 @@ class Plot:
                 continue
             at = self.x(value)
             element(axes, "line", class_="tick", x1=at, x2=at, y1=self.bottom, y2=self.bottom + 5)
-            element(axes, "text", text, x=at, y=self.bottom + 18, text_anchor="middle")
+            room = int((self.right - self.left) / max(len(self.x.categories), 1) / CHARACTER)
+            shown = clip(text, room) if self.x.categories else text
+            element(axes, "text", shown, x=at, y=self.bottom + 18, text_anchor="middle")
         element(axes, "line", class_="axis", x1=self.left, x2=self.right, y1=self.bottom, y2=self.bottom)
         if x_label:
             element(axes, "text", x_label, class_="title", x=self.right, y=height - 6, text_anchor="end")

@@ -53,6 +53,25 @@ def test_key_scale_holds_what_lies_outside_the_bounds() -> None:
     assert not math.isnan(key_scale({}, [])("not set"))
 
 
+@pytest.mark.parametrize(
+    ("values", "labels"),
+    [
+        ([0.3, 2.8], ["0.5", "1", "2"]),
+        ([1e-5, 3e-2], ["1e-5", "1e-4", "1e-3", "0.01"]),
+        ([0.4, 60], ["1", "3", "10", "30"]),
+        ([1.0, 1.2], ["1", "1.05", "1.1", "1.15", "1.2"]),
+    ],
+)
+def test_logarithmic_ticks_are_round(values: list[float], labels: list[str]) -> None:
+    assert [label for _, label in svg.logarithmic(values, margin=0.0).ticks(5)] == labels
+
+
+def test_clip_keeps_both_ends() -> None:
+    assert svg.clip("layers.*.attention.{q,v}", 12) == "layer….{q,v}"
+    assert svg.clip("short", 12) == "short"
+    assert len(svg.clip("layers", 1)) <= 3
+
+
 def test_short_key_is_the_shortest_unambiguous_tail() -> None:
     keys = ["update.0.rank", "update.1.rank", "optimizer.warmup", "rank_scale"]
     assert [short_key(key, keys) for key in keys] == ["0.rank", "1.rank", "warmup", "rank_scale"]
