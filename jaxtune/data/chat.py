@@ -103,11 +103,7 @@ def _tagged_spans(
 def _prefix_spans(
     messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], key: str
 ) -> tuple[str, list[tuple[int, int]]]:
-    def render(count: int, generation_prompt: bool) -> str:
-        part = messages[:count]
-        return str(tokenizer.apply_chat_template(part, tokenize=False, add_generation_prompt=generation_prompt))
-
-    whole = render(len(messages), False)
+    whole = _render(tokenizer, messages)
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":
@@ -117,7 +113,8 @@ def _prefix_spans(
                 f"{key}: {where()}: the conversation begins with the assistant, and the chat template has no "
                 "{% generation %} block that shows where its turn begins"
             )
-        before, after = render(index, True), render(index + 1, False)
+        before = _render(tokenizer, messages[:index], generation_prompt=True)
+        after = _render(tokenizer, messages[: index + 1])
         if not (whole.startswith(after) and after.startswith(before)) or len(after) == len(before):
             raise UserError(
                 f"{key}: {where()}: the chat template renders message {index + 1} differently on its own and inside "
@@ -126,6 +123,12 @@ def _prefix_spans(
             )
         spans.append((len(before), len(after)))
     return whole, spans
+
+
+def _render(
+    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, generation_prompt: bool = False
+) -> str:
+    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
 
 
 def _through_end_of_text(text: str, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> int:

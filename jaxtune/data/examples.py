@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -107,7 +108,7 @@ def make_examples(
       key: configuration key of the source, for messages.
 
     Raises:
-      UserError: a row lacks a field, its completion is empty, or an example is too long and may not be.
+      UserError: a row lacks a field, its completion is empty, an example is too long and may not be, or all are.
     """
     if not len(rows):
         raise UserError(f"{key}: no rows")
@@ -125,10 +126,7 @@ def _prompts(rows: Sequence[Any], config: DataConfig, key: str) -> list[_Text]:
     completion = Template(config.completion or "", key="data.completion")
     texts = []
     for index, fields in _exploded(rows, config, key):
-
-        def where(index: int = index) -> str:
-            return locate(rows, index)
-
+        where = functools.partial(locate, rows, index)
         answer = completion.render(fields, where)
         if not answer.strip():
             raise UserError(f"{key}: {where()}: empty completion: {config.completion!r} gives {answer!r}")
@@ -141,10 +139,7 @@ def _prompts(rows: Sequence[Any], config: DataConfig, key: str) -> list[_Text]:
 def _chats(rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> list[_Text]:
     texts = []
     for index, fields in _exploded(rows, config, key):
-
-        def where(index: int = index) -> str:
-            return locate(rows, index)
-
+        where = functools.partial(locate, rows, index)
         segments, answer = chat_segments(fields, config.messages or "", tokenizer, where, key=key)
         texts.append(_Text(index, fields, segments, answer))
     return texts
@@ -201,8 +196,8 @@ def _fit(
     )
     if config.too_long == "error":
         raise UserError(f"{key}: {what}. Raise train.sequence_length, or set data.too_long to drop or truncate")
-    if config.too_long == "drop" and len(long) == total:
-        raise UserError(f"{key}: every example is too long: {what}")
+    if len(long) == total:
+        raise UserError(f"{key}: every example is too long: {what}. Raise train.sequence_length")
     cut = 0
     kept = []
     for example in examples:
@@ -213,8 +208,6 @@ def _fit(
             cut += bool(example.weights.any())
         if len(example.tokens) <= limit and example.weights.any():
             kept.append(example)
-    if not kept:
-        raise UserError(f"{key}: every example is too long, and cutting leaves no completion: {what}")
     dropped = total - len(kept)
     logger.warning("%s: %s: %d cut, %d left out", key, what, cut, dropped)
     return Examples(kept, name=name, total=total, dropped=dropped, truncated=cut)
