@@ -13,11 +13,12 @@ VOID = {"meta", "br", "img", "input", "link", "wbr", "hr"}
 
 
 class Page(HTMLParser):
-    """A parsed page: elements with attributes, the text by element id, whether tags are balanced.
+    """A parsed page; parsing fails where a tag is left open or closed twice.
 
     Attributes:
       elements: (tag, attributes) in order.
       text: all visible text, whitespace collapsed.
+      tables: each table as rows of cell texts.
       scripts: the text of each script element.
     """
 
