@@ -1,8 +1,8 @@
 """Weights between safetensors files and sharded arrays, a piece at a time.
 
 Every array is born in its place on the mesh, as zeros, and pieces of the file are written into it by a donated update:
-of each tensor a host reads the rows and columns that its devices hold, at most :data:`PIECE_BYTES` for each shard at
-once. So the peak of host memory is the arrays themselves plus a few pieces, however large the file and its tensors are.
+of each tensor a host reads the rows and columns that its devices hold, about :data:`PIECE_BYTES` at once. So the peak
+of host memory is the arrays themselves plus a few pieces, however large the file and its tensors are.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from jaxtune.models.tensor_files import DTYPES, TensorEntry, TensorToWrite, read
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 PIECE_BYTES = 1 << 23
-"""Bytes that are read at once for one shard. Large enough for a disk, small beside the tensors of any real model."""
+"""Bytes that a host reads at once. Large enough for a disk, small beside the tensors of any real model."""
 
 
 def find_weights(directory: Path, config: DecoderConfig) -> dict[str, list[TensorEntry]]:
@@ -216,7 +216,9 @@ def _pieces(entry: TensorEntry, sharding: NamedSharding | None) -> Iterable[tupl
     """
     shard = entry.shape if sharding is None else sharding.shard_shape(entry.shape)
     rows, shards = shard[0], entry.shape[0] // shard[0]
-    row_bytes = DTYPES[entry.dtype].itemsize * int(np.prod(shard[1:]))
+    # The same on every process, since all run one program: by the mesh, not by the devices this process has.
+    devices = 1 if sharding is None else max(1, sharding.mesh.size // jax.process_count())
+    row_bytes = DTYPES[entry.dtype].itemsize * int(np.prod(shard[1:])) * devices
     height = max(1, min(rows, PIECE_BYTES // row_bytes))
     for start in (min(first, rows - height) for first in range(0, rows, height)):
         if sharding is None:

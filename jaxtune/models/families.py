@@ -8,6 +8,7 @@ Tables only. A new family that the :class:`~jaxtune.models.decoder.Decoder` can 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import re
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -282,27 +283,31 @@ def checkpoint_module(config: DecoderConfig, path: str) -> str:
     Raises:
         UserError: The decoder has no such linear module.
     """
-    layer = re.match(r"layers\.(\d+)\.", path)
-    stacked = path if layer is None else "layers." + path[layer.end() :]
-    known = linear_modules(config)
-    if stacked not in known or (layer is None) == stacked.startswith("layers.") or _layer(layer) >= config.num_layers:
-        raise UserError(f"the model has no linear module {path!r}{nearest(stacked, known)}")
-    return family_of(config).modules()[stacked].replace("{layer}", str(_layer(layer)))
+    names = _module_names(config)
+    if path not in names:
+        raise UserError(f"the model has no linear module {path!r}{nearest(path, names)}")
+    return names[path]
 
 
 def module_path(config: DecoderConfig, name: str) -> str | None:
     """The opposite of :func:`checkpoint_module`; None for a name that is no linear module of this decoder."""
+    return _module_paths(config).get(name)
+
+
+@functools.cache
+def _module_names(config: DecoderConfig) -> dict[str, str]:
     modules = family_of(config).modules()
+    names = {}
     for path in linear_modules(config):
-        found = re.fullmatch(re.escape(modules[path]).replace(r"\{layer\}", r"(0|[1-9]\d*)"), name)
-        if found is None:
+        if not path.startswith("layers."):
+            names[path] = modules[path]
             continue
-        if not found.groups():
-            return path
-        layer = int(found[1])
-        return path.replace("layers.", f"layers.{layer}.", 1) if layer < config.num_layers else None
-    return None
+        for layer in range(config.num_layers):
+            one = path.replace("layers.", f"layers.{layer}.", 1)
+            names[one] = modules[path].replace("{layer}", str(layer))
+    return names
 
 
-def _layer(match: re.Match[str] | None) -> int:
-    return 0 if match is None else int(match[1])
+@functools.cache
+def _module_paths(config: DecoderConfig) -> dict[str, str]:
+    return {name: path for path, name in _module_names(config).items()}

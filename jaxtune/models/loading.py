@@ -169,7 +169,7 @@ def _packaged(name: str) -> Path:
 def _siblings(directory: Path) -> str:
     """Points to a directory with a similar name, if there is one beside the one that is missing."""
     if not directory.parent.is_dir():
-        return f" (nor {directory.parent})"
+        return ""
     phrase = nearest(directory.name, [path.name for path in directory.parent.iterdir() if path.is_dir()])
     return phrase if "did you mean" in phrase else ""
 

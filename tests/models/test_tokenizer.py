@@ -1,0 +1,101 @@
+"""Tokenizers as they are read: with few files, without torch, without running anything."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxtune.errors import UserError
+from jaxtune.models.tokenizer import load_tokenizer
+
+
+@pytest.fixture
+def directory(tmp_path: Path) -> Path:
+    """``tokenizer.json`` of words, which puts ``<s>`` first, and a ``tokenizer_config.json`` without padding token."""
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+
+    tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "red": 3, "ball": 4}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 1)])
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    fields = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "unk_token": "<unk>",
+    }
+    template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({**fields, "chat_template": template}))
+    return tmp_path
+
+
+def test_ids_special_tokens_and_template(directory: Path) -> None:
+    files = {path.name: path.read_bytes() for path in directory.iterdir()}
+    tokenizer = load_tokenizer(directory)
+    assert tokenizer("red ball")["input_ids"] == [1, 3, 4]
+    assert (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id) == (1, 2, None)
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "red"}], tokenize=False) == "red"
+    assert {path.name: path.read_bytes() for path in directory.iterdir()} == files
+
+
+def test_tokenizer_json_alone(directory: Path) -> None:
+    (directory / "tokenizer_config.json").unlink()
+    assert load_tokenizer(directory)("ball red")["input_ids"] == [1, 4, 3]
+
+
+def test_pretrained(babyllama: Path) -> None:
+    tokenizer = load_tokenizer(babyllama)
+    assert tokenizer("Once")["input_ids"] == [1, 3, 34, 9, 22, 4]
+    assert tokenizer.decode(tokenizer("Once upon")["input_ids"], skip_special_tokens=True) == "Once upon"
+    assert tokenizer.pad_token is None
+
+
+def test_code_of_a_checkpoint_is_not_run(directory: Path) -> None:
+    trap = directory / "trap"
+    (directory / "tokenization_custom.py").write_text(f"open({str(trap)!r}, 'w')\nclass Custom: pass\n")
+    fields = {"tokenizer_class": "Custom", "auto_map": {"AutoTokenizer": ["tokenization_custom.Custom", None]}}
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    with pytest.raises(UserError, match="the tokenizer cannot be read"):
+        load_tokenizer(directory)
+    assert not trap.exists()
+
+
+def test_what_is_no_tokenizer(directory: Path, tmp_path: Path) -> None:
+    (directory / "tokenizer.json").write_text("{")
+    with pytest.raises(UserError, match="the tokenizer cannot be read") as error:
+        load_tokenizer(directory)
+    assert str(directory) in str(error.value)
+    assert "\n" not in str(error.value)
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    with pytest.raises(UserError, match=r"there are no tokenizer files \(tokenizer\.json, tokenizer_config\.json"):
+        load_tokenizer(empty)
+    with pytest.raises(UserError, match="there is no directory"):
+        load_tokenizer(tmp_path / "absent")
+
+
+def test_without_torch(directory: Path, tmp_path: Path) -> None:
+    """A base install has no torch: here a finder says so."""
+    code = (
+        "import importlib.abc, sys\n"
+        "class NoTorch(importlib.abc.MetaPathFinder):\n"
+        "    def find_spec(self, name, path, target=None):\n"
+        "        if name.partition('.')[0] == 'torch':\n"
+        "            raise ModuleNotFoundError(name)\n"
+        "sys.meta_path.insert(0, NoTorch())\n"
+        "import importlib.util\n"
+        "find = importlib.util.find_spec\n"
+        "importlib.util.find_spec = lambda name, *rest: None if name == 'torch' else find(name, *rest)\n"
+        "from jaxtune.models.tokenizer import load_tokenizer\n"
+        f"print(load_tokenizer({str(directory)!r})('red ball')['input_ids'], 'torch' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(root), str(root / "kernels")])}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "[1, 3, 4] False", done.stderr
