@@ -9,8 +9,10 @@ from pathlib import Path
 
 # These must be set before jax is imported; processes that a test starts inherit them.
 os.environ["JAX_PLATFORMS"] = "cpu"
-if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
+# Compiling is most of what the tests do, and LLVM's optimisations are half of that.
+for _flag in ("--xla_force_host_platform_device_count=8", "--xla_backend_optimization_level=0"):
+    if _flag.split("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_flag}".strip()
 _cache_root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
 if not os.access(Path(_cache_root).parent, os.W_OK):
     _cache_root = tempfile.gettempdir()

@@ -13,6 +13,7 @@ import pytest
 
 from jaxtune.models import DecoderConfig, random_model, save_model
 
+FLAGS = "--xla_backend_optimization_level=0"
 WORDS = [f"w{index}" for index in range(40)]
 
 
@@ -101,7 +102,7 @@ def command(*arguments: object, devices: int = 1, processes: tuple[int, int, int
       devices: virtual CPU devices of the process.
       processes: (index, count, port) of a run of several processes.
     """
-    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
+    environment = {**os.environ, "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} {FLAGS}"}
     if processes is not None:
         index, count, port = processes
         environment |= {
