@@ -216,11 +216,9 @@ class Space:
         return float(max(values))
 
     def snap(self, point: Sequence[Any]) -> Point:
-        """The point whose coordinates are exactly those of ``configuration(point)``."""
-        snapped = self.point(self.configuration(point))
-        if snapped is None:
-            raise ValueError(f"{list(point)} lies outside the space")
-        return snapped
+        """The point whose coordinates are exactly those of ``configuration(point)``, plain Python numbers."""
+        pairs = zip(self.dimensions, point, strict=True)
+        return [dim.decode(coordinate) if dim.continuous else int(coordinate) for dim, coordinate in pairs]
 
     def to_skopt(self) -> list[skopt.space.Dimension]:
         """The dimensions for scikit-optimize, in order."""

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 # Points at which the acquisition is evaluated before its best ones are refined by L-BFGS.
 _CANDIDATES = 4000
 # A finite space up to this size is listed in full when a new point is needed.
-_LISTED = 20_000
+_LISTED = 5_000
 # Fewer scores than this say nothing about the length scales.
 _FEWEST_SCORES = 3
 
@@ -203,7 +203,7 @@ class Surrogate:
             with _limits():
                 point, fitted = self._improve(trial, told, pending)
         if point is None or tuple(point) in taken:
-            candidates = self._untaken(trial, taken)
+            candidates = self._untaken(trial, taken, count=_CANDIDATES if fitted else len(taken) + 1)
             if fitted is None:
                 point = candidates[0]
             else:
@@ -242,8 +242,8 @@ class Surrogate:
             point = self.space.snap(optimizer.ask() or [])
         return point, _Fitted(optimizer.models[-1], optimizer.space, lie)
 
-    def _untaken(self, trial: int, taken: set[tuple[Any, ...]]) -> list[Point]:
-        """Points that no trial has: all of a small space, a random sample of a large one."""
+    def _untaken(self, trial: int, taken: set[tuple[Any, ...]], *, count: int) -> list[Point]:
+        """Points that no trial has, shuffled: all of a small space, about ``count`` of a large one."""
         size = self.space.size
         generator = np.random.default_rng((self.seed, trial, 1))
         if size is not None and size <= _LISTED:
@@ -255,7 +255,7 @@ class Surrogate:
         from skopt.space import Space as SkoptSpace
 
         state = np.random.RandomState(generator.integers(2**31))
-        sample = SkoptSpace(self.space.to_skopt()).rvs(_CANDIDATES, random_state=state)
+        sample = SkoptSpace(self.space.to_skopt()).rvs(count, random_state=state)
         return [point for point in map(self.space.snap, sample) if tuple(point) not in taken]
 
     def fit(self, observations: Sequence[Observation]) -> Posterior | None:
