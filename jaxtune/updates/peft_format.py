@@ -99,7 +99,7 @@ class AdapterConfig(BaseModel):
     def alpha(self, module: str) -> float:
         """The alpha of a module; its term is scaled by alpha / rank, or by alpha / sqrt(rank) with ``use_rslora``."""
         key = matching_key(self.alpha_pattern, module)
-        return self.lora_alpha if key is None else self.alpha_pattern[key]
+        return float(self.lora_alpha if key is None else self.alpha_pattern[key])
 
 
 def matching_key(patterns: Iterable[str], module: str) -> str | None:

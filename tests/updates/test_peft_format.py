@@ -52,7 +52,7 @@ def peft_logits(directory, adapter, tokens, torch_logits):
 
     base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
     with warnings.catch_warnings():
-        warnings.simplefilter("error")  # PEFT only warns of what is missing
+        warnings.simplefilter("error", UserWarning)  # PEFT only warns of what is missing
         model = peft.PeftModel.from_pretrained(base, adapter)
     return torch_logits(model, tokens)
 
@@ -71,7 +71,9 @@ def test_peft_and_merged_export_compute_what_we_compute(
 
     adapter = tmp_path / "adapter"
     save_adapter(adapter, plan, trainable, {}, model, str(directory))
-    np.testing.assert_allclose(peft_logits(directory, adapter, tokens, torch_logits), ours, atol=1e-4)
+    theirs = peft_logits(directory, adapter, tokens, torch_logits)
+    print(f"{family}, rslora {rslora}: largest difference from PEFT's logits {np.abs(theirs - ours).max():.1e}")
+    np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=0)
 
     # Back again: the same adapter.
     again, arrays, values = load_adapter(adapter, model)
@@ -82,7 +84,7 @@ def test_peft_and_merged_export_compute_what_we_compute(
     import transformers
 
     merged = merge_adapters(model, plan, trainable, {})
-    np.testing.assert_allclose(np.asarray(merged(tokens)), ours, atol=2e-5)
+    np.testing.assert_allclose(np.asarray(merged(tokens)), ours, atol=1e-4, rtol=0)
     save_model(merged, tmp_path / "merged")
     loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "merged", attn_implementation="eager")
     np.testing.assert_allclose(torch_logits(loaded, tokens), ours, atol=1e-4)
@@ -183,18 +185,18 @@ def test_an_adapter_is_read_onto_a_mesh(checkpoint, random_trainable, tokens, me
     again, arrays, values = load_adapter(tmp_path, sharded)
     assert arrays["low_rank"]["layers.mlp.up"]["a"].sharding.spec == jax.P(None, "fsdp", None)
     ours = our_logits(model, plan, trainable, {}, tokens)
-    np.testing.assert_allclose(our_logits(sharded, again.resolve(sharded), arrays, values, tokens), ours, atol=1e-5)
+    np.testing.assert_allclose(our_logits(sharded, again.resolve(sharded), arrays, values, tokens), ours, atol=1e-4)
 
 
 def test_what_an_adapter_cannot_hold(checkpoint, random_trainable, tmp_path):
     model = load_model(checkpoint("llama"), dtype="float32")
     rules = [LowRankRule(match="**.q", rank=4), FullRule(match="final_norm"), FullRule(match="layers.0.mlp.up")]
     plan, trainable = fixed(rules, model, random_trainable)
-    with pytest.raises(UserError, match="cannot hold layers.mlp.up.kernel, final_norm.scale.*export --merged"):
+    with pytest.raises(UserError, match=r"cannot hold layers.mlp.up.kernel, final_norm.scale.*export --merged"):
         save_adapter(tmp_path, plan, trainable, {}, model, "base")
     assert not list(tmp_path.iterdir())
     plan, trainable = fixed(rules[:1], model, random_trainable)
-    with pytest.raises(UserError, match="update.0.rank: 5 is not between 1 and the capacity 4"):
+    with pytest.raises(UserError, match=r"update.0.rank: 5 is not between 1 and the capacity 4"):
         save_adapter(tmp_path, plan, trainable, {"update.0.rank": 5.0}, model, "base")
 
 
@@ -255,7 +257,7 @@ def adapter(checkpoint, random_trainable, tmp_path):
         ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, "layers.1.self_attn.q_proj has tensors but"),
         (
             {"rank_pattern": {"v_proj": 2}},
-            r"lora_A of model.layers.0.self_attn.v_proj has shape \(4, 32\), not \(2, 32\)",
+            r"lora_A of model.layers.0\S+v_proj has shape \(4, 32\), not \(2, 32\)",
         ),
     ],
 )

@@ -274,5 +274,5 @@ def test_ranks_are_checked_on_the_host(config):
     plan = UpdatePlan([low_rank("**.q", rank=4)]).resolve(config)
     plan.check_ranks({})
     for rank in (0, 5):
-        with pytest.raises(UserError, match=f"update.0.rank: {rank} is not between 1 and the capacity 4"):
+        with pytest.raises(UserError, match=rf"update.0.rank: {rank} is not between 1 and the capacity 4"):
             plan.check_ranks({"update.0.rank": rank})
