@@ -1,4 +1,4 @@
-"""``config.json``: published files and those of transformers 5 against transformers' own reading, and what is refused."""
+"""``config.json``: published files and those of transformers 5 against its own reading, and what is refused."""
 
 from __future__ import annotations
 
@@ -367,11 +367,11 @@ def test_files_that_are_no_configuration(tmp_path: Path, content: str | None, me
 
 def test_what_a_family_cannot_say_is_not_written() -> None:
     config = decoder_config({"model_type": "llama", **TINY})
-    with pytest.raises(UserError, match="a llama config.json cannot express output_bias = False"):
+    with pytest.raises(UserError, match=r"a llama config\.json cannot express output_bias = False"):
         checkpoint_config(dataclasses.replace(config, qkv_bias=True, output_bias=False))
     with pytest.raises(UserError, match=r"windows = \(4, None\)"):
         checkpoint_config(dataclasses.replace(decoder_config({"model_type": "mistral", **TINY}), windows=(4, None)))
-    with pytest.raises(UserError, match="family 'lama' has no checkpoint format; did you mean 'llama'?"):
+    with pytest.raises(UserError, match=r"family 'lama' has no checkpoint format; did you mean 'llama'\?"):
         checkpoint_config(dataclasses.replace(config, family="lama"))
 
 

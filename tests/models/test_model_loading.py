@@ -111,7 +111,7 @@ def test_missing_directories_are_named(tmp_path: Path, monkeypatch: pytest.Monke
         load_model(tmp_path / "lama-tiny")
     with pytest.raises(UserError, match=r"there is no directory .*/x/y$"):
         load_model(tmp_path / "x" / "y")
-    with pytest.raises(UserError, match="there is no config.json"):
+    with pytest.raises(UserError, match=r"there is no config\.json"):
         load_model(tmp_path / "llama-tiny")
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="is a file; a model is a directory"):
@@ -127,7 +127,7 @@ def test_packaged_models(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     (tmp_path / "nano" / "config.json").write_text("{}")
     monkeypatch.setattr(loading, "__file__", str(tmp_path / "loading.py"))
     assert resolve_path("jaxtune:nano") == tmp_path / "nano"
-    with pytest.raises(UserError, match="no model 'jaxtune:nani' in the package; did you mean 'jaxtune:nano'?"):
+    with pytest.raises(UserError, match=r"no model 'jaxtune:nani' in the package; did you mean 'jaxtune:nano'\?"):
         resolve_path("jaxtune:nani")
 
 
