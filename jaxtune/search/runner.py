@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     from jaxtune.search.trial import Trial
@@ -48,7 +48,10 @@ class TestOutcome:
       score: the objective on the test split.
       metrics: everything that was measured.
       per_example: the objective of each test example, in an order that is the same for all models; None where unknown.
-      weights: each example's weight in the score (target tokens, for a loss); None where all weigh the same.
+      weights: each example's weight in the score (target tokens, for a loss; 0 where it does not count); None where all
+        weigh the same.
+      strata: each example's group where the score is the mean over groups (attributes); None for one group.
+      clusters: each example's document where several come from one; None where all are independent.
       seconds: what this call took.
     """
 
@@ -58,9 +61,12 @@ class TestOutcome:
     metrics: dict[str, float] = field(default_factory=dict)
     per_example: list[float] | None = None
     weights: list[float] | None = None
+    strata: list[str] | list[int] | None = None
+    clusters: list[str] | list[int] | None = None
     seconds: float = 0.0
 
 
+@runtime_checkable
 class TrialRunner(Protocol):
     """Trains and scores trials. A study calls it from one thread, one trial at a time."""
 

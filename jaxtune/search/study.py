@@ -75,8 +75,8 @@ class Study:
       direction: whether the objective is minimised or maximised.
       reference: dotted overrides of ``base`` that make trial 0.
       base: the resolved configuration, nested, that trials override; the journal remembers it.
-      reference_config: ``base`` with ``reference`` applied, where the searched keys that ``reference`` does not name
-        itself are looked up; ``base`` if unset.
+      reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up
+        (a missing one puts it outside the space). If unset, ``reference`` itself and then ``base``.
       known_keys: every dotted key of the configuration; None skips the check of the space's keys.
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
@@ -114,7 +114,7 @@ class Study:
         # A first round larger than the initial design has nothing to learn from: it is all design.
         initial = max(search.initial, min(search.population, search.trials))
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
-        self._reference_point = self._locate_reference(self.base if reference_config is None else reference_config)
+        self._reference_point = self._locate_reference(reference_config)
         self.reference_in_space = self._reference_point is not None
         self._on_event = on_event
         self._stop = stop
@@ -126,11 +126,14 @@ class Study:
                 f"search.trials to {size + search.trials - wanted}, or widen the space"
             )
 
-    def _locate_reference(self, config: Mapping[str, Any]) -> Point | None:
+    def _locate_reference(self, config: Mapping[str, Any] | None) -> Point | None:
+        def value(key: str) -> Any:
+            if config is not None:
+                return _lookup(config, key)
+            return self.reference[key] if key in self.reference else _lookup(self.base, key)
+
         try:
-            return self.space.point(
-                {key: self.reference[key] if key in self.reference else _lookup(config, key) for key in self.space.keys}
-            )
+            return self.space.point({key: value(key) for key in self.space.keys})
         except KeyError:
             return None
 

@@ -10,10 +10,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.journal import plain
 from jaxtune.search.runner import TestOutcome
-from jaxtune.search.statistics import paired_bootstrap, rank_agreement
+from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
 
@@ -47,11 +50,18 @@ def _entry(state: TrialState) -> dict[str, Any]:
 def _difference(best: TrialState, baseline: TrialState) -> dict[str, Any] | None:
     """The winner's test score minus the reference's, with its paired bootstrap interval."""
     first, second = best.test, baseline.test
-    if first is None or second is None or first.per_example is None or second.per_example is None:
+    if best is baseline or first is None or second is None or first.per_example is None or second.per_example is None:
         return None
-    if best is baseline or not all(map(math.isfinite, [*first.per_example, *second.per_example])):
+    count = len(first.per_example)
+    weights = np.ones(count) if first.weights is None else np.asarray(first.weights, np.float64)
+    one, other = (
+        np.where(weights > 0, np.asarray(scores, np.float64) * weights, 0.0)
+        for scores in (first.per_example, second.per_example)
+    )
+    if not (np.isfinite(one).all() and np.isfinite(other).all()):
         return None
-    return dataclasses.asdict(paired_bootstrap(first.per_example, second.per_example, weights=first.weights))
+    difference = paired_bootstrap(one, other, weights, strata=first.strata, clusters=first.clusters)
+    return {**dataclasses.asdict(difference), "examples": int((weights > 0).sum())}
 
 
 def build_summary(

@@ -116,6 +116,8 @@ def test_fields(outcome: TestOutcome) -> dict[str, Any]:
         "seconds": outcome.seconds,
         "per_example": outcome.per_example,
         "weights": outcome.weights,
+        "strata": outcome.strata,
+        "clusters": outcome.clusters,
     }
 
 
@@ -126,6 +128,8 @@ def _test_outcome(record: Mapping[str, Any]) -> TestOutcome:
         metrics={name: _number(value) for name, value in record["metrics"].items()},
         per_example=None if per_example is None else [_number(value) for value in per_example],
         weights=record["weights"],
+        strata=record["strata"],
+        clusters=record["clusters"],
         seconds=record["seconds"],
     )
 
