@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
 from jaxtune.models.attention import attend
-from jaxtune.models.cache import read_layer, write_layer
+from jaxtune.models.cache import write_slots
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.linear import LowRankAdapter, linear
 from jaxtune.models.rotary import rotate
@@ -47,13 +47,13 @@ class Shared(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """What is a layer's own, beside its weights: its number in the stack and whether it has a window."""
+    """What is a layer's own, beside its weights: whether it has a window."""
 
-    number: Int32[Array, ""]
     local: Bool[Array, ""]
 
 
-Stack = tuple[Float[Array, "layers b kv slots d"], Float[Array, "layers b kv slots d"]]
+Cached = tuple[Float[Array, "b kv slots hd"], Float[Array, "b kv slots hd"]]
+Written = tuple[Float[Array, "b kv s hd"], Float[Array, "b kv s hd"]]
 
 
 def subtree(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
@@ -106,9 +106,9 @@ class Attention(nnx.Module):
         self.k_norm = RMSNorm(config, subtree(params, "k_norm")) if config.qk_norm else None
 
     def __call__(
-        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, stack: Stack | None
-    ) -> tuple[Float[Array, "b s d"], Stack | None]:
-        """Attend, writing to and reading from the cache's stack if there is one."""
+        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, cached: Cached | None
+    ) -> tuple[Float[Array, "b s d"], Written]:
+        """Attend, also to what this layer has cached if there is a cache; gives the new keys and values too."""
         config, (batch, length, _) = self.config, x.shape
         groups = config.num_heads // config.num_kv_heads
 
@@ -129,14 +129,13 @@ class Attention(nnx.Module):
 
         q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
-        if stack is not None:
-            start = shared.query_slots[0]
-            stack = write_layer(stack[0], k, layer.number, start), write_layer(stack[1], v, layer.number, start)
-            k, v = read_layer(stack[0], layer.number), read_layer(stack[1], layer.number)
+        written = k, v
+        if cached is not None:
+            k, v = (write_slots(old, new, shared.query_slots[0]) for old, new in zip(cached, written, strict=True))
 
         mixed = self._mixed(q, k, v, layer, shared)
         merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)
-        return self.o(merged, adapters.get("attention.o"), shared.rows), stack
+        return self.o(merged, adapters.get("attention.o"), shared.rows), written
 
     def _mixed(
         self,
@@ -192,10 +191,10 @@ class Block(nnx.Module):
         self.mlp_post_norm = norm("mlp_post_norm") if config.post_norms else None
 
     def __call__(
-        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, stack: Stack | None
-    ) -> tuple[Float[Array, "b s d"], Stack | None]:
+        self, x: Float[Array, "b s d"], layer: Layer, shared: Shared, adapters: Adapters, cached: Cached | None
+    ) -> tuple[Float[Array, "b s d"], Written]:
         """Apply the layer; ``adapters`` are keyed by paths inside the layer, such as ``attention.q``."""
-        attended, stack = self.attention(self.attention_norm(x), layer, shared, adapters, stack)
+        attended, written = self.attention(self.attention_norm(x), layer, shared, adapters, cached)
         x = x + (attended if self.attention_post_norm is None else self.attention_post_norm(attended))
         transformed = self.mlp(self.mlp_norm(x), shared, adapters)
-        return x + (transformed if self.mlp_post_norm is None else self.mlp_post_norm(transformed)), stack
+        return x + (transformed if self.mlp_post_norm is None else self.mlp_post_norm(transformed)), written

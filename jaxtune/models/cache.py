@@ -55,11 +55,11 @@ class Cache:
         """The segments of all slots once tokens of these segments are written."""
         return lax.dynamic_update_slice(self.segment_ids, segment_ids, (jnp.zeros((), jnp.int32), self.index))
 
-    def advanced(self, stack: tuple[Array, Array], segment_ids: Int32[Array, "b s"]) -> Cache:
-        """The cache after tokens of these segments, whose keys and values are in ``stack`` already."""
+    def advanced(self, written: tuple[Array, Array], segment_ids: Int32[Array, "b s"]) -> Cache:
+        """The cache after tokens of these segments, whose keys and values are ``written`` (stacked over layers)."""
         return Cache(
-            keys=stack[0],
-            values=stack[1],
+            keys=write_slots(self.keys, written[0], self.index),
+            values=write_slots(self.values, written[1], self.index),
             segment_ids=self.written_segments(segment_ids),
             lengths=self.lengths + jnp.sum(segment_ids != 0, axis=1, dtype=jnp.int32),
             index=self.index + segment_ids.shape[1],
@@ -83,17 +83,8 @@ def init_cache(config: DecoderConfig, batch: int, length: int, dtype: DTypeLike 
     )
 
 
-def write_layer(
-    stack: Float[Array, "layers b kv slots d"],
-    new: Float[Array, "b kv s d"],
-    layer: Int32[Array, ""],
-    index: Int32[Array, ""],
-) -> Float[Array, "layers b kv slots d"]:
-    """The stack with ``new`` written into one layer from slot ``index`` on; in place where it can be."""
-    zero = jnp.zeros((), jnp.int32)
-    return lax.dynamic_update_slice(stack, new[None].astype(stack.dtype), (layer, zero, zero, index, zero))
-
-
-def read_layer(stack: Float[Array, "layers b kv slots d"], layer: Int32[Array, ""]) -> Float[Array, "b kv slots d"]:
-    """All slots of one layer."""
-    return lax.dynamic_index_in_dim(stack, layer, axis=0, keepdims=False)
+def write_slots(
+    old: Float[Array, "*layers b kv slots hd"], new: Float[Array, "*layers b kv s hd"], index: Int32[Array, ""]
+) -> Float[Array, "*layers b kv slots hd"]:
+    """Keys or values, of one layer or stacked, with ``new`` written from slot ``index`` on."""
+    return lax.dynamic_update_slice_in_dim(old, new.astype(old.dtype), index, axis=-2)

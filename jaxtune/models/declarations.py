@@ -6,13 +6,15 @@ The abstract tree, the shardings, random initialization and the checks of a chec
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Key
 
@@ -126,8 +128,13 @@ def random_params(
 
     Each array's key is folded from its path, so it does not depend on which other arrays exist.
     """
-    specs = declare(config)
+    return _initializer(config, jnp.dtype(dtype), mesh)(key)
 
+
+@functools.lru_cache(maxsize=8)
+def _initializer(
+    config: DecoderConfig, dtype: np.dtype, mesh: jax.sharding.Mesh | None
+) -> Callable[[Key[Array, ""]], Params]:
     def initial(path: str, spec: ArraySpec, key: Key[Array, ""]) -> Array:
         if spec.initializer == "normal":
             own = jax.random.fold_in(key, zlib.crc32(path.encode()))
@@ -135,9 +142,9 @@ def random_params(
         return jnp.full(spec.shape, 1.0 if spec.initializer == "ones" else 0.0, dtype)
 
     def initialize(key: Key[Array, ""]) -> Params:
-        return {path: initial(path, spec, key) for path, spec in specs.items()}
+        return {path: initial(path, spec, key) for path, spec in declare(config).items()}
 
-    return jax.jit(initialize, out_shardings=None if mesh is None else shardings(config, mesh))(key)
+    return jax.jit(initialize, out_shardings=None if mesh is None else shardings(config, mesh))
 
 
 def check_params(config: DecoderConfig, params: Mapping[str, Array | jax.ShapeDtypeStruct]) -> None:

@@ -262,22 +262,21 @@ class Decoder(nnx.Module):
     def _scanned(
         self, x: Float[Array, "b s d"], shared: Shared, adapters: Adapters, cache: Cache | None, remat: str
     ) -> tuple[Float[Array, "b s d"], tuple[Array, Array] | None]:
-        """All layers. The cache's stacks are carried, so that each layer writes its slots in place."""
+        """All layers, and with a cache the new keys and values of each.
+
+        The cache's stacks are read inside the scan and written once behind it: as a carry that each layer writes to,
+        XLA copies them whole in every layer.
+        """
         block, weights = nnx.split(self.layers)
-        layers = Layer(
-            number=jnp.arange(self.config.num_layers, dtype=jnp.int32),
-            local=jnp.array([window is not None for window in self.config.windows]),
-        )
+        layers = Layer(local=jnp.array([window is not None for window in self.config.windows]))
 
-        def body(carry: tuple[Any, Any], scanned: tuple[Any, Layer, Adapters]) -> tuple[tuple[Any, Any], None]:
-            x, stack = carry
-            layer_weights, layer, layer_adapters = scanned
-            x, stack = nnx.merge(block, layer_weights)(x, layer, shared, layer_adapters, stack)
-            return (constrain(x, ACTIVATION_AXES, self.mesh), stack), None
+        def body(x: Array, scanned: tuple[Any, Layer, Adapters, Any]) -> tuple[Array, Any]:
+            layer_weights, layer, layer_adapters, cached = scanned
+            x, written = nnx.merge(block, layer_weights)(x, layer, shared, layer_adapters, cached)
+            return constrain(x, ACTIVATION_AXES, self.mesh), None if cached is None else written
 
-        stack = None if cache is None else (cache.keys, cache.values)
-        (x, stack), _ = lax.scan(_remat(body, remat), (x, stack), (weights, layers, subtree(adapters, "layers")))
-        return x, stack
+        cached = None if cache is None else (cache.keys, cache.values)
+        return lax.scan(_remat(body, remat), x, (weights, layers, subtree(adapters, "layers"), cached))
 
 
 def _remat(body: Callable, policy: str) -> Callable:
@@ -319,11 +318,11 @@ def _hidden(
     if positions is None:
         positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
     shared = model._shared(positions, segments, rows, cache)
-    x, stack = model._scanned(model._embedded(tokens), shared, adapters, cache, remat)
+    x, written = model._scanned(model._embedded(tokens), shared, adapters, cache, remat)
     states = model.final_norm(x)
-    if cache is None or stack is None:
+    if cache is None or written is None:
         return states, None
-    return states, cache.advanced(stack, segments)
+    return states, cache.advanced(written, segments)
 
 
 def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> Int32[Array, "b s"]:
@@ -336,8 +335,8 @@ def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> In
     return slots - lax.cummax(jnp.where(starts, slots, 0), axis=1)
 
 
-def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], Params]:
-    """The module as a static, hashable part and its parameters by dotted path.
+def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:
+    """The module as a static, hashable part and its :data:`Params` (abstract ones if it was built around such).
 
     Done once outside ``jax.jit``; inside, :func:`merge` puts any parameters of the same paths back, at no cost.
     """
@@ -346,7 +345,6 @@ def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], Params]:
     return static, {path: flat[path] for path in declare(model.config)}
 
 
-def merge(static: nnx.GraphDef[Decoder], params: Params) -> Decoder:
-    """The decoder whose static part :func:`split` gave, with these parameters (arrays or tracers)."""
-    state = traverse_util.unflatten_dict(params, sep=".")
-    return nnx.merge(static, state)
+def merge(static: nnx.GraphDef[Decoder], params: Mapping[str, Any]) -> Decoder:
+    """The decoder whose static part :func:`split` gave, with these parameters (arrays, tracers or abstract arrays)."""
+    return nnx.merge(static, traverse_util.unflatten_dict(dict(params), sep="."))
