@@ -41,7 +41,7 @@ def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp
         LowRankRule(match="layers.2.attention.{q,v}", rank=2, alpha=3.0),
     ]
     plan = UpdatePlan(rules).resolve(model, {"update.1.rank": 8})
-    trainable = random_trainable(jax.eval_shape(plan.init, jax.random.key(0), split(model)[1]))
+    trainable = random_trainable(jax.eval_shape(plan.init, jax.random.key(0), split(model)[1]), scale=0.1)
     computed = jax.jit(jax.grad(loss_function(model, plan, tokens, {})))(trainable)
 
     # The gradients, written as an adapter, have the names and the orientation that PEFT's have.
