@@ -10,6 +10,8 @@ PIP = $(VENV)/bin/python -m pip --disable-pip-version-check
 # torch is an oracle of the tests, never needed to run. TORCH= leaves it out, and with it the tests that need it.
 TORCH ?= torch==2.13.0
 PYTEST_ARGS ?=
+# Test files run side by side in this many processes.
+WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
 .PHONY: quickstart test lint format clean
@@ -18,7 +20,7 @@ quickstart: $(VENV)/.installed
 	$(VENV)/bin/jaxtune search configs/quickstart.yaml
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .

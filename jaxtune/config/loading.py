@@ -42,13 +42,15 @@ _Loader.add_implicit_resolver(
 def parse_value(text: str) -> Any:
     """A YAML value as written in an override: ``1e-4`` → float, ``[1, 2]`` → list, ``abc`` → str.
 
-    Raises:
-      UserError: the text is no YAML.
+    What is no YAML is text, and so is ``{name}`` without a value: templates need no second quotes in a shell.
     """
     try:
-        return yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise UserError(f"cannot read the value {text!r}: {_first_line(error)}") from error
+        value = yaml.load(text, Loader=_Loader)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, dict) and value and all(item is None for item in value.values()):
+        return text
+    return value
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:

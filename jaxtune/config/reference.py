@@ -81,8 +81,8 @@ def markdown() -> str:
     lines = [
         "# Configuration keys",
         "",
-        "Written from the schema by `python -m jaxtune.config.reference`. A number marked *traced* can change without a",
-        "new compilation, so a search over it compiles once.",
+        "Written from the schema by `python -m jaxtune.config.reference`. A number marked *traced* can change without",
+        "a new compilation, so a search over it compiles once.",
     ]
     for title, section in _SECTIONS:
         heading = f"`{title}`" if title and " " not in title else title or "Top level"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.errors import UserError
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
@@ -49,6 +50,7 @@ def search(
         return finished
     experiment = Experiment(config)
     runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
+    _early_steps(experiment.config)
     if on_plan:
         on_plan(experiment.trainer())
     directory.claim(config)
@@ -91,6 +93,19 @@ def check_space(config: Config) -> None:
     with_overrides(config, reference_overrides(config), origin="search.reference: ")
 
 
+def _early_steps(config: Config) -> int:
+    """Steps after which a trial of this length is scored.
+
+    Raises:
+      UserError: the fraction is less than a step.
+    """
+    settings, steps = search_config(config), config.train.steps or 0
+    early = round(settings.fraction * steps)
+    if early < 1:
+        raise UserError(f"search.fraction: {settings.fraction} of {steps} steps is less than a step")
+    return early
+
+
 def _reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
     """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
     assert config.search is not None
@@ -116,7 +131,7 @@ def preflight_search(config: Config) -> dict[str, Any]:
     check_space(config)
     checked = preflight(config)
     settings = search_config(config)
-    early = round(settings.fraction * checked.steps)
+    early = _early_steps(with_overrides(config, {"train.steps": checked.steps, "train.epochs": None}))
     finished = settings.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),

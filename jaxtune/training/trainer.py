@@ -227,6 +227,7 @@ class Trainer:
             )
         if not self.program.dropout and _drops(values):
             raise ValueError("this trainer was compiled without dropout; make it with dropout=True")
+        self.plan.check_ranks(values)
         return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:

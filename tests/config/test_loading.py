@@ -50,6 +50,13 @@ def test_numbers_in_scientific_notation_are_numbers(file):
     assert math.isinf(parse_value(".inf"))
 
 
+def test_templates_need_no_quotes_in_an_override():
+    assert parse_value("{text}") == "{text}"
+    assert parse_value("{text} :") == "{text} :"
+    assert parse_value("{uniform: [1, 2]}") == {"uniform": [1, 2]}
+    assert parse_value("{}") == {}
+
+
 def test_dump_reads_back_equal(file, tmp_path):
     config = load_config(file, ["train.seed=3", "data.train.limit=5"])
     copy = tmp_path / "copy.yaml"
@@ -88,7 +95,7 @@ def test_overrides_reach_lists_sources_and_defaults(file, tmp_path):
         ("train.epochs=2", ["either steps or epochs"]),
         ("model=3", ["model", "dictionary"]),
         ("model.path.x=3", ["model.path", "no keys below"]),
-        ("data.prompt={a", ["cannot read the value"]),
+        ("search.space.x={uniform: [1", ["search.space.x", "dictionary"]),
         ("nonsense", ["dotted.key=value"]),
     ],
 )
