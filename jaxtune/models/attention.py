@@ -106,7 +106,8 @@ def _backward(
     bias = attention_bias(query_segments, key_segments, query_slots, window)
     scores = _scores(q, k, soft_cap)
     weights = jnp.exp(scores + bias[:, None, None] - log_total)
-    dv = jnp.einsum("bkgst,bkgsd->bktd", weights.astype(g.dtype), g, preferred_element_type=jnp.float32)
+    # Transposed results of these two: XLA would otherwise transpose its first operand, the scores, on CPU.
+    dv = jnp.einsum("bkgsd,bkgst->bkdt", g, weights.astype(g.dtype), preferred_element_type=jnp.float32)
     dweights = jnp.einsum("bkgsd,bktd->bkgst", g, v, preferred_element_type=jnp.float32)
     mean = jnp.sum(g.astype(jnp.float32) * out.astype(jnp.float32), axis=-1, keepdims=True)
     dscores = weights * (dweights - mean)
@@ -114,7 +115,8 @@ def _backward(
         dscores = dscores * (1.0 - jnp.square(scores / soft_cap))
     dscores = dscores.astype(q.dtype)
     dq = jnp.einsum("bkgst,bktd->bkgsd", dscores, k, preferred_element_type=jnp.float32)
-    dk = jnp.einsum("bkgst,bkgsd->bktd", dscores, q, preferred_element_type=jnp.float32)
+    dk = jnp.einsum("bkgsd,bkgst->bkdt", q, dscores, preferred_element_type=jnp.float32)
+    dk, dv = dk.swapaxes(2, 3), dv.swapaxes(2, 3)
     return dq.astype(q.dtype), dk.astype(k.dtype), dv.astype(v.dtype), None, None, None
 
 

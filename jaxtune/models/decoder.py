@@ -19,12 +19,13 @@ from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, check_params, declare, linear_modules
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.linear import PROJECTION, LowRankAdapter
 from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.sharding import constrain
 
 REMAT = ("none", "dots", "full")
-"""What the backward pass recomputes: nothing; all but projections and attention; all but the layers' inputs."""
+"""What the backward pass recomputes, beside elementwise functions and attention weights, which it always does: nothing;
+all but projections and attention; all but the layers' inputs."""
 
 Adapters = Mapping[str, LowRankAdapter]
 Integers = Array | np.ndarray
@@ -282,17 +283,12 @@ class Decoder(nnx.Module):
 def _remat(body: Callable, policy: str) -> Callable:
     """Wrap the body of the scan over the layers so that its backward pass recomputes what the policy drops.
 
-    ``dots`` keeps the results of matmuls without batch axes, which are the projections, and of attention: that is all
-    the arithmetic worth keeping. Norms, rotations and activations, cheap to compute and as large, are recomputed.
+    ``dots`` keeps the results of projections and of attention: that is all the arithmetic worth keeping. They are named
+    rather than found among the matmuls, which would keep both terms of a projection with an adapter and not their sum.
     """
     if policy == "none":
         return body
-    policies = jax.checkpoint_policies
-    saved = None
-    if policy == "dots":
-        saved = policies.save_from_both_policies(
-            policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(RESIDUALS)
-        )
+    saved = jax.checkpoint_policies.save_only_these_names(PROJECTION, RESIDUALS) if policy == "dots" else None
     # A scan's body is compiled on its own, so there is nothing for common-subexpression elimination to undo.
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 

@@ -7,8 +7,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtune_kernels import low_rank_matmul
 from jaxtyping import Array, Float, UInt32
+
+PROJECTION = "projection"
+"""Name, for remat policies, of a linear layer's result."""
 
 
 @dataclasses.dataclass(frozen=True, init=False)
@@ -66,7 +70,7 @@ def linear(
     """
     kernel = kernel.astype(x.dtype)
     if adapter is not None:
-        return low_rank_matmul(
+        y = low_rank_matmul(
             x,
             kernel,
             adapter.a,
@@ -77,7 +81,8 @@ def linear(
             dropout_seed=adapter.dropout_seed,
             rows=rows,
         )
+        return checkpoint_name(y, PROJECTION)
     # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result in
     # float32 would make the gradient's matmuls mix float32 with bfloat16.
     y = jnp.dot(x, kernel)
-    return y if bias is None else y + bias.astype(y.dtype)
+    return checkpoint_name(y if bias is None else y + bias.astype(y.dtype), PROJECTION)
