@@ -106,7 +106,8 @@ def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array |
     dx = _times_transposed(g, kernel.astype(x.dtype)) + through_a
     # Exact for whoever trains the kernel as well; dead code, which XLA removes, for whoever holds it frozen.
     dkernel = _outer(x, g)
-    da = _outer(z, scaled_t)
+    # This way round XLA need not copy x transposed.
+    da = _outer(scaled_t, z).T
     db = _outer((scale * h.astype(jnp.float32)).astype(x.dtype), g)
     dscale = jnp.sum(h.astype(jnp.float32) * t)
     dbias = None if bias is None else jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
