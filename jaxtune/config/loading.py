@@ -70,8 +70,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raw = yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
-        where = f"{file}:{mark.line + 1}" if mark else str(file)
-        raise UserError(f"{where}: not valid YAML: {_first_line(error)}") from error
+        place = f"{file}:{mark.line + 1}" if mark else str(file)
+        raise UserError(f"{place}: not valid YAML: {_first_line(error)}") from error
     if not isinstance(raw, dict):
         raise UserError(f"{file}: expected keys such as model:, data: and train:, found {type(raw).__name__}")
     lines: dict[str, int] = {}

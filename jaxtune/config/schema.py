@@ -39,17 +39,20 @@ class ModelConfig(Section):
     """The pretrained model."""
 
     path: str = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
-    revision: str | None = Field(None, description="Branch, tag or commit of a Hub model.")
-    tokenizer: str | None = Field(None, description="Directory or Hub id of the tokenizer, if not the model's own.")
+    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
+    tokenizer: str | None = Field(
+        default=None, description="Directory or Hub id of the tokenizer, if not the model's own."
+    )
     initialize: Literal["pretrained", "random"] = Field(
-        "pretrained", description="'random' reads only config.json and starts from random weights (pretraining)."
+        default="pretrained",
+        description="'random' reads only config.json and starts from random weights (pretraining).",
     )
     dtype: Literal["auto", "float32", "bfloat16"] = Field(
         "auto",
         description="Compute dtype and dtype of frozen weights; auto is bfloat16 on accelerators, float32 on CPU.",
     )
     remat: Literal["none", "dots", "full"] = Field(
-        "none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
+        default="none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
     )
 
 
@@ -57,13 +60,14 @@ class ExplodeConfig(Section):
     """Turns one row that holds a mapping (attribute -> value) into one example per entry."""
 
     field: str = Field(description="The field that holds the mapping.")
-    key: str = Field("attribute", description="Name under which the prompt sees an entry's key.")
-    value: str = Field("value", description="Name under which the prompt sees an entry's value.")
+    key: str = Field(default="attribute", description="Name under which the prompt sees an entry's key.")
+    value: str = Field(default="value", description="Name under which the prompt sees an entry's value.")
     schema_path: str | None = Field(
-        None, description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well."
+        default=None,
+        description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well.",
     )
-    schema_by: str | None = Field(None, description="Field that picks the row's list of keys from schema_path.")
-    absent: str = Field("n/a", description="The value of a key that the row lacks.")
+    schema_by: str | None = Field(default=None, description="Field that picks the row's list of keys from schema_path.")
+    absent: str = Field(default="n/a", description="The value of a key that the row lacks.")
 
 
 class SourceConfig(Section):
@@ -72,14 +76,14 @@ class SourceConfig(Section):
     path: str = Field(
         description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk."
     )
-    split: str | None = Field(None, description="A split's name or slice: train, train[:200], train[10%:20%].")
+    split: str | None = Field(default=None, description="A split's name or slice: train, train[:200], train[10%:20%].")
     hash_split: tuple[float, float] | None = Field(
-        None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
+        default=None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
     )
-    hash_by: str | None = Field(None, description="Field to hash; the whole row if unset.")
+    hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
     hash_seed: int = 0
-    limit: PositiveInt | None = Field(None, description="Keep the first rows only.")
-    data_dir: str | None = Field(None, description="Directory of prepared TFDS data.")
+    limit: PositiveInt | None = Field(default=None, description="Keep the first rows only.")
+    data_dir: str | None = Field(default=None, description="Directory of prepared TFDS data.")
 
 
 def _source(value: Any) -> Any:
@@ -95,14 +99,16 @@ class DataConfig(Section):
     train: Source
     validation: Source | None = None
     test: Source | None = None
-    prompt: str | None = Field(None, description="Template with named fields: '{text}\\n{attribute}:'.")
-    completion: str | None = Field(None, description="Template of what is to be learnt: ' {value}'.")
-    messages: str | None = Field(None, description="Field of chat messages, rendered by the tokenizer's chat template.")
+    prompt: str | None = Field(default=None, description="Template with named fields: '{text}\\n{attribute}:'.")
+    completion: str | None = Field(default=None, description="Template of what is to be learnt: ' {value}'.")
+    messages: str | None = Field(
+        default=None, description="Field of chat messages, rendered by the tokenizer's chat template."
+    )
     explode: ExplodeConfig | None = None
     loss_on: Literal["completion", "all"] = "completion"
-    packing: bool = Field(True, description="Several examples in a row; they never see each other.")
+    packing: bool = Field(default=True, description="Several examples in a row; they never see each other.")
     too_long: Literal["error", "drop", "truncate"] = Field(
-        "error", description="What happens to an example longer than train.sequence_length."
+        default="error", description="What happens to an example longer than train.sequence_length."
     )
 
     @model_validator(mode="after")
@@ -117,18 +123,24 @@ class DataConfig(Section):
 class TrainConfig(Section):
     """The training loop."""
 
-    steps: Annotated[PositiveInt, Traced()] | None = Field(None, description="Optimizer steps; or give epochs.")
+    steps: Annotated[PositiveInt, Traced()] | None = Field(default=None, description="Optimizer steps; or give epochs.")
     epochs: Annotated[float, Field(gt=0)] | None = None
-    batch_size: PositiveInt = Field(16, description="Rows per optimizer step, over all devices and microbatches.")
-    accumulate: PositiveInt = Field(1, description="Microbatches that one step's rows are computed in.")
+    batch_size: PositiveInt = Field(
+        default=16, description="Rows per optimizer step, over all devices and microbatches."
+    )
+    accumulate: PositiveInt = Field(default=1, description="Microbatches that one step's rows are computed in.")
     sequence_length: PositiveInt = 512
     seed: int = 0
-    evaluate_every: PositiveInt | None = Field(None, description="Steps between evaluations; only at the end if unset.")
+    evaluate_every: PositiveInt | None = Field(
+        default=None, description="Steps between evaluations; only at the end if unset."
+    )
     checkpoint_every: PositiveInt | None = Field(
-        None, description="Steps between checkpoints; at evaluations if unset."
+        default=None, description="Steps between checkpoints; at evaluations if unset."
     )
     log_every: PositiveInt = 10
-    patience: PositiveInt | None = Field(None, description="Stop after this many evaluations without improvement.")
+    patience: PositiveInt | None = Field(
+        default=None, description="Stop after this many evaluations without improvement."
+    )
     label_smoothing: Annotated[Probability, Traced()] = 0.0
     z_loss: Annotated[float, Field(ge=0.0), Traced()] = 0.0
 
@@ -146,15 +158,15 @@ class OptimizerConfig(Section):
 
     learning_rate: Annotated[float, Field(gt=0), Traced()] = 1e-4
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    warmup: Annotated[Probability, Traced()] = Field(0.1, description="Share of all steps spent warming up.")
+    warmup: Annotated[Probability, Traced()] = Field(default=0.1, description="Share of all steps spent warming up.")
     final_scale: Annotated[float, Field(ge=0, le=1), Traced()] = Field(
-        0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
+        default=0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
     )
     weight_decay: Annotated[float, Field(ge=0), Traced()] = 0.0
     beta1: Annotated[Probability, Traced()] = 0.9
     beta2: Annotated[Probability, Traced()] = 0.999
     epsilon: Annotated[float, Field(gt=0), Traced()] = 1e-8
-    clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(1.0, description="Largest global gradient norm.")
+    clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(default=1.0, description="Largest global gradient norm.")
 
 
 class RuleConfig(Section):
@@ -165,7 +177,7 @@ class RuleConfig(Section):
     )
     learning_rate_scale: Annotated[float, Field(ge=0), Traced()] = 1.0
     weight_decay: Annotated[float, Field(ge=0), Traced()] | None = Field(
-        None, description="Instead of optimizer.weight_decay."
+        default=None, description="Instead of optimizer.weight_decay."
     )
 
 
@@ -188,7 +200,7 @@ class LowRankRule(RuleConfig):
     rank: Annotated[int, Field(gt=0), Traced(capacity=True)] = 16
     alpha: Annotated[float, Field(gt=0), Traced()] = 32.0
     dropout: Annotated[Probability, Traced()] = 0.0
-    use_rslora: bool = Field(False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
 
 
 Rule = Annotated[FrozenRule | FullRule | LowRankRule, Field(discriminator="method")]
@@ -210,8 +222,10 @@ class EvaluationConfig(Section):
     task: Literal["none", "extraction"] = "none"
     batch_size: PositiveInt = 32
     max_new_tokens: PositiveInt = 32
-    stop: str | None = Field("\n", description="Generation of an answer ends here (and at the end-of-text token).")
-    limit: PositiveInt | None = Field(None, description="Evaluate on the first examples only.")
+    stop: str | None = Field(
+        default="\n", description="Generation of an answer ends here (and at the end-of-text token)."
+    )
+    limit: PositiveInt | None = Field(default=None, description="Evaluate on the first examples only.")
 
 
 class DimensionConfig(Section):
@@ -254,12 +268,16 @@ class SearchConfig(Section):
     space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
     trials: PositiveInt = 16
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.2, description="Share of its steps after which a trial is scored."
+        default=0.2, description="Share of its steps after which a trial is scored."
     )
-    promote: PositiveInt = Field(5, description="How many of the best trials are finished.")
-    population: PositiveInt = Field(1, description="Trials proposed at a time.")
-    initial: PositiveInt = Field(6, description="Trials of the space-filling design, before the surrogate proposes.")
-    objective: Literal["loss", "exact_match", "f1"] = Field("loss", description="Validation loss, or a task metric.")
+    promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
+    population: PositiveInt = Field(default=1, description="Trials proposed at a time.")
+    initial: PositiveInt = Field(
+        default=6, description="Trials of the space-filling design, before the surrogate proposes."
+    )
+    objective: Literal["loss", "exact_match", "f1"] = Field(
+        default="loss", description="Validation loss, or a task metric."
+    )
     seed: int = 0
     reference: dict[str, Any] = Field(
         default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
@@ -276,14 +294,14 @@ class TelemetryConfig(Section):
     """Where metrics go, besides metrics.jsonl."""
 
     tensorboard: bool = True
-    wandb: str | None = Field(None, description="Weights & Biases project; needs the wandb package.")
+    wandb: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
 
 
 class Config(Section):
     """One run or one study."""
 
-    name: str = Field("run", pattern=r"^[A-Za-z0-9._-]+$")
-    run_dir: str | None = Field(None, description="Default: runs/<name>.")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    run_dir: str | None = Field(default=None, description="Default: runs/<name>.")
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

@@ -233,11 +233,11 @@ class _Loop:
         state = self.trainer.init(self.values) if state is None else state
         if latest is None or self.checkpoints is None:
             return state, int(state.step)
-        state, loop = self.checkpoints.restore(latest, state)
+        restored, loop = self.checkpoints.restore(latest, state)
         self.batches.set_state(loop["data"])
         self.best, self.misses = loop["best"] if loop["best"] is not None else math.inf, loop["misses"]
         self.evaluation = loop["evaluation"]
-        return state, latest
+        return restored, latest
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0

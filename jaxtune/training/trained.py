@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from jaxtune.errors import UserError
-from jaxtune.models import Adapters, Params
+from jaxtune.models import LowRankAdapter, Params
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
@@ -30,7 +30,7 @@ class Trained:
     state: TrainState
     origin: str
 
-    def apply(self) -> tuple[Params, Adapters]:
+    def apply(self) -> tuple[Params, dict[str, LowRankAdapter]]:
         """Parameters and adapters for generation."""
         return self.trainer.apply(self.state)
 

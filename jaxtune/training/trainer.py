@@ -15,7 +15,7 @@ from jaxtune.config.hyperparameters import hyperparameters as traced_values
 from jaxtune.config.schema import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, LossTotals
-from jaxtune.models import Adapters, Decoder, Params, split
+from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, replicated
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.objectives import Objective, cross_entropy
@@ -143,7 +143,9 @@ class Trainer:
             totals.add(losses * weights, weights, ids)
         return totals.result()
 
-    def apply(self, state: TrainState, hyperparameters: Values | None = None) -> tuple[Params, Adapters]:
+    def apply(
+        self, state: TrainState, hyperparameters: Values | None = None
+    ) -> tuple[Params, dict[str, LowRankAdapter]]:
         """What a state makes of the model: its parameters with the trained ones in place, and its adapters."""
         return self._apply(self.params, state.trainable, self._values(hyperparameters))
 

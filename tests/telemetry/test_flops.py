@@ -40,10 +40,13 @@ def test_what_is_trained_adds_its_own_gradient():
 
 
 def test_a_window_cuts_the_square():
-    narrow = DecoderConfig(**{**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, "windows": (4, None, None)})
-    saved = step_flops(CONFIG, tokens=16, sequence_length=16).forward - step_flops(
-        narrow, tokens=16, sequence_length=16
-    ).forward
+    narrow = DecoderConfig(
+        **{**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, "windows": (4, None, None)}
+    )
+    saved = (
+        step_flops(CONFIG, tokens=16, sequence_length=16).forward
+        - step_flops(narrow, tokens=16, sequence_length=16).forward
+    )
     assert saved == pytest.approx(2 * 2 * 2 * 4 * (16 * 16 / 2 - (4 * 12 + 4 * 4 / 2)))
 
 
@@ -53,7 +56,9 @@ def test_the_forward_count_agrees_with_xla():
 
     model = random_model(CONFIG, jax.random.key(0))
     # Unscanned, as XLA counts a scan's body once: one layer.
-    one = DecoderConfig(**{**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, "num_layers": 1, "windows": ()})
+    one = DecoderConfig(
+        **{**{f: getattr(CONFIG, f) for f in CONFIG.__dataclass_fields__}, "num_layers": 1, "windows": ()}
+    )
     model = random_model(one, jax.random.key(0))
     tokens = jnp.ones((4, 8), jnp.int32)
     counted = jax.jit(lambda t: model(t)).lower(tokens).compile().cost_analysis()["flops"]
