@@ -39,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
     left = np.random.default_rng(0).standard_normal((256, 256), dtype=np.float32)
     got = np.asarray(jnp.asarray(left) @ jnp.asarray(left))
     error = float(np.abs(got - left.astype(np.float64) @ left).max())
-    cache = Path(jax.config.read("jax_compilation_cache_dir") or "")
+    cache = Path(jax.config.jax_compilation_cache_dir or "")  # pyright: ignore[reportAttributeAccessIssue]
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": {name: _version(name) for name in ("jaxtune", *_REQUIRED)},

@@ -46,7 +46,7 @@ def enable_compilation_cache() -> None:
 
     The directory is ``$JAX_COMPILATION_CACHE_DIR``, or ``jaxtune/xla`` in the user's cache directory.
     """
-    if jax.config.read("jax_compilation_cache_dir") is None:
+    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
         root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         jax.config.update("jax_compilation_cache_dir", str(root / "jaxtune" / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
