@@ -74,7 +74,7 @@ CASES: dict[str, tuple[str, dict[str, Any]]] = {
 
 def _randomized(model: Any, gemma: bool) -> Any:
     """Random weights everywhere: default norms of one and biases of zero would hide what is wrong with them."""
-    import torch
+    torch = pytest.importorskip("torch")
 
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -92,7 +92,7 @@ def _randomized(model: Any, gemma: bool) -> Any:
 @pytest.fixture(scope="session")
 def reference() -> Callable[[str], Any]:
     """Makes the transformers model of a name in ``CASES``, with eager attention and random weights."""
-    import torch
+    torch = pytest.importorskip("torch")
     import transformers
 
     torch.set_num_threads(1)

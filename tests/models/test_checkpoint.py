@@ -102,7 +102,7 @@ def test_each_byte_is_read_once_however_many_devices_hold_it(
 @pytest.mark.parametrize("stored", [np.float16, ml_dtypes.bfloat16, np.float32, np.float64])
 @pytest.mark.parametrize("wanted", [jnp.float32, jnp.bfloat16])
 def test_dtypes_of_files(saved: Path, stored: Any, wanted: Any) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     path = saved / "model.safetensors"
     save_file({name: value.astype(stored) for name, value in load_file(path).items()}, path)

@@ -30,7 +30,7 @@ def config_of(family: str) -> DecoderConfig:
 
 
 def transformers_model(family: str) -> Any:
-    import torch
+    torch = pytest.importorskip("torch")
     from transformers import AutoConfig, AutoModelForCausalLM
 
     biases = {"attention_bias": True} if FAMILIES[family].qkv_bias is None else {}
@@ -52,7 +52,7 @@ def test_names_and_shapes_are_those_of_transformers(family: str) -> None:
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_modules_are_the_linear_layers_of_transformers(family: str) -> None:
-    import torch
+    torch = pytest.importorskip("torch")
 
     config = config_of(family)
     theirs = {

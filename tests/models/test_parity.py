@@ -25,7 +25,7 @@ def tokens(vocabulary: int) -> np.ndarray:
 
 
 def torch_logits(model: Any) -> np.ndarray:
-    import torch
+    torch = pytest.importorskip("torch")
 
     with torch.no_grad():
         return model(torch.from_numpy(tokens(model.config.vocab_size)).long()).logits.numpy()

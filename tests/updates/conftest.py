@@ -52,7 +52,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
 
     def give(name: str) -> Path:
         if name not in made:
-            import torch
+            torch = pytest.importorskip("torch")
             import transformers
 
             torch.set_num_threads(1)
@@ -95,7 +95,7 @@ def torch_logits() -> Callable[[Any, np.ndarray], np.ndarray]:
     """Logits of a torch model."""
 
     def give(model: Any, tokens: np.ndarray) -> np.ndarray:
-        import torch
+        torch = pytest.importorskip("torch")
 
         with torch.no_grad():
             return model.eval()(torch.from_numpy(tokens).long()).logits.float().numpy()

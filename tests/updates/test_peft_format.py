@@ -47,7 +47,7 @@ def our_logits(model, plan, trainable, values, tokens):
 
 
 def peft_logits(directory, adapter, tokens, torch_logits):
-    import peft
+    peft = pytest.importorskip("peft")
     import transformers
 
     base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
@@ -143,8 +143,8 @@ def test_the_files_are_those_that_peft_writes(checkpoint, random_trainable, tmp_
 
 
 def test_reads_what_peft_writes(checkpoint, tokens, torch_logits, tmp_path):
-    import peft
-    import torch
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
     import transformers
 
     directory = checkpoint("qwen3")

@@ -29,8 +29,8 @@ def loss_function(model, plan, tokens, values):
 
 
 def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp_path):
-    import peft
-    import torch
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
     import transformers
 
     directory = checkpoint("llama")
