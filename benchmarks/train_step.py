@@ -20,7 +20,6 @@ import argparse
 import importlib.metadata
 import json
 import platform
-import resource
 import statistics
 import sys
 import tempfile
@@ -231,7 +230,16 @@ def alone(arguments: argparse.Namespace, directory: Path) -> int | None:
         import torch
 
         on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    return on_device if on_device is not None else resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return on_device if on_device is not None else process_peak()
+
+
+def process_peak() -> int | None:
+    """Peak resident bytes of this process; getrusage would tell the parent's where that is larger. None off Linux."""
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return None
+    line = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def version(name: str) -> str | None:

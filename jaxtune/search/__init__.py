@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from jaxtune.search.journal import Journal, read_journal
-from jaxtune.search.runner import Interrupted, Outcome, TestOutcome, TrialRunner
+from jaxtune.search.outcome import Outcome, TestOutcome
+from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Study
 from jaxtune.search.trial import Trial

@@ -16,7 +16,8 @@ from typing import Any, Literal
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.journal import Journal, difference
-from jaxtune.search.runner import Interrupted, Outcome, TrialRunner
+from jaxtune.search.outcome import Outcome
+from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Observation, Proposal, Surrogate

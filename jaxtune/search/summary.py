@@ -15,7 +15,7 @@ import numpy as np
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.journal import plain
-from jaxtune.search.runner import TestOutcome
+from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState

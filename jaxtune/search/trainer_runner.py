@@ -11,7 +11,8 @@ from jaxtune.config import Config, capacities, dump_config, hyperparameters, pro
 from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
-from jaxtune.search.runner import Interrupted, Outcome, TestOutcome
+from jaxtune.search.outcome import Outcome, TestOutcome
+from jaxtune.search.runner import Interrupted
 from jaxtune.search.space import Space
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import JsonlWriter

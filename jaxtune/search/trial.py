@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
-from jaxtune.search.runner import Outcome, TestOutcome
+from jaxtune.search.outcome import Outcome, TestOutcome
 
 
 @dataclass(frozen=True)
