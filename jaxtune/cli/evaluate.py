@@ -24,8 +24,8 @@ def run(arguments: argparse.Namespace) -> int:
     config = start(arguments)
 
     from jaxtune.errors import UserError
+    from jaxtune.files import write_atomically
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.run_directory import write_atomically
     from jaxtune.training.trained import trained
 
     if getattr(config.data, arguments.split) is None:

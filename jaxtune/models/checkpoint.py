@@ -21,10 +21,11 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from numpy.typing import DTypeLike
 
 from jaxtune.errors import UserError
+from jaxtune.files import replaced
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare, shardings
 from jaxtune.models.families import WeightName, family_of, weight_names
-from jaxtune.models.tensor_files import DTYPES, TensorEntry, TensorToWrite, read_header, replaced, write_tensors
+from jaxtune.models.tensor_files import DTYPES, TensorEntry, TensorToWrite, read_header, write_tensors
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -14,12 +14,12 @@ from jaxtyping import Array, Key
 from numpy.typing import DTypeLike
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.files import replaced
 from jaxtune.models.checkpoint import find_weights, load_params, save_params
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import random_params
 from jaxtune.models.decoder import Decoder, split
 from jaxtune.models.hf_config import checkpoint_config, read_config
-from jaxtune.models.tensor_files import replaced
 from jaxtune.parallel.platform import compute_dtype
 
 PACKAGED = "jaxtune:"

@@ -10,14 +10,14 @@ import dataclasses
 import io
 import json
 import math
-import os
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 import ml_dtypes
 import numpy as np
+
+from jaxtune.files import replaced
 
 DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -178,18 +178,3 @@ def write_tensors(path: Path, tensors: Sequence[TensorToWrite], metadata: dict[s
             if array.dtype != tensor.dtype or array.shape != tensor.shape:
                 raise ValueError(f"{tensor.name}: {array.dtype} of {array.shape}, not {tensor.dtype} of {tensor.shape}")
             file.write(array.reshape(-1).view(np.uint8).data)
-
-
-@contextmanager
-def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in full; takes the place of ``path`` at once when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise

@@ -9,8 +9,6 @@ from __future__ import annotations
 import base64
 import functools
 import hashlib
-import os
-import tempfile
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -18,6 +16,7 @@ from typing import Any
 import jinja2
 from markupsafe import Markup
 
+from jaxtune.files import write_atomically
 from jaxtune.reports import figures, formatting, headline, space_figures
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
 
@@ -40,11 +39,7 @@ def write_report(run_dir: str | Path) -> Path:
     directory = Path(run_dir)
     page = render(read_study(directory))
     target = directory / REPORT
-    handle, temporary = tempfile.mkstemp(prefix=".report-", suffix=".html", dir=directory)
-    with os.fdopen(handle, "w", encoding="utf-8") as file:
-        file.write(page)
-    os.chmod(temporary, 0o644)  # mkstemp's 0600 would hide the page from a web server or a colleague
-    os.replace(temporary, target)
+    write_atomically(target, page)
     return target
 
 

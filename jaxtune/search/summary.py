@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.evaluation.statistics import paired_bootstrap
+from jaxtune.files import write_atomically
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.journal import plain
 from jaxtune.search.outcome import TestOutcome
@@ -128,11 +128,5 @@ def build_summary(
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Writes ``summary.json`` in one piece: a reader sees the old one or the new one."""
     path = run_dir / FILENAME
-    temporary = path.with_suffix(".json.partial")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(plain(summary), file, indent=2, allow_nan=False, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    write_atomically(path, json.dumps(plain(summary), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     return path

@@ -11,6 +11,7 @@ from jaxtune.config import Config, capacities, dump_config, hyperparameters, pro
 from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
+from jaxtune.files import write_atomically
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.space import Space
@@ -19,7 +20,6 @@ from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
-from jaxtune.training.run_directory import write_atomically
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.errors import UserError
+from jaxtune.files import write_atomically
 
 
 @runtime_checkable
@@ -67,9 +67,7 @@ def read_metrics(path: str | Path) -> list[dict[str, Any]]:
 
 def _cut_back(path: Path, step: int) -> None:
     kept = [record for record in read_metrics(path) if record["step"] <= step]
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
-    os.replace(temporary, path)
+    write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
 
 
 class TensorBoardWriter:

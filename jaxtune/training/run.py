@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config
-from jaxtune.errors import UserError
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
 from jaxtune.telemetry.writers import JsonlWriter, MetricWriter, TensorBoardWriter, WandbWriter, Writers
@@ -134,15 +132,3 @@ def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, dire
         "seconds": result.seconds,
         "peak_device_bytes": device_memory_peak(),
     }
-
-
-def resolve_adapter(config: Config) -> Path:
-    """The adapter that a finished run of this configuration left.
-
-    Raises:
-      UserError: there is none.
-    """
-    path = Path(config.directory) / "adapter"
-    if not path.is_dir():
-        raise UserError(f"{path}: no adapter there; run jaxtune train first, or name one with --adapter")
-    return path

@@ -3,23 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
-
-
-def write_atomically(path: Path, text: str) -> None:
-    """Replaces a file's content in one move: a crash leaves the old content or the new, never a part."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+from jaxtune.files import write_atomically
 
 
 class RunDirectory:

@@ -24,9 +24,10 @@ from jax.experimental import multihost_utils
 
 from jaxtune.config.schema import LowRankRule
 from jaxtune.errors import UserError
+from jaxtune.files import replaced
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.decoder import Decoder
-from jaxtune.models.tensor_files import TensorToWrite, read_header, replaced, write_tensors
+from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, rule_value, uses_rslora
 from jaxtune.updates.peft_format import (
     CONFIG_FILE,

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.models.tensor_files import DTYPES, TensorToWrite, read_header, replaced, write_tensors
+from jaxtune.files import replaced
+from jaxtune.models.tensor_files import DTYPES, TensorToWrite, read_header, write_tensors
 
 dtypes = st.sampled_from([np.float64, np.float32, np.float16, ml_dtypes.bfloat16])
 shapes = st.lists(st.integers(1, 9), min_size=1, max_size=2).map(tuple)
