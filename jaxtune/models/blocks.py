@@ -35,7 +35,7 @@ class Shared(NamedTuple):
         local_table: Rotary angles of the layers with a window, where they differ.
         query_segments: Segment of each token of this call.
         key_segments: Segment of each slot that is attended to.
-        query_slots: The slot of each token of this call.
+        query_slots: The slot of each token of this call among the cache's; None without a cache.
         rows: Identities of the tokens, for dropout.
     """
 
@@ -43,7 +43,7 @@ class Shared(NamedTuple):
     local_table: Float[Array, "2 b s half"] | None
     query_segments: Int32[Array, "#b s"]
     key_segments: Int32[Array, "#b t"]
-    query_slots: Int32[Array, " s"]
+    query_slots: Int32[Array, " s"] | None
     rows: UInt32[Array, "b s"] | None
 
 
@@ -145,8 +145,9 @@ class Attention(nnx.Module):
         q = q.reshape(batch, length, config.num_kv_heads, groups, config.head_dim).transpose(0, 2, 3, 1, 4)
         k, v = k.transpose(0, 2, 1, 3), v.transpose(0, 2, 1, 3)
         written = k, v
-        if cached is not None:
-            k, v = (write_slots(old, new, shared.query_slots[0]) for old, new in zip(cached, written, strict=True))
+        if cached is not None and shared.query_slots is not None:
+            first = shared.query_slots[0]
+            k, v = (write_slots(old, new, first) for old, new in zip(cached, written, strict=True))
 
         mixed = self._mixed(q, k, v, layer, shared)
         merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)

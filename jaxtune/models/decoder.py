@@ -256,7 +256,7 @@ class Decoder(nnx.Module):
             local_table=None if local_rope is None else rotary_table(positions, local_rope, config.head_dim),
             query_segments=segment_ids,
             key_segments=segment_ids if cache is None else cache.written_segments(segment_ids),
-            query_slots=slots if cache is None else cache.index + slots,
+            query_slots=None if cache is None else cache.index + slots,
             rows=rows,
         )
 

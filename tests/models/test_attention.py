@@ -66,17 +66,36 @@ def test_equals_loops(length: int, earlier: int, groups: int, window: int | None
     np.testing.assert_allclose(np.asarray(ours), expected, atol=2e-6)
 
 
+# 300 slots make three blocks of queries, the last one ragged; the windows end before, at and past a block's edge.
+@pytest.mark.parametrize("window", [None, 3, 128, 200])
+def test_blocks_of_queries_leave_out_only_what_is_not_seen(window: int | None) -> None:
+    length = 300
+    arrays = narrow(*inputs(0, 2, 1, 2, length, length, 4))
+    segments = jnp.sort(jax.random.randint(jax.random.key(1), (2, length), 0, 4), axis=1)
+    direction = jax.random.normal(jax.random.key(0), arrays[0].shape)
+
+    def value(slots: jax.Array | None, *qkv: jax.Array) -> jax.Array:
+        return jnp.sum(attend(*qkv, segments, segments, slots, window, 1.5) * direction)
+
+    function = jax.jit(jax.value_and_grad(value, argnums=(1, 2, 3)))
+    in_blocks, whole = function(None, *arrays), function(jnp.arange(length, dtype=jnp.int32), *arrays)
+    for a, e in zip(jax.tree.leaves(in_blocks), jax.tree.leaves(whole), strict=True):
+        np.testing.assert_allclose(a, e, atol=5e-6, rtol=5e-6)
+    products = str(jax.make_jaxpr(value)(None, *arrays))
+    assert f"f32[2,1,2,{length},{length}]" not in products
+
+
 @pytest.mark.parametrize("cap", [None, 1.5])
-def test_gradient_equals_differentiated_definition(cap: float | None) -> None:
+@pytest.mark.parametrize("slots", [None, jnp.arange(7, dtype=jnp.int32)])
+def test_gradient_equals_differentiated_definition(slots: jax.Array | None, cap: float | None) -> None:
     q, k, v = narrow(*inputs(0, 2, 2, 3, 7, 7, 4))
     segments = jnp.array([[1, 1, 1, 2, 2, 0, 0], [0, 0, 1, 1, 1, 1, 1]], jnp.int32)
-    slots = jnp.arange(7, dtype=jnp.int32)
     direction = jax.random.normal(jax.random.key(0), q.shape)
 
     def plain(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
         scores = jnp.einsum("bkgsd,bktd->bkgst", q, k)
         scores = scores if cap is None else cap * jnp.tanh(scores / cap)
-        scores = scores + attention_bias(segments, segments, slots, 3)[:, None, None]
+        scores = scores + attention_bias(segments, segments, jnp.arange(7, dtype=jnp.int32), 3)[:, None, None]
         return jnp.sum(jnp.einsum("bkgst,bktd->bkgsd", jax.nn.softmax(scores, -1), v) * direction)
 
     def ours(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
@@ -92,8 +111,8 @@ def test_gradient_equals_differentiated_definition(cap: float | None) -> None:
 def test_nothing_of_the_size_of_the_scores_is_kept() -> None:
     length = 64
     arrays = narrow(*inputs(0, 1, 1, 2, length, length, 4))
-    segments, slots = jnp.ones((1, length), jnp.int32), jnp.arange(length, dtype=jnp.int32)
-    kept = jax.eval_shape(lambda *qkv: jax.vjp(lambda *x: attend(*x, segments, segments, slots, 8), *qkv)[1], *arrays)
+    segments = jnp.ones((1, length), jnp.int32)
+    kept = jax.eval_shape(lambda *qkv: jax.vjp(lambda *x: attend(*x, segments, segments, None, 8), *qkv)[1], *arrays)
     assert max(leaf.size for leaf in jax.tree.leaves(kept)) < length * length
 
 
