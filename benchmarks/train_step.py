@@ -19,6 +19,7 @@ from __future__ import annotations
 import argparse
 import importlib.metadata
 import json
+import os
 import platform
 import statistics
 import sys
@@ -242,6 +243,16 @@ def process_peak() -> int | None:
     return int(line.split()[1]) * 1024
 
 
+def processor() -> str:
+    """The processor's name; platform tells no more than the architecture on Linux."""
+    information = Path("/proc/cpuinfo")
+    if information.exists():
+        for line in information.read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
 def version(name: str) -> str | None:
     """The installed version of a package."""
     try:
@@ -312,7 +323,8 @@ def main() -> None:
 
     result["machine"] = {
         "device": jax.devices()[0].device_kind,
-        "processor": platform.processor() or platform.machine(),
+        "processor": processor(),
+        "cores": os.cpu_count(),
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jax", "jaxlib", "torch", "transformers", "peft")},
     }
