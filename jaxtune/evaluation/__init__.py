@@ -3,7 +3,7 @@
 from jaxtune.evaluation.evaluator import Evaluator, EvaluatorResult, answer_generator, documents
 from jaxtune.evaluation.extraction import ExtractionResult, extraction_metrics, normalize
 from jaxtune.evaluation.generation import Generator
-from jaxtune.evaluation.loss import LossResult, LossTotals, evaluate_loss, token_losses
+from jaxtune.evaluation.loss import LossResult, LossTotals, evaluate_loss
 from jaxtune.evaluation.statistics import PairedDifference, paired_bootstrap, ratio
 from jaxtune.evaluation.text import answer_texts, stop_token_ids
 
@@ -24,5 +24,4 @@ __all__ = [
     "paired_bootstrap",
     "ratio",
     "stop_token_ids",
-    "token_losses",
 ]

@@ -207,7 +207,7 @@ class Generator:
         segments = (jnp.arange(width) >= width - lengths[:, None]).astype(jnp.int32)
         # The last generated token is never fed back, hence one slot less.
         cache = init_cache(model.config, batch, width + self.max_new_tokens - 1, model.dtype)
-        states, cache = model.hidden(prompts, None, segments, adapters=adapters, cache=cache)
+        states, cache = model.extend(prompts, cache, segments, adapters=adapters)
         first = choose(states[:, -1:], jnp.int32(0))
         empty = rows < 0
         start = _Loop(
@@ -223,7 +223,7 @@ class Generator:
 
         def decode(loop: _Loop) -> _Loop:
             last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, axis=1)
-            states, cache = model.hidden(last, adapters=adapters, cache=loop.cache)
+            states, cache = model.extend(last, loop.cache, adapters=adapters)
             token = choose(states, loop.step)
             return _Loop(
                 step=loop.step + 1,

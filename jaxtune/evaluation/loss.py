@@ -7,20 +7,10 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, Num
+from jaxtyping import Float, Int, Num
 
 from jaxtune.evaluation.statistics import ratio
-
-
-def token_losses(logits: Float[Array, "*batch vocab"], targets: Int[Array, "*batch"]) -> Float[Array, "*batch"]:
-    """Cross-entropy of each target in float32: logsumexp(logits) - logits[target].
-
-    Only reductions over the vocabulary: no log-softmax of the logits' size is kept.
-    """
-    target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0].astype(jnp.float32)
-    return jax.nn.logsumexp(logits.astype(jnp.float32), axis=-1) - target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,30 +79,33 @@ class LossTotals:
 
 
 def evaluate_loss(
-    forward: Callable[[Mapping[str, Any]], Any], batches: Iterable[Mapping[str, np.ndarray]]
+    losses: Callable[[Mapping[str, Any]], tuple[Any, Any]], batches: Iterable[Mapping[str, np.ndarray]]
 ) -> LossResult:
     """The loss over batches, each example counted once.
 
     Args:
-      forward: batch -> weight times loss of each token, ``[b, s]``, as an array that this process can read as a whole
-        (in a run of several processes: replicated). Usually jitted; it is called for a batch before the one before it
-        has been read, so that the device does not wait for the host.
-      batches: host batches with ``weights`` and ``example_ids``, both ``[b, s]``.
+      losses: batch -> losses and their weights, both ``[b, s]``, or ``[b]`` for one loss a row, as arrays that this
+        process can read as a whole (in a run of several processes: replicated). Usually jitted; it is called for a
+        batch before the one before it has been read, so that the device does not wait for the host.
+      batches: host batches with ``example_ids``, ``[b, s]``.
 
     Raises:
       ValueError: no token has a positive weight.
     """
     totals = LossTotals()
-    pending: tuple[Any, Mapping[str, np.ndarray]] | None = None
+    pending: tuple[tuple[Any, Any], np.ndarray] | None = None
 
-    def collect(losses: Any, batch: Mapping[str, np.ndarray]) -> None:
-        totals.add(np.asarray(losses), batch["weights"], batch["example_ids"])
+    def collect(launched: tuple[Any, Any], ids: np.ndarray) -> None:
+        values, weights = jax.device_get(launched)
+        if values.ndim == 1:
+            values, weights, ids = values[:, None], weights[:, None], ids[:, :1]
+        totals.add(values * weights, weights, ids)
 
     for batch in batches:
-        launched = (forward(batch), batch)
+        launched = losses(batch)
         if pending is not None:
             collect(*pending)
-        pending = launched
+        pending = launched, batch["example_ids"]
     if pending is not None:
         collect(*pending)
     return totals.result()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any, overload
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -72,7 +72,6 @@ class Decoder(nnx.Module):
         self.final_norm = RMSNorm(config, subtree(params, "final_norm"))
         self.lm_head = None if config.tie_embeddings else Linear(subtree(params, "lm_head"))
 
-    @overload
     def __call__(
         self,
         tokens: Int32[Integers, "b s"],
@@ -81,83 +80,24 @@ class Decoder(nnx.Module):
         *,
         adapters: Adapters | None = None,
         rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: None = None,
         remat: str = "none",
-    ) -> Float[Array, "b s vocab"]: ...
-
-    @overload
-    def __call__(
-        self,
-        tokens: Int32[Integers, "b s"],
-        positions: Int32[Integers, "_b _s"] | None = None,
-        segment_ids: Int32[Integers, "_b _s"] | None = None,
-        *,
-        adapters: Adapters | None = None,
-        rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: Cache,
-        remat: str = "none",
-    ) -> tuple[Float[Array, "b s vocab"], Cache]: ...
-
-    def __call__(
-        self,
-        tokens: Int32[Integers, "b s"],
-        positions: Int32[Integers, "_b _s"] | None = None,
-        segment_ids: Int32[Integers, "_b _s"] | None = None,
-        *,
-        adapters: Adapters | None = None,
-        rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: Cache | None = None,
-        remat: str = "none",
-    ) -> Float[Array, "b s vocab"] | tuple[Float[Array, "b s vocab"], Cache]:
-        """Logits of the next token at every position, float32; with a cache, also the cache after this call.
+    ) -> Float[Array, "b s vocab"]:
+        """Logits of the next token at every position, float32.
 
         Args:
             tokens: Token ids.
-            positions: Position of each token in its own document. By default counted from the start of each segment;
-                with a cache, going on from the row's length.
+            positions: Position of each token in its own document. By default counted from the start of each segment.
             segment_ids: The document of each token: tokens see only their own document. 0 is padding. By default all
                 tokens of a row are one document.
             adapters: Low-rank adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
             rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
-            cache: Keys and values of earlier tokens, which are written behind and attended to. Prompts are padded on
-                the left.
             remat: What the backward pass recomputes, one of :data:`REMAT`.
 
         Raises:
             ValueError: Shapes do not fit, or an adapter's path or the remat policy is unknown.
         """
-        inputs = (tokens, positions, segment_ids)
-        if cache is None:
-            states = self.hidden(*inputs, adapters=adapters, rows=rows, remat=remat)
-            return self.logits(states, adapters=adapters, rows=rows)
-        states, cache = self.hidden(*inputs, adapters=adapters, rows=rows, cache=cache, remat=remat)
-        return self.logits(states, adapters=adapters, rows=rows), cache
-
-    @overload
-    def hidden(
-        self,
-        tokens: Int32[Integers, "b s"],
-        positions: Int32[Integers, "_b _s"] | None = None,
-        segment_ids: Int32[Integers, "_b _s"] | None = None,
-        *,
-        adapters: Adapters | None = None,
-        rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: None = None,
-        remat: str = "none",
-    ) -> Float[Array, "b s d"]: ...
-
-    @overload
-    def hidden(
-        self,
-        tokens: Int32[Integers, "b s"],
-        positions: Int32[Integers, "_b _s"] | None = None,
-        segment_ids: Int32[Integers, "_b _s"] | None = None,
-        *,
-        adapters: Adapters | None = None,
-        rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: Cache,
-        remat: str = "none",
-    ) -> tuple[Float[Array, "b s d"], Cache]: ...
+        states = self.hidden(tokens, positions, segment_ids, adapters=adapters, rows=rows, remat=remat)
+        return self.logits(states, adapters=adapters, rows=rows)
 
     def hidden(
         self,
@@ -167,17 +107,48 @@ class Decoder(nnx.Module):
         *,
         adapters: Adapters | None = None,
         rows: UInt32[Integers, "_b _s"] | None = None,
-        cache: Cache | None = None,
         remat: str = "none",
-    ) -> Float[Array, "b s d"] | tuple[Float[Array, "b s d"], Cache]:
+    ) -> Float[Array, "b s d"]:
         """States after the final norm, in the compute dtype; the arguments are those of :meth:`__call__`."""
-        self._check(tokens, positions, segment_ids, rows, cache, adapters, remat)
+        _check_shapes(tokens, positions=positions, segment_ids=segment_ids, rows=rows)
+        self._check_adapters(adapters)
+        if remat not in REMAT:
+            raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
         static, params = split(self)
         # Jitted here too, so that a call outside of any jit compiles once and not, for its scan, at each call.
-        states, new_cache = _hidden(
-            static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, cache, remat
-        )
-        return states if new_cache is None else (states, new_cache)
+        return _hidden(static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, None, remat)[0]
+
+    def extend(
+        self,
+        tokens: Int32[Integers, "b s"],
+        cache: Cache,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+    ) -> tuple[Float[Array, "b s d"], Cache]:
+        """States of tokens that follow what the cache holds, and the cache with their keys and values behind it.
+
+        Positions go on from the length of each row. :meth:`logits` makes logits of the states that are of interest,
+        usually the last one's.
+
+        Args:
+            tokens: Token ids. Prompts of different lengths are padded on the left.
+            cache: Keys and values of earlier tokens, which are attended to.
+            segment_ids: 0 for padding; by default there is none.
+            adapters: As for :meth:`__call__`, without dropout.
+
+        Raises:
+            ValueError: Shapes do not fit, or an adapter's path is unknown.
+        """
+        _check_shapes(tokens, segment_ids=segment_ids)
+        self._check_adapters(adapters)
+        batch, slots = cache.segment_ids.shape
+        if batch != tokens.shape[0] or slots < tokens.shape[1]:
+            raise ValueError(f"tokens of shape {tokens.shape} do not fit a cache of {batch} rows × {slots} slots")
+        static, params = split(self)
+        states, extended = _hidden(static, params, tokens, None, segment_ids, dict(adapters or {}), None, cache, "none")
+        assert extended is not None
+        return states, extended
 
     def logits(
         self,
@@ -199,25 +170,7 @@ class Decoder(nnx.Module):
         cap = self.config.final_soft_cap
         return logits if cap is None else cap * jnp.tanh(logits / cap)
 
-    def _check(
-        self,
-        tokens: Integers,
-        positions: Integers | None,
-        segment_ids: Integers | None,
-        rows: Integers | None,
-        cache: Cache | None,
-        adapters: Adapters | None,
-        remat: str,
-    ) -> None:
-        for name, value in (("positions", positions), ("segment_ids", segment_ids), ("rows", rows)):
-            if value is not None and value.shape != tokens.shape:
-                raise ValueError(f"{name} has shape {value.shape}, but tokens has {tokens.shape}")
-        if cache is not None:
-            batch, slots = cache.segment_ids.shape
-            if batch != tokens.shape[0] or slots < tokens.shape[1]:
-                raise ValueError(f"tokens of shape {tokens.shape} do not fit a cache of {batch} rows × {slots} slots")
-        if remat not in REMAT:
-            raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
+    def _check_adapters(self, adapters: Adapters | None) -> None:
         modules, specs = linear_modules(self.config), declare(self.config)
         for path, adapter in (adapters or {}).items():
             if path not in modules:
@@ -278,6 +231,12 @@ class Decoder(nnx.Module):
 
         cached = None if cache is None else (cache.keys, cache.values)
         return lax.scan(_remat(body, remat), x, (weights, layers, subtree(adapters, "layers"), cached))
+
+
+def _check_shapes(tokens: Integers, **others: Integers | None) -> None:
+    for name, value in others.items():
+        if value is not None and value.shape != tokens.shape:
+            raise ValueError(f"{name} has shape {value.shape}, but tokens has {tokens.shape}")
 
 
 def _remat(body: Callable, policy: str) -> Callable:

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtune.config.hyperparameters import hyperparameters as traced_values
 from jaxtune.config.schema import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
-from jaxtune.evaluation.loss import LossResult, LossTotals
+from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, replicated
 from jaxtune.training.fit import FitResult, fit
@@ -134,14 +134,9 @@ class Trainer:
     ) -> LossResult:
         """The objective over ``batches`` without dropout, label smoothing or z-loss, with its standard error."""
         values = self._values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
-        totals = LossTotals()
-        for batch in batches:
-            losses, weights = jax.device_get(self._losses(self.params, state.trainable, self.place(batch), values))
-            ids = batch["example_ids"]
-            if losses.ndim == 1:  # an objective with one loss per row
-                losses, weights, ids = losses[:, None], weights[:, None], ids[:, :1]
-            totals.add(losses * weights, weights, ids)
-        return totals.result()
+        return evaluate_loss(
+            lambda batch: self._losses(self.params, state.trainable, self.place(batch), values), batches
+        )
 
     def apply(
         self, state: TrainState, hyperparameters: Values | None = None

@@ -33,15 +33,20 @@ def left_padded(rows: list[list[int]]) -> tuple[np.ndarray, np.ndarray]:
     return tokens, np.array([[0] * (width - len(row)) + [1] * len(row) for row in rows], np.int32)
 
 
+def extended(model: Decoder, tokens, cache: Cache, segment_ids=None, adapters=None) -> tuple[jax.Array, Cache]:
+    states, cache = model.extend(tokens, cache, segment_ids, adapters=adapters)
+    return model.logits(states, adapters=adapters), cache
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_prefill_and_steps_equal_the_whole_text(name: str) -> None:
     model = decoder(CONFIGS[name])
     tokens, segment_ids = left_padded(PROMPTS)
     cache = init_cache(model.config, 2, 16)
-    prefill, cache = model(tokens, segment_ids=segment_ids, cache=cache)
+    prefill, cache = extended(model, tokens, cache, segment_ids)
     steps = []
     for step in range(len(CONTINUATIONS[0])):
-        logits, cache = model(np.array([[row[step]] for row in CONTINUATIONS], np.int32), cache=cache)
+        logits, cache = extended(model, np.array([[row[step]] for row in CONTINUATIONS], np.int32), cache)
         steps.append(np.asarray(logits[:, 0]))
 
     for row, (prompt, continuation) in enumerate(zip(PROMPTS, CONTINUATIONS, strict=True)):
@@ -56,8 +61,8 @@ def test_prefill_and_steps_equal_the_whole_text(name: str) -> None:
 def test_several_tokens_may_be_written_at_once() -> None:
     model = decoder(CONFIGS["mixed windows"])
     tokens = np.array([PROMPTS[0] + CONTINUATIONS[0]], np.int32)
-    _, cache = model(tokens[:, :7], cache=init_cache(model.config, 1, 12))
-    logits, cache = model(tokens[:, 7:], cache=cache)
+    _, cache = model.extend(tokens[:, :7], init_cache(model.config, 1, 12))
+    logits, cache = extended(model, tokens[:, 7:], cache)
     np.testing.assert_allclose(logits, model(tokens)[:, 7:], atol=2e-5)
     assert int(cache.index) == cache.slots == 12
 
@@ -73,7 +78,7 @@ def test_steps_run_inside_a_loop_with_adapters() -> None:
     @jax.jit
     def run(params: dict, cache: Cache) -> jax.Array:
         def step(cache: Cache, token: jax.Array) -> tuple[Cache, jax.Array]:
-            logits, cache = merge(static, params)(token[None, None], adapters=adapters, cache=cache)
+            logits, cache = extended(merge(static, params), token[None, None], cache, adapters=adapters)
             return cache, logits[0, 0]
 
         return jax.lax.scan(step, cache, jnp.asarray(tokens[0]))[1]
@@ -87,7 +92,7 @@ def test_a_bfloat16_cache_keeps_its_dtype() -> None:
     config = decoder({}).config
     model = Decoder(config, random_params(config, jax.random.key(0), jnp.bfloat16))
     cache = init_cache(config, 1, 8, jnp.bfloat16)
-    _, after = model(np.ones((1, 4), np.int32), cache=cache)
+    _, after = model.extend(np.ones((1, 4), np.int32), cache)
     assert jax.tree.map(lambda x: (x.shape, x.dtype), after) == jax.tree.map(lambda x: (x.shape, x.dtype), cache)
 
 
@@ -95,4 +100,4 @@ def test_a_bfloat16_cache_keeps_its_dtype() -> None:
 def test_tokens_that_do_not_fit_are_named(shape: tuple[int, int]) -> None:
     model = decoder({})
     with pytest.raises(ValueError, match="2 rows × 16 slots"):
-        model(np.zeros(shape, np.int32), cache=init_cache(model.config, 2, 16))
+        model.extend(np.zeros(shape, np.int32), init_cache(model.config, 2, 16))
