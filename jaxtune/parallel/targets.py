@@ -19,8 +19,8 @@ from jaxtune.errors import UserError, nearest
 
 TPU_KINDS = ("v5e", "v5p", "v6e")
 
-# What XLA's GPU compiler asks of a device: name, bytes of memory, bytes/s (NVIDIA's H100 and H200 data sheets). The rest
-# of the description is common to the Hopper generation (CUDA programming guide, compute capability 9.0).
+# What XLA's GPU compiler asks of a device: name, bytes of memory, bytes/s (NVIDIA's H100 and H200 data sheets). The
+# rest of the description is common to the Hopper generation (CUDA programming guide, compute capability 9.0).
 _GPUS = {
     "h100": ("NVIDIA H100 80GB HBM3", 85_029_158_912, 3_350_000_000_000),
     "h200": ("NVIDIA H200", 150_754_820_096, 4_800_000_000_000),
