@@ -185,6 +185,9 @@ class Decoder(nnx.Module):
     def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
         # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
         x = jnp.take(self.embed.table[...], tokens, axis=0).astype(self.dtype)
+        # The table is cut by width over fsdp, and so is what is looked up in it. Rows are cut over data alone first:
+        # from there one all-to-all cuts them over fsdp as well, where XLA by itself would copy all of x to each device.
+        x = constrain(x, ("replicas", None, "embed"), self.mesh)
         if self.config.embedding_scale is not None:
             x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
         return constrain(x, ACTIVATION_AXES, self.mesh)

@@ -10,6 +10,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, tuple[str, ...]] = {
     "batch": ("data", "fsdp"),
+    "replicas": ("data",),
     "sequence": (),
     "vocab": ("tensor",),
     "embed": ("fsdp",),
@@ -20,7 +21,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),
     "head_dim": (),
 }
-"""Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole."""
+"""Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole; ``replicas`` are the
+rows of the batch where their width is still cut."""
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
