@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.parallel.platform import device_memory_peak, peak_flops
     from jaxtune.telemetry.profiling import record_trace, time_steps
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.preflight import compiled_memory, trainer_flops
+    from jaxtune.training.preflight import compiled_memory
 
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
@@ -51,13 +51,13 @@ def run(arguments: argparse.Namespace) -> int:
 
     times = time_steps(step, steps=arguments.steps)
     positions = host_batch["tokens"].size
-    flops, peak = trainer_flops(trainer).total, peak_flops()
+    flops, peak = trainer.step_flops().total, peak_flops()
     result = {
         "device": jax.devices()[0].device_kind,
         "devices": jax.device_count(),
         "seconds_per_step": {"median": times.median, "minimum": times.minimum},
-        "tokens_per_second": positions / times.median,
-        "useful_tokens_per_second": int(np.count_nonzero(host_batch["segment_ids"])) / times.median,
+        "positions_per_second": positions / times.median,
+        "tokens_per_second": int(np.count_nonzero(host_batch["segment_ids"])) / times.median,
         "flops_per_step": flops,
         "flops_per_second": flops / times.median,
         "mfu": None if peak is None else flops / times.median / (peak * jax.device_count()),

@@ -8,7 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
-# Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind. Sources: the vendors' data sheets.
+# Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind, the longer name before one that it
+# holds. Sources: the vendors' data sheets.
 _PEAK_FLOPS = {
     "v5 lite": 197e12,
     "v5e": 197e12,
@@ -16,9 +17,13 @@ _PEAK_FLOPS = {
     "v6 lite": 918e12,
     "v6e": 918e12,
     "v4": 275e12,
+    "B200": 2250e12,
     "H200": 989e12,
+    "H100 PCIe": 756e12,
+    "H100 NVL": 835e12,
     "H100": 989e12,
     "A100": 312e12,
+    "L40S": 362e12,
     "L4": 121e12,
 }
 

@@ -18,6 +18,7 @@ def short(metrics: Mapping[str, float]) -> str:
         "learning_rate": "lr {:.2e}",
         "grad_norm": "norm {:.2f}",
         "tokens_per_second": "{:,.0f} tokens/s",
+        "mfu": "mfu {:.1%}",
     }
     return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
 

@@ -13,6 +13,7 @@ import numpy as np
 
 from jaxtune.config.schema import TrainConfig
 from jaxtune.evaluation.loss import LossResult
+from jaxtune.telemetry.throughput import Throughput, Window
 from jaxtune.telemetry.writers import MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.state import TrainState
@@ -39,6 +40,10 @@ class Steps(Protocol):
         self, state: TrainState, batches: Any, hyperparameters: Mapping[str, float] | None = None
     ) -> LossResult:
         """The loss over batches."""
+        ...
+
+    def throughput(self, hyperparameters: Mapping[str, float] | None = None) -> Throughput:
+        """A counter that knows the FLOPs of a step and the devices' peak."""
         ...
 
 
@@ -170,8 +175,9 @@ class _Loop:
         self.best, self.misses = math.inf, 0
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
-        self.pending: tuple[int, Any, float] | None = None
-        self.tokens, self.examples, self.clock = 0, 0, time.perf_counter()
+        self.pending: tuple[int, Any, Window] | None = None
+        self.throughput = trainer.throughput(values)
+        self.examples = 0
         self.diverged = False
 
     def run(self, state: TrainState | None, until: int | None, evaluate_at_end: bool) -> FitResult:
@@ -181,17 +187,17 @@ class _Loop:
         if self.listener:
             self.listener.on_start(start, last)
         step, stopped = start, None
-        self.clock = time.perf_counter()
+        self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
             state, metrics = self.trainer.step(state, batch, self.values)
             step += 1
-            self.tokens += int(np.count_nonzero(batch["segment_ids"]))
+            self.throughput.count(int(np.count_nonzero(batch["segment_ids"])))
             self.examples += int(sum(len(np.unique(row[row >= 0])) for row in batch["example_ids"]))
             # The metrics of an earlier step are read while this one runs: the device never waits for the host.
             self._flush()
             if step % self.config.log_every == 0 or step == last:
-                self.pending = (step, metrics, self._rate())
+                self.pending = (step, metrics, self.throughput.close())
             evaluated = self._due(step, self.config.evaluate_every) and step < last
             if evaluated:
                 stopped = self._evaluate(state, step)
@@ -242,18 +248,13 @@ class _Loop:
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
 
-    def _rate(self) -> float:
-        now = time.perf_counter()
-        rate, self.tokens, self.clock = self.tokens / max(now - self.clock, 1e-9), 0, now
-        return rate
-
     def _flush(self) -> None:
         if self.pending is None:
             return
-        step, arrays, rate = self.pending
+        step, arrays, window = self.pending
         self.pending = None
         self.metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
-        self.metrics["tokens_per_second"] = rate
+        self.metrics |= self.throughput.rates(window)
         self._write(step, self.metrics)
         self.diverged = self.diverged or not math.isfinite(self.metrics["loss"])
 
@@ -266,6 +267,8 @@ class _Loop:
     def _evaluate(self, state: TrainState, step: int) -> Stopped | None:
         """Evaluates and tells early stopping; a reason to stop, or None."""
         self._flush()
+        jax.block_until_ready(state.step)
+        self.throughput.pause()
         evaluation: dict[str, float] = {}
         if self.validation is not None:
             result = self.trainer.evaluate(state, self.validation, self.values)
@@ -277,8 +280,7 @@ class _Loop:
         self.evaluation = evaluation
         self._write(step, evaluation)
         score = evaluation.get("validation_loss", math.nan)
-        # Evaluation is no training: it does not count into tokens per second.
-        self.clock = time.perf_counter()
+        self.throughput.resume()
         if score < self.best:
             self.best, self.misses = score, 0
             return None

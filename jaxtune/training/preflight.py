@@ -6,10 +6,8 @@ import dataclasses
 from typing import Any
 
 from jaxtune.config import Config
-from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
-from jaxtune.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,17 +37,6 @@ class Preflight:
         return {"checked": True, **dataclasses.asdict(self)}
 
 
-def trainer_flops(trainer: Trainer) -> StepFlops:
-    """Model FLOPs of one step of a trainer, over full rows."""
-    return step_flops(
-        trainer.model_config,
-        tokens=trainer.config.batch_size * trainer.config.sequence_length,
-        sequence_length=trainer.config.sequence_length,
-        low_rank=trainer.plan.mean_ranks(trainer.hyperparameters),
-        full=trainer.plan.full_shares(),
-    )
-
-
 def preflight(config: Config) -> Preflight:
     """Opens everything that a run opens and compiles its step, but trains and writes nothing.
 
@@ -69,7 +56,7 @@ def preflight(config: Config) -> Preflight:
         trained_parameters=trainer.plan.trainable_parameters(trainer.hyperparameters),
         examples={part: len(examples) for part, examples in experiment.examples.items()},
         steps=trainer.config.steps or 0,
-        flops_per_step=trainer_flops(trainer).total,
+        flops_per_step=trainer.step_flops().total,
         memory=compiled_memory(compiled),
     )
 

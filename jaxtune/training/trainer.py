@@ -17,6 +17,9 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, replicated
+from jaxtune.parallel.platform import peak_flops
+from jaxtune.telemetry.flops import StepFlops, step_flops
+from jaxtune.telemetry.throughput import Throughput
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.objectives import Objective, cross_entropy
 from jaxtune.training.optimizer import init_moments, moment_shardings
@@ -147,6 +150,21 @@ class Trainer:
     def fit(self, batches: Any, **options: Any) -> FitResult:
         """Trains to the end of the schedule, or to ``until``; see :func:`jaxtune.training.fit.fit` for the options."""
         return fit(self, batches, **options)
+
+    def step_flops(self, hyperparameters: Values | None = None) -> StepFlops:
+        """Model FLOPs of one step over full rows, counted for what is trained."""
+        return step_flops(
+            self.model_config,
+            tokens=self.config.batch_size * self.config.sequence_length,
+            sequence_length=self.config.sequence_length,
+            low_rank=self.plan.mean_ranks({**self.hyperparameters, **(hyperparameters or {})}),
+            full=self.plan.full_shares(),
+        )
+
+    def throughput(self, hyperparameters: Values | None = None) -> Throughput:
+        """A counter of tokens and FLOPs per second for steps of this trainer."""
+        peak = peak_flops(self.mesh.devices.flat[0])
+        return Throughput(self.step_flops(hyperparameters).total, None if peak is None else peak * self.mesh.size)
 
     def save_adapter(
         self, directory: str | Path, state: TrainState, *, base: str, hyperparameters: Values | None = None

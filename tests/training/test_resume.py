@@ -26,7 +26,7 @@ def wait_for_step(process, path, step):
 
 def record(run_dir):
     return [
-        {name: value for name, value in line.items() if name != "tokens_per_second"}
+        {name: value for name, value in line.items() if not name.endswith("_per_second")}
         for line in read_metrics(run_dir / "metrics.jsonl")
     ]
 
