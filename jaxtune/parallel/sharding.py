@@ -21,8 +21,8 @@ RULES: dict[str, tuple[str, ...]] = {
     "rank": (),
     "head_dim": (),
 }
-"""Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole; ``replicas`` are the
-rows of the batch where their width is still cut."""
+"""Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole; ``replicas`` are
+the rows of a batch whose width is still cut."""
 
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:

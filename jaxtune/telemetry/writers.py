@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -95,21 +96,27 @@ class TensorBoardWriter:
 class WandbWriter:
     """Weights & Biases.
 
+    The run there is known by the run directory, so a run that goes on in it goes on there as well.
+
     Args:
       project: the project's name.
       name: the run's name.
+      directory: the run directory, where the package keeps its own files too.
       config: what the run's page shows as its configuration.
 
     Raises:
       UserError: the package is not installed.
     """
 
-    def __init__(self, project: str, name: str, config: Mapping[str, Any]):
+    def __init__(self, project: str, name: str, directory: str | Path, config: Mapping[str, Any]):
         try:
             import wandb  # pyright: ignore[reportMissingImports]
         except ImportError as error:
             raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'") from error
-        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
+        place = hashlib.sha256(str(Path(directory).resolve()).encode()).hexdigest()[:12]
+        self._run = wandb.init(
+            project=project, name=name, id=f"{name}-{place}", dir=str(directory), resume="allow", config=dict(config)
+        )
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step."""

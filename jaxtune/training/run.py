@@ -30,7 +30,9 @@ def open_writers(directory: RunDirectory, config: Config, resume_at: int) -> Wri
         if config.telemetry.tensorboard:
             writers.append(TensorBoardWriter(directory.path / "tensorboard", resume_at))
         if config.telemetry.wandb is not None:
-            writers.append(WandbWriter(config.telemetry.wandb, config.name, config.model_dump(mode="json")))
+            writers.append(
+                WandbWriter(config.telemetry.wandb, config.name, directory.path, config.model_dump(mode="json"))
+            )
     return Writers(writers)
 
 

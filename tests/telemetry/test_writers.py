@@ -1,4 +1,6 @@
 import json
+import sys
+from unittest import mock
 
 import pytest
 
@@ -40,11 +42,22 @@ def test_tensorboard_writes_event_files(tmp_path):
     assert any("tfevents" in file.name for file in tmp_path.iterdir())
 
 
-def test_a_missing_wandb_is_told_with_the_command_that_installs_it():
-    try:
-        import wandb  # noqa: F401
-    except ImportError:
-        with pytest.raises(UserError, match=r"jaxtune\[wandb\]"):
-            WandbWriter("project", "run", {})
-    else:
-        pytest.skip("wandb is installed here")
+def test_a_missing_wandb_is_told_with_the_command_that_installs_it(monkeypatch, tmp_path):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    with pytest.raises(UserError, match=r"jaxtune\[wandb\]"):
+        WandbWriter("project", "run", tmp_path, {})
+
+
+def test_wandb_runs_are_told_apart_by_their_directories(monkeypatch, tmp_path):
+    wandb = mock.Mock()
+    monkeypatch.setitem(sys.modules, "wandb", wandb)
+    for directory in ("one", "two", "one"):
+        writer = WandbWriter("project", "run", tmp_path / directory, {"seed": 1})
+    writer.write(3, {"loss": 0.5})
+    writer.close()
+    first, second, again = (call.kwargs for call in wandb.init.call_args_list)
+    assert first == again
+    assert first["id"] != second["id"]
+    assert first["resume"] == "allow"
+    wandb.init.return_value.log.assert_called_once_with({"loss": 0.5}, step=3)
+    wandb.init.return_value.finish.assert_called_once_with()
