@@ -34,7 +34,7 @@ def key_scale(dimension: Mapping[str, Any], values: list[Any]) -> svg.Scale:
     if kind == "choice" or not numbers or len(numbers) < len(bounds) + len(values) or min(numbers) == max(numbers):
         names = dict.fromkeys(formatting.setting(value) for value in [*bounds, *values])
         return svg.Scale(0.0, float(max(len(names) - 1, 1)), 0.0, 1.0, categories=tuple(names) or ("not set",))
-    if kind in ("log_uniform", "power_of_two") and min(numbers) > 0:
+    if kind in ("log_uniform", "power_of_two") and min(numbers) >= 0:
         return svg.logarithmic(numbers, base=2.0 if kind == "power_of_two" else 10.0, margin=0.0)
     return svg.linear(numbers, margin=0.0)
 

@@ -50,6 +50,7 @@ class Scale:
       start, end: the pixels they fall on.
       base: base of a logarithmic scale, None for a linear one.
       categories: the values of a scale without order.
+      zero: the low end of a logarithmic scale stands for zero.
     """
 
     low: Number
@@ -58,6 +59,7 @@ class Scale:
     end: Number
     base: Number | None = None
     categories: tuple[str, ...] = ()
+    zero: bool = False
 
     def __call__(self, value: Any) -> float:
         """The pixel of a value.
@@ -73,6 +75,7 @@ class Scale:
             number = float(value)
         low, high = self.low, self.high
         if self.base is not None:
+            number = low if self.zero and number == 0 else number
             number, low, high = math.log(number), math.log(low), math.log(high)
         return self.start + (number - low) / (high - low) * (self.end - self.start)
 
@@ -87,6 +90,8 @@ class Scale:
         values = (
             _log_ticks(self.low, self.high, self.base, most) if self.base else _linear_ticks(self.low, self.high, most)
         )
+        if self.zero:
+            values = [0.0, *values[1:]]
         return [(value, formatting.number(value, 3)) for value in values]
 
 
@@ -100,12 +105,17 @@ def linear(values: Iterable[Number], *, margin: float = 0.05, lowest: float | No
 
 
 def logarithmic(values: Iterable[Number], *, base: float = 10.0, margin: float = 0.05) -> Scale:
-    """A logarithmic scale around positive ``values``."""
-    present = list(values)
+    """A logarithmic scale around ``values``: positive ones, and perhaps zero, which stands a power below the others."""
+    every = list(values)
+    present = [value for value in every if value > 0]
     low, high = min(present), max(present)
     gap = (high / low) ** margin if high > low else 1.2
     # A range that nearly fills the floats must not be widened to zero or infinity.
-    return Scale(max(low / gap, sys.float_info.min), min(high * gap, sys.float_info.max), 0.0, 1.0, base)
+    low, high = max(low / gap, sys.float_info.min), min(high * gap, sys.float_info.max)
+    if len(present) == len(every):
+        return Scale(low, high, 0.0, 1.0, base)
+    # The power below the lowest one that is drawn, so that the first tick is that of zero.
+    return Scale(base ** (math.ceil(math.log(low, base) - 1e-9) - 1), high, 0.0, 1.0, base, zero=True)
 
 
 def for_scores(values: Iterable[Number]) -> Scale:

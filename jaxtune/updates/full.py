@@ -59,8 +59,8 @@ class FullParameter:
 
 
 def place_layers(
-    stack: Float[Array, "layers *shape"], chosen: Float[Array, "chosen *shape"], indices: Int[Array, " chosen"]
-) -> Float[Array, "layers *shape"]:
+    stack: Float[Array, " layers *shape"], chosen: Float[Array, " chosen *shape"], indices: Int[Array, " chosen"]
+) -> Float[Array, " layers *shape"]:
     """``stack`` with the layers at ``indices`` replaced.
 
     The indices may be traced: another choice of as many layers runs the same program.

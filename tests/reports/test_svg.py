@@ -32,6 +32,15 @@ def test_logarithmic_ticks_lie_inside(low: float, factor: float, base: float) ->
     assert len(ticks) <= 12
 
 
+def test_zero_stands_below_the_powers_of_a_logarithmic_scale() -> None:
+    """A reference without weight decay, among trials whose decay is drawn log-uniformly."""
+    scale = key_scale({"log_uniform": [1e-4, 0.1]}, [0, 1e-4, 0.02])
+    assert scale.ticks(6) == [(0.0, "0"), (1e-4, "1e-4"), (1e-3, "1e-3"), (0.01, "0.01"), (0.1, "0.1")]
+    places = [scale(value) for value in (0, 1e-4, 1e-3, 0.01, 0.1)]
+    assert places == pytest.approx([0.0, 0.25, 0.5, 0.75, 1.0])
+    assert key_scale({"log_uniform": [1e-4, 0.1]}, [-1.0]).base is None
+
+
 def test_scales_place_values() -> None:
     assert svg.Scale(0, 10, 100, 200)(5) == 150
     assert svg.Scale(1, 100, 0, 200, base=10)(10) == pytest.approx(100)
