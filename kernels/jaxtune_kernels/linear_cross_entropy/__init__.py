@@ -1,4 +1,4 @@
-"""Cross-entropy of a linear head without its logits: ``log Z − (1 − ε) · target − ε · mean + z · log² Z`` of each row."""
+"""Cross-entropy of a linear head without its logits: ``log Z − (1 − ε) target − ε mean + z log² Z`` of each row."""
 
 from __future__ import annotations
 

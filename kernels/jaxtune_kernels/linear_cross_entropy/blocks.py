@@ -37,13 +37,13 @@ class _Order(NamedTuple):
     Attributes:
       rows: indices of rows, those of weight 0 last, filled up to whole blocks.
       places: where each row stands in that order.
-      count: rows that count.
+      active: number of rows that count.
       blocks: blocks that are processed.
     """
 
     rows: Int[Array, " padded"]
     places: Int[Array, " m"]
-    count: Int[Array, ""]
+    active: Int[Array, ""]
     blocks: Int[Array, ""]
 
 
@@ -62,7 +62,7 @@ def _taken(order: _Order, block: Int[Array, ""], size: int, *trees: Any) -> tupl
     """The rows of one block, and which of them count."""
     start = block * size
     indices = lax.dynamic_slice(order.rows, (start,), (size,))
-    active = start + jnp.arange(size, dtype=jnp.int32) < order.count
+    active = start + jnp.arange(size, dtype=jnp.int32) < order.active
     return active, jax.tree.map(lambda array: jnp.take(array, indices, axis=0, mode="clip"), trees)
 
 

@@ -10,7 +10,7 @@ from jaxtune_kernels.linear_cross_entropy.operands import Rows, Term
 
 
 def linear_cross_entropy_reference(terms: tuple[Term, ...], rows: Rows) -> Float[Array, "*rows"]:
-    """``log Z − (1 − ε) · target − ε · mean + z · log² Z`` of the logits ``Σ states · matrix``, capped; 0 at weight 0."""
+    """``log Z − (1 − ε) target − ε mean + z log² Z`` of the capped logits ``Σ states · matrix``; 0 at weight 0."""
     with jax.default_matmul_precision("highest"):
         logits = jnp.float32(0.0)
         for term in terms:

@@ -46,9 +46,9 @@ class Layout:
       axes: the mesh axes that they are cut over.
     """
 
-    block: int | None = None
-    mesh: Mesh | None = None
-    axes: Axes = Axes()
+    block: int | None
+    mesh: Mesh | None
+    axes: Axes
 
 
 class _Bounds(NamedTuple):
@@ -151,6 +151,7 @@ def _losses(layout: Layout, wanted: tuple[bool, ...]) -> Callable[..., Any]:
     """:func:`blocks.losses` for rows of any number of axes, partitioned and with a batching rule."""
 
     @custom_vmap
+    @jax.jit
     def function(terms: Terms, rows: Rows) -> Any:
         def local(terms: Terms, rows: Rows) -> Any:
             shape = rows.targets.shape
@@ -189,12 +190,11 @@ def _matrix_gradients(layout: Layout, wanted: tuple[bool, ...]) -> Callable[...,
     """:func:`blocks.matrix_gradients` for rows of any number of axes, partitioned and with a batching rule."""
 
     @custom_vmap
+    @jax.jit
     def function(terms: Terms, rows: Rows, log_total: Array, cotangents: Array) -> Any:
         def local(terms: Terms, rows: Rows, *numbers: Array) -> Any:
             terms, (rows, numbers) = _flat(terms, (rows, numbers), rows.targets.ndim)
-            return blocks.matrix_gradients(
-                terms, rows, *numbers, block=_block(layout, terms), axes=axes, wanted=wanted
-            )
+            return blocks.matrix_gradients(terms, rows, *numbers, block=_block(layout, terms), axes=axes, wanted=wanted)
 
         axes, by_row, matrix_specs = _partition(layout, terms, rows)
         inputs = (_term_specs(terms, by_row, matrix_specs), by_row, by_row, by_row)
