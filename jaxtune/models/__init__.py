@@ -4,6 +4,7 @@ from jaxtune.models.cache import Cache, init_cache
 from jaxtune.models.config import DecoderConfig, RopeConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Adapters, Decoder, merge, split
+from jaxtune.models.head import Head
 from jaxtune.models.hf_config import read_config
 from jaxtune.models.linear import LowRankAdapter
 from jaxtune.models.loading import check_model, load_model, random_model, resolve_path, save_model
@@ -15,6 +16,7 @@ __all__ = [
     "Cache",
     "Decoder",
     "DecoderConfig",
+    "Head",
     "LowRankAdapter",
     "Params",
     "RopeConfig",

@@ -19,6 +19,7 @@ from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, check_params, declare, linear_modules
+from jaxtune.models.head import Head
 from jaxtune.models.linear import PROJECTION, LowRankAdapter
 from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.sharding import constrain
@@ -158,17 +159,18 @@ class Decoder(nnx.Module):
         rows: UInt32[Integers, "b s"] | None = None,
     ) -> Float[Array, "b s vocab"]:
         """Logits, float32, of states after the final norm: the head and its soft cap."""
-        adapter = (adapters or {}).get("lm_head")
-        if self.lm_head is None:
-            table = self.embed.table[...].astype(hidden.dtype)
-            logits = jnp.einsum("bsd,vd->bsv", hidden, table, preferred_element_type=jnp.float32)
-        elif adapter is not None:
-            logits = self.lm_head(hidden, adapter, None if rows is None else jnp.asarray(rows)).astype(jnp.float32)
-        else:
-            kernel = self.lm_head.kernel[...].astype(hidden.dtype)
-            logits = jnp.einsum("bsd,dv->bsv", hidden, kernel, preferred_element_type=jnp.float32)
-        cap = self.config.final_soft_cap
-        return logits if cap is None else cap * jnp.tanh(logits / cap)
+        return self.head(adapters=adapters, rows=rows).logits(hidden)
+
+    def head(self, *, adapters: Adapters | None = None, rows: UInt32[Integers, "b s"] | None = None) -> Head:
+        """What makes logits, or losses, of states after the final norm; the arguments are those of :meth:`__call__`."""
+        return Head(
+            matrix=self.embed.table[...] if self.lm_head is None else self.lm_head.kernel[...],
+            tied=self.lm_head is None,
+            soft_cap=self.config.final_soft_cap,
+            adapter=(adapters or {}).get("lm_head"),
+            rows=None if rows is None else jnp.asarray(rows),
+            mesh=self.mesh,
+        )
 
     def _check_adapters(self, adapters: Adapters | None) -> None:
         modules, specs = linear_modules(self.config), declare(self.config)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtune_kernels import low_rank_matmul
+from jaxtune_kernels import keep_mask, low_rank_matmul
 from jaxtyping import Array, Float, UInt32
 
 PROJECTION = "projection"
@@ -86,3 +88,27 @@ def linear(
     # float32 would make the gradient's matmuls mix float32 with bfloat16.
     y = jnp.dot(x, kernel)
     return checkpoint_name(y if bias is None else y + bias.astype(y.dtype), PROJECTION)
+
+
+@functools.partial(jax.checkpoint, prevent_cse=False)
+def low_rank_states(
+    x: Float[Array, "*rows inputs"], adapter: LowRankAdapter, rows: UInt32[Array, "*rows"] | None = None
+) -> Float[Array, "*rows rank"]:
+    """``scale · dropout(x) A``, which B multiplies, where the layer's own product is made elsewhere; has x's dtype.
+
+    The backward pass draws the mask again, as it does in :func:`jaxtune_kernels.low_rank_matmul`, with the same bits.
+
+    Args:
+        x: Input, in the compute dtype.
+        adapter: The adapter of one layer.
+        rows: An identity for each row of x, from which dropout is drawn; by default its index.
+    """
+    factor = adapter.scale
+    if adapter.dropout_rate is not None:
+        assert adapter.dropout_seed is not None
+        if rows is None:
+            rows = jnp.arange(math.prod(x.shape[:-1]), dtype=jnp.uint32).reshape(x.shape[:-1])
+        x = jnp.where(keep_mask(adapter.dropout_seed, rows, x.shape[-1], adapter.dropout_rate), x, 0)
+        factor = factor / (1.0 - adapter.dropout_rate)
+    product = jnp.dot(x, adapter.a.astype(x.dtype), preferred_element_type=jnp.float32)
+    return (factor * product).astype(x.dtype)

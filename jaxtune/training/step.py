@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
 
 from jaxtune.models import Params, merge
+from jaxtune.training.bound import BoundModel
 from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Objective
 from jaxtune.training.optimizer import adamw_update
 from jaxtune.training.schedules import Schedule, learning_rate
@@ -52,7 +52,7 @@ class Program:
         if seed is not None:
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        return functools.partial(merge(self.static, merged), adapters=adapters, rows=rows, remat=self.remat)
+        return BoundModel(merge(self.static, merged), adapters, rows, self.remat)
 
     def losses(
         self,
