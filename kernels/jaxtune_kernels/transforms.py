@@ -1,7 +1,7 @@
 """What makes a Pallas kernel work under jit, vmap, grad, scan, remat and a mesh, in one place.
 
-A Pallas call knows nothing of vmap (its own rule makes a loop of per-trial scalars), of derivatives, or of a mesh (under
-a sharded jit it is an error on TPU and a silent gather on GPU). The order of wrappers that works under all of them is
+A Pallas call knows nothing of vmap (its own rule makes a loop of per-trial scalars), of derivatives, or of a mesh
+(under a sharded jit it is an error on TPU and a silent gather on GPU). The order of wrappers that works under all is
 
     ``jax.custom_vjp`` → ``jax.custom_batching.custom_vmap`` → ``jax.shard_map`` → ``pl.pallas_call``
 
@@ -78,9 +78,9 @@ def grouped(
         on one device, nothing is cut.
 
     Returns:
-      A function of the operands. Under vmap, operands with ``g`` take the mapped axis into it (those that are not mapped
-      are repeated). An operand without ``g`` that is mapped has no grouped form: then the launches follow one another
-      in a loop, one a trial.
+      A function of the operands. Under vmap, operands with ``g`` take the mapped axis into it (those that are not
+      mapped are repeated). An operand without ``g`` that is mapped has no grouped form: then the launches follow one
+      another in a loop, one a trial.
 
     Raises:
       ValueError: a result does not start with g; or, when called, an array does not have the dimensions named, a name
@@ -97,13 +97,12 @@ def grouped(
 
     @call.def_vmap
     def rule(trials: int, mapped: list[Any], *arrays: Any) -> tuple[Any, Any]:
-        arrays, treedef = jax.tree.flatten(arrays)
-        mapped, names = treedef.flatten_up_to(tuple(mapped)), treedef.flatten_up_to(tuple(operands))
-        if any(batched and GROUP not in each.split() for batched, each in zip(mapped, names, strict=True)):
-            return _one_by_one(call, treedef, mapped, arrays)
+        leaves, treedef = jax.tree.flatten(arrays)
+        flags, names = treedef.flatten_up_to(tuple(mapped)), treedef.flatten_up_to(tuple(operands))
+        if any(flag and GROUP not in each.split() for flag, each in zip(flags, names, strict=True)):
+            return _one_by_one(call, treedef, flags, leaves)
         merged = [
-            _merge(array, each.split(), batched, trials)
-            for array, each, batched in zip(arrays, names, mapped, strict=True)
+            _merge(array, each.split(), flag, trials) for array, each, flag in zip(leaves, names, flags, strict=True)
         ]
         outputs = call(*treedef.unflatten(merged))
         split = jax.tree.map(lambda y: y.reshape(trials, y.shape[0] // trials, *y.shape[1:]), outputs)
@@ -161,16 +160,16 @@ def _merge(array: Array, names: list[str], batched: bool, trials: int) -> Array:
     return array.reshape(*shape[:place], shape[place] * shape[place + 1], *shape[place + 2 :])
 
 
-def _one_by_one(call: Callable[..., Any], treedef: Any, mapped: list[bool], arrays: list[Array]) -> Any:
+def _one_by_one(call: Callable[..., Any], treedef: Any, flags: list[bool], arrays: list[Array]) -> tuple[Any, Any]:
     """The rule where an operand that the kernel holds in common differs between trials."""
 
-    def one(each: list[Array]) -> Any:
-        remaining = iter(each)
+    def one(mapped: list[Array]) -> Any:
+        each = iter(mapped)
         return call(
-            *treedef.unflatten([next(remaining) if m else array for m, array in zip(mapped, arrays, strict=True)])
+            *treedef.unflatten([next(each) if flag else array for flag, array in zip(flags, arrays, strict=True)])
         )
 
-    outputs = lax.map(one, [array for m, array in zip(mapped, arrays, strict=True) if m])
+    outputs = lax.map(one, [array for flag, array in zip(flags, arrays, strict=True) if flag])
     return outputs, jax.tree.map(lambda _: True, outputs)
 
 
@@ -214,7 +213,7 @@ def _over_mesh(
     def spec(names: str) -> PartitionSpec:
         return PartitionSpec(*(cuts[name] or None for name in names.split()))
 
-    leaves, treedef = jax.tree.flatten(arrays)
+    treedef = jax.tree.structure(arrays)
     in_specs = treedef.unflatten([spec(names) for names in treedef.flatten_up_to(tuple(operands))])
     return jax.shard_map(
         lambda *shares: launch(cuts, *shares),

@@ -132,7 +132,7 @@ def test_an_operand_without_groups_that_is_mapped_is_taken_one_by_one(arrays):
 
 
 def test_operands_may_be_trees_with_holes(arrays):
-    x, w, s = arrays
+    x, _, s = arrays
 
     def launch(cuts, x, extra):
         scale, nothing = extra
