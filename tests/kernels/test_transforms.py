@@ -139,7 +139,8 @@ def test_operands_may_be_trees_with_holes(arrays):
         assert nothing is None
         return x * scale[:, None, None], scale
 
-    call = grouped(launch, ("g m k", ("g", None)), ("g m k", "g"))
+    # The names of an operand that is None are not looked at.
+    call = grouped(launch, ("g m k", ("g", ("g k", "n"))), ("g m k", "g"))
     y, scale = jax.vmap(lambda x, s: call(x[None], (s[None], None)), in_axes=(0, None))(x, s[2])
     _close(y[:, 0], x * s[2])
     assert scale.shape == (TRIALS, 1)

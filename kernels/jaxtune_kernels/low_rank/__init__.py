@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Literal, get_args
+from typing import Literal, cast, get_args
 
 import jax
 import jax.numpy as jnp
@@ -91,8 +91,11 @@ def low_rank_matmul(
         return low_rank_matmul_xla(*operands)
     if axes is None and devices_in_context() > 1:
         raise ValueError(f"implementation {implementation!r} under a mesh needs axes: what is cut over which mesh axes")
-    platform = _platform() if implementation == "pallas" else implementation
-    return low_rank_matmul_pallas(_launcher(platform, axes), *operands)
+    platform = jax.default_backend() if implementation == "pallas" else implementation
+    if platform not in get_args(Platform):
+        raise ValueError(f"there is no Pallas kernel for {platform}; implementation 'xla' runs there")
+    cuts = tuple((_NAMES[name], tuple(mesh_axes)) for name, mesh_axes in sorted((axes or {}).items()))
+    return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts), *operands)
 
 
 def tpu_kernel_moves_less(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], b: Float[Array, "r n"]) -> bool:
@@ -119,14 +122,3 @@ def _can_be_cut(axes: Mapping[Dimension, Sequence[str]] | None) -> bool:
         return axes is not None
     # Arrays may be cut over devices although no mesh is in context, and a traced one does not tell.
     return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty
-
-
-def _platform() -> Platform:
-    platform = jax.default_backend()
-    if platform not in get_args(Platform):
-        raise ValueError(f"there is no Pallas kernel for {platform}; implementation 'xla' runs there")
-    return platform
-
-
-def _launcher(platform: Platform, axes: Mapping[Dimension, Sequence[str]] | None) -> Launcher:
-    return Launcher(platform, tuple((_NAMES[name], tuple(cut)) for name, cut in sorted((axes or {}).items())))

@@ -78,7 +78,7 @@ def _launch(
     bias: Array | None,
     dropout: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
-    """One device's launch. Where the contracted dimension is cut, the shares' sums are rounded before they are added."""
+    """One device's launch. Where the contracted dimension is cut, each share's sums are rounded and then added."""
     inner = cuts["n" if backward else "k"]
     options: dict[str, Any] = {}
     # The mask is drawn for k, forward and backward.
@@ -123,7 +123,7 @@ def low_rank_matmul_pallas(
     return _forward(launcher, x, kernel, a, b, scale, bias, dropout)[0]
 
 
-def _flat(dropout: Dropout | None) -> Dropout | None:
+def _flat(dropout: Dropout | None) -> tuple[Array, Array, Array] | None:
     return None if dropout is None else (dropout[0], dropout[1], dropout[2].reshape(-1))
 
 

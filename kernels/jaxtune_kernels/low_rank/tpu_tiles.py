@@ -70,8 +70,8 @@ def choose_tiles(problem: Problem) -> Tiles:
     """The tiles that move the fewest bytes among those that fit :data:`VMEM_BUDGET`.
 
     Rows: W is read once for each block of rows, so a block has up to 1,024 (2,048 flops for each entry of W, above the
-    ridge of every TPU to v6e); where one adapter has fewer, several adapters share a block. Inner and columns: x is read
-    once if a block holds all of K or all of N, which is taken where it fits.
+    ridge of every TPU to v6e); where one adapter has fewer, several adapters share a block. Inner and columns: x is
+    read once if a block holds all of K or all of N, which is taken where it fits.
     """
     fitting = [tiles for tiles in _candidates(problem) if vmem_bytes(problem, tiles) <= VMEM_BUDGET]
     # A size without a divisor that fits leaves the smallest candidate, and the compiler the last word.
