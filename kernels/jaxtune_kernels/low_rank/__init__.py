@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from collections.abc import Mapping, Sequence
+from typing import Literal, cast, get_args
 
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, UInt32
 
+from jaxtune_kernels.low_rank.pallas import Launcher, Platform, low_rank_matmul_pallas
 from jaxtune_kernels.low_rank.reference import low_rank_matmul_reference
+from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
 from jaxtune_kernels.low_rank.xla import low_rank_matmul_xla
+from jaxtune_kernels.transforms import GROUP, devices_in_context
 
-Implementation = Literal["reference", "xla"]
+Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu"]
+
+Dimension = Literal["rows", "inputs", "outputs", "trials"]
+
+_NAMES: dict[Dimension, str] = {"rows": "m", "inputs": "k", "outputs": "n", "trials": GROUP}
 
 
 def low_rank_matmul(
@@ -26,11 +35,15 @@ def low_rank_matmul(
     dropout_seed: UInt32[Array, ""] | int | None = None,
     rows: UInt32[Array, "*rows"] | None = None,
     implementation: str | None = None,
+    axes: Mapping[Dimension, Sequence[str]] | None = None,
 ) -> Float[Array, "*rows n"]:
     """The output of a linear layer with a low-rank adapter, ``x W + scale · (dropout(x) A) B + bias``.
 
     The sums are float32, the operands of the matmuls have x's dtype, and so has the result. Gradients with respect to
     x, a, b, scale, bias and kernel are exact; the kernel's costs nothing under ``jax.jit`` unless it is asked for.
+
+    Under ``jax.vmap`` the Pallas kernels take all adapters in one launch over one W. A W, or a bias, that is mapped as
+    well has no such form, and the launches follow one another.
 
     Args:
       x: the layer's input, in the compute dtype.
@@ -44,15 +57,22 @@ def low_rank_matmul(
       dropout_seed: names the draw; needed with dropout_rate.
       rows: an identity for each row of x, which dropout is drawn from, so that it does not depend on how rows are
         batched or packed. By default a row's index in x.
-      implementation: None picks the best for the platform; "reference" is the plain definition in float32, "xla" the
-        portable one.
+      implementation: None picks the best for the platform and the shape; "reference" is the plain definition in
+        float32, "xla" the portable one, "tpu" and "gpu" the Pallas kernels, "pallas" that of the platform at hand.
+      axes: for the Pallas kernels under a mesh in context (``jax.set_mesh``): the mesh axes that ``rows``, ``inputs``,
+        ``outputs`` and ``trials`` are cut over; ``{}`` if x, W and y are whole on every device. Arrays that are cut
+        otherwise are moved first. A mesh axis whose size does not divide its dimension is left out. The other
+        implementations are cut by the compiler.
 
     Raises:
-      ValueError: the implementation is unknown, or dropout_rate comes without dropout_seed.
+      ValueError: the implementation or a name in axes is unknown, dropout_rate comes without dropout_seed, there is no
+        Pallas kernel for the platform, or one is asked for under a mesh without axes.
     """
     choices = get_args(Implementation)
     if implementation is not None and implementation not in choices:
         raise ValueError(f"unknown implementation {implementation!r}; choose from {', '.join(choices)}")
+    if axes is not None and (unknown := [name for name in axes if name not in _NAMES]):
+        raise ValueError(f"axes: unknown dimension {unknown[0]!r}; choose from {', '.join(_NAMES)}")
     if dropout_rate is None:
         dropout = None
     elif dropout_seed is None:
@@ -61,5 +81,44 @@ def low_rank_matmul(
         if rows is None:
             rows = jnp.arange(math.prod(x.shape[:-1]), dtype=jnp.uint32).reshape(x.shape[:-1])
         dropout = (jnp.asarray(dropout_rate, jnp.float32), jnp.asarray(dropout_seed, jnp.uint32), rows)
-    function = low_rank_matmul_reference if implementation == "reference" else low_rank_matmul_xla
-    return function(x, kernel, a, b, jnp.asarray(scale, jnp.float32), bias, dropout)
+    operands = (x, kernel, a, b, jnp.asarray(scale, jnp.float32), bias, dropout)
+    if implementation is None:
+        favoured = jax.default_backend() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(x, kernel, b)
+        implementation = "tpu" if favoured else "xla"
+    if implementation == "reference":
+        return low_rank_matmul_reference(*operands)
+    if implementation == "xla":
+        return low_rank_matmul_xla(*operands)
+    if axes is None and devices_in_context() > 1:
+        raise ValueError(f"implementation {implementation!r} under a mesh needs axes: what is cut over which mesh axes")
+    platform = jax.default_backend() if implementation == "pallas" else implementation
+    if platform not in get_args(Platform):
+        raise ValueError(f"there is no Pallas kernel for {platform}; implementation 'xla' runs there")
+    cuts = tuple((_NAMES[name], tuple(mesh_axes)) for name, mesh_axes in sorted((axes or {}).items()))
+    return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts), *operands)
+
+
+def tpu_kernel_moves_less(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], b: Float[Array, "r n"]) -> bool:
+    """Whether the TPU kernel moves fewer bytes, forward and backward, than XLA's passes could at the very least.
+
+    This is a count, not a measurement, and so the default only where it is plain: the kernel's side counts every
+    re-read of its blocks, XLA's side reads each operand once per pass. What XLA compiles for a TPU is three passes
+    (h from x; the frozen product, to a float32 array; that, plus h B, to y), so x is read twice and M × N float32
+    numbers are written and read again. Under a mesh the whole arrays are compared.
+    """
+    m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
+    ours = least = 0
+    for inner, outer in ((k, n), (n, k)):
+        problem = Problem(1, m, inner, outer, r, x.dtype.itemsize, kernel.dtype.itemsize)
+        ours += hbm_bytes(problem, choose_tiles(problem))
+        once = (2 * m * inner + m * outer + r * (m + k + n)) * x.dtype.itemsize + k * n * kernel.dtype.itemsize
+        least += once + 2 * 4 * m * outer
+    return ours < least
+
+
+def _can_be_cut(axes: Mapping[Dimension, Sequence[str]] | None) -> bool:
+    """Whether a Pallas call here would be partitioned as the caller says, or has nothing to partition."""
+    if devices_in_context() > 1:
+        return axes is not None
+    # Arrays may be cut over devices although no mesh is in context, and a traced one does not tell.
+    return jax.device_count() == 1 or not jax.sharding.get_abstract_mesh().empty

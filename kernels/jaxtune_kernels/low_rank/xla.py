@@ -92,26 +92,38 @@ def _forward(
     return y.astype(x.dtype), Residuals(x, kernel, a, b, scale, bias, dropout, h.astype(x.dtype))
 
 
+def parameter_gradients(
+    residuals: Residuals, g: Float[Array, "*rows n"], t: Float[Array, "*rows r"]
+) -> tuple[Array | None, ...]:
+    """The gradients of W, A, B, the scale and the bias, for the gradient ``g`` of y and ``t = g Bᵀ``.
+
+    Products with a side of length r, which read x and g once more: M (K + N) entries. W's is a full matmul, exact for
+    whoever trains W as well, and dead code, which XLA removes, for whoever holds it frozen.
+    """
+    x, kernel, a, b, scale, bias, dropout, h = residuals
+    z, boost = _dropped(x, dropout)
+    dkernel = _outer(x, g)
+    # This way round XLA need not copy x transposed.
+    da = _outer((scale * boost * t.astype(jnp.float32)).astype(x.dtype), z).T
+    db = _outer((scale * h.astype(jnp.float32)).astype(x.dtype), g)
+    dscale = jnp.sum(h.astype(jnp.float32) * t.astype(jnp.float32))
+    dbias = None if bias is None else jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
+    return dkernel.astype(kernel.dtype), da.astype(a.dtype), db.astype(b.dtype), dscale, dbias
+
+
 def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
     # Inside a scan, jax hands constants back as NumPy arrays.
-    x, kernel, a, b, scale, bias, dropout, h = jax.tree.map(jnp.asarray, residuals)
-    z, boost = _dropped(x, dropout)
+    residuals = jax.tree.map(jnp.asarray, residuals)
+    x, kernel, a, b, scale, _, dropout, _ = residuals
     t = _times_transposed(g, b.astype(x.dtype))
-    scaled_t = (scale * boost * t).astype(x.dtype)
-    through_a = _times_transposed(scaled_t, a.astype(x.dtype))
+    boost = 1.0 if dropout is None else 1.0 / (1.0 - dropout[0])
+    through_a = _times_transposed((scale * boost * t).astype(x.dtype), a.astype(x.dtype))
     if dropout is not None:
         # Forward, the mask sits on an input; here it sits on the output, after the matmul.
         rate, seed, rows = dropout
         through_a = jnp.where(keep_mask(seed, rows, x.shape[-1], rate), through_a, 0)
     dx = _times_transposed(g, kernel.astype(x.dtype)) + through_a
-    # Exact for whoever trains the kernel as well; dead code, which XLA removes, for whoever holds it frozen.
-    dkernel = _outer(x, g)
-    # This way round XLA need not copy x transposed.
-    da = _outer(scaled_t, z).T
-    db = _outer((scale * h.astype(jnp.float32)).astype(x.dtype), g)
-    dscale = jnp.sum(h.astype(jnp.float32) * t)
-    dbias = None if bias is None else jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
-    return dx.astype(x.dtype), dkernel.astype(kernel.dtype), da.astype(a.dtype), db.astype(b.dtype), dscale, dbias, None
+    return dx.astype(x.dtype), *parameter_gradients(residuals, g, t), None
 
 
 low_rank_matmul_xla.defvjp(_forward, _backward)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 import re
 
 import hypothesis.strategies as st
@@ -15,6 +16,9 @@ from jaxtune_kernels import keep_mask, low_rank_matmul
 # Largest error, relative to the largest sum of absolute values that goes into an entry (sums may cancel). float32 has
 # sums of sums of up to 70 products; bfloat16 rounds the rank-r product and the result to 8 bits.
 TOLERANCE = {"float32": 2e-6, "bfloat16": 1e-2}
+
+
+FAST = pytest.mark.parametrize("implementation", ["xla", "tpu"])
 
 
 def _inputs(m, k, n, r, seed=0, dtype="float32"):
@@ -50,7 +54,7 @@ def _check(actual, expected, magnitude, tolerance, name):
     assert error <= tolerance, f"{name}: {error:.1e}"
 
 
-@pytest.mark.parametrize("implementation", ["reference", "xla"])
+@pytest.mark.parametrize("implementation", ["reference", "xla", "tpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @settings(max_examples=6, deadline=None, phases=[Phase.explicit, Phase.generate])  # each shape compiles: no shrinking
 @given(
@@ -85,41 +89,48 @@ def test_values_and_gradients_against_float64(implementation, dtype, m, k, n, r,
         _check(gradients[name], value, magnitude[name], TOLERANCE[dtype], name)
 
 
-def test_dtypes_of_gradients_are_those_of_inputs():
+@FAST
+def test_dtypes_of_gradients_are_those_of_inputs(implementation):
     x, kernel, a, b, scale, _, _ = _inputs(5, 8, 6, 2, dtype="bfloat16")
-    gradients = jax.grad(lambda *v: low_rank_matmul(*v).astype(jnp.float32).sum(), argnums=(0, 1, 2, 3, 4))(
-        x, kernel, a, b, scale
-    )
+    gradients = jax.grad(
+        lambda *v: low_rank_matmul(*v, implementation=implementation).astype(jnp.float32).sum(), argnums=(0, 1, 2, 3, 4)
+    )(x, kernel, a, b, scale)
     assert [v.dtype.name for v in gradients] == ["bfloat16", "bfloat16", "float32", "float32", "float32"]
 
 
-def test_rate_zero_is_no_dropout():
+@FAST
+def test_rate_zero_is_no_dropout(implementation):
     x, kernel, a, b, scale, _, _ = _inputs(33, 24, 17, 4)
-    plain = low_rank_matmul(x, kernel, a, b, scale)
-    zero = jax.jit(lambda rate: low_rank_matmul(x, kernel, a, b, scale, dropout_rate=rate, dropout_seed=3))
+    run = functools.partial(low_rank_matmul, x, kernel, a, b, scale, implementation=implementation)
+    plain = run()
+    zero = jax.jit(lambda rate: run(dropout_rate=rate, dropout_seed=3))
     # Two compiled programs, so up to rounding; that the mask keeps everything is tested exactly in test_dropout.
     np.testing.assert_allclose(zero(jnp.float32(0.0)), plain, rtol=1e-5, atol=2e-5)
     assert np.abs(zero(jnp.float32(0.5)) - plain).max() > 0.1
 
 
-def test_dropout_follows_row_identities():
+@FAST
+def test_dropout_follows_row_identities(implementation):
     x, kernel, a, b, scale, _, _ = _inputs(12, 24, 17, 4)
     rows = jnp.arange(100, 112, dtype=jnp.uint32)
 
     def run(x, rows):
-        return low_rank_matmul(x, kernel, a, b, scale, dropout_rate=0.5, dropout_seed=3, rows=rows)
+        return low_rank_matmul(
+            x, kernel, a, b, scale, dropout_rate=0.5, dropout_seed=3, rows=rows, implementation=implementation
+        )
 
     order = np.random.default_rng(0).permutation(12)
     shuffled = run(x[order].reshape(3, 4, 24), rows[order].reshape(3, 4)).reshape(12, 17)
     np.testing.assert_allclose(shuffled, run(x, rows)[order], rtol=1e-5, atol=1e-5)
 
 
-def test_zero_columns_of_a_have_no_effect_and_no_gradient():
+@FAST
+def test_zero_columns_of_a_have_no_effect_and_no_gradient(implementation):
     x, kernel, a, b, scale, _, g = _inputs(9, 8, 7, 6)
     active = jnp.arange(6) < 4
 
     def run(a, b):
-        return low_rank_matmul(x, kernel, a * active, b, scale)
+        return low_rank_matmul(x, kernel, a * active, b, scale, implementation=implementation)
 
     y, pullback = jax.vjp(run, a, b)
     np.testing.assert_allclose(y, low_rank_matmul(x, kernel, a[:, :4], b[:4], scale), rtol=1e-5, atol=1e-5)
@@ -128,7 +139,8 @@ def test_zero_columns_of_a_have_no_effect_and_no_gradient():
     assert not np.any(db[4:])
 
 
-def test_transforms_agree_with_plain_calls():
+@FAST
+def test_transforms_agree_with_plain_calls(implementation):
     """vmap over adapters with W in common, scan over layers, remat: each against one call at a time."""
     layers, trials = 3, 4
     x, _, _, _, _, _, _ = _inputs(10, 12, 12, 4)
@@ -142,7 +154,8 @@ def test_transforms_agree_with_plain_calls():
     def loss(adapter, scale, seed, layer_call):
         def layer(x, weights):
             w, a, b = weights
-            return jnp.tanh(layer_call(low_rank_matmul)(x, w, a, b, scale, dropout_rate=0.2, dropout_seed=seed)), None
+            call = functools.partial(low_rank_matmul, dropout_rate=0.2, implementation=implementation)
+            return jnp.tanh(layer_call(call)(x, w, a, b, scale, dropout_seed=seed)), None
 
         return jnp.sum(jax.lax.scan(layer, x, (kernel, *adapter))[0] ** 2)
 
@@ -174,13 +187,14 @@ def _weight_shaped_results(function, *arguments) -> list[str]:
     return [result for result in results if result not in plumbing]
 
 
+@FAST
 @pytest.mark.parametrize("scanned", [False, True])
-def test_a_frozen_kernel_has_no_weight_gradient(scanned):
+def test_a_frozen_kernel_has_no_weight_gradient(scanned, implementation):
     x, kernel, a, b, scale, _, _ = _inputs(16, 48, 80, 4)
 
     def loss(kernel, a, b, x):
         def layer(x, _):
-            y = low_rank_matmul(x, kernel, a, b, scale, dropout_rate=0.1, dropout_seed=0)
+            y = low_rank_matmul(x, kernel, a, b, scale, dropout_rate=0.1, dropout_seed=0, implementation=implementation)
             return x + jnp.sum(y**2), None
 
         if scanned:
@@ -195,11 +209,14 @@ def test_a_frozen_kernel_has_no_weight_gradient(scanned):
     assert len(frozen) < len(trained)
 
 
-def test_saves_its_input_and_the_rank_r_product_only():
+@FAST
+def test_saves_its_input_and_the_rank_r_product_only(implementation):
     x, kernel, a, b, scale, bias, _ = _inputs(30, 20, 25, 3)
 
     def run(x, a, b):
-        return low_rank_matmul(x, kernel, a, b, scale, bias=bias, dropout_rate=0.3, dropout_seed=1)
+        return low_rank_matmul(
+            x, kernel, a, b, scale, bias=bias, dropout_rate=0.3, dropout_seed=1, implementation=implementation
+        )
 
     saved = jax.tree.leaves(jax.eval_shape(lambda *v: jax.vjp(run, *v)[1], x, a, b))
     by_rows = [leaf.shape for leaf in saved if leaf.ndim and leaf.shape[0] == 30]
@@ -224,9 +241,15 @@ def test_partitions_without_gathering_operands():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
-def test_what_bad_arguments_get():
+def test_what_bad_arguments_get(mesh):
     x, kernel, a, b, scale, _, _ = _inputs(4, 4, 4, 2)
-    with pytest.raises(ValueError, match=r"'triton'; choose from reference, xla"):
+    with pytest.raises(ValueError, match=r"'triton'; choose from reference, xla, pallas, tpu, gpu"):
         low_rank_matmul(x, kernel, a, b, scale, implementation="triton")
     with pytest.raises(ValueError, match="needs a dropout_seed"):
         low_rank_matmul(x, kernel, a, b, scale, dropout_rate=0.1)
+    with pytest.raises(ValueError, match="no Pallas kernel for cpu"):
+        low_rank_matmul(x, kernel, a, b, scale, implementation="pallas")
+    with pytest.raises(ValueError, match="axes: unknown dimension 'm'; choose from rows, inputs, outputs, trials"):
+        low_rank_matmul(x, kernel, a, b, scale, axes={"m": ("data",)})
+    with jax.set_mesh(mesh), pytest.raises(ValueError, match="'tpu' under a mesh needs axes"):
+        low_rank_matmul(x, kernel, a, b, scale, implementation="tpu")
