@@ -15,8 +15,10 @@ from jaxtyping import Array, Bool, Float, Int32, UInt32
 from jaxtune.models.attention import attend
 from jaxtune.models.cache import write_slots
 from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import declare
 from jaxtune.models.linear import LowRankAdapter, linear
 from jaxtune.models.rotary import rotate
+from jaxtune.parallel.sharding import projection_axes
 
 Adapters = Mapping[str, LowRankAdapter]
 
@@ -37,6 +39,7 @@ class Shared(NamedTuple):
         key_segments: Segment of each slot that is attended to.
         query_slots: The slot of each token of this call among the cache's; None without a cache.
         rows: Identities of the tokens, for dropout.
+        kernels: What computes products with adapters.
     """
 
     table: Float[Array, "2 b s half"]
@@ -45,6 +48,7 @@ class Shared(NamedTuple):
     key_segments: Int32[Array, "#b t"]
     query_slots: Int32[Array, " s"] | None
     rows: UInt32[Array, "b s"] | None
+    kernels: str
 
 
 class Layer(NamedTuple):
@@ -96,16 +100,18 @@ class RMSNorm(nnx.Module):
 class Linear(nnx.Module):
     """A kernel (in, out), perhaps a bias; an adapter comes with the call."""
 
-    def __init__(self, params: Mapping[str, Any]):
+    def __init__(self, config: DecoderConfig, params: Mapping[str, Any], path: str):
         self.kernel = nnx.Param(params["kernel"])
         self.bias = nnx.Param(params["bias"]) if "bias" in params else None
+        self.axes = declare(config)[f"{path}.kernel"].axes[-2:]
 
     def __call__(
-        self, x: Float[Array, "b s inputs"], adapter: LowRankAdapter | None, rows: UInt32[Array, "b s"] | None
+        self, x: Float[Array, "b s inputs"], adapter: LowRankAdapter | None, shared: Shared
     ) -> Float[Array, "b s outputs"]:
         """See :func:`jaxtune.models.linear.linear`."""
         bias = None if self.bias is None else self.bias[...]
-        return linear(x, self.kernel[...], bias, adapter, rows)
+        axes = projection_axes(*self.axes)
+        return linear(x, self.kernel[...], bias, adapter, shared.rows, kernels=shared.kernels, axes=axes)
 
 
 class Attention(nnx.Module):
@@ -113,10 +119,9 @@ class Attention(nnx.Module):
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
         self.config = config
-        self.q = Linear(subtree(params, "q"))
-        self.k = Linear(subtree(params, "k"))
-        self.v = Linear(subtree(params, "v"))
-        self.o = Linear(subtree(params, "o"))
+        self.q, self.k, self.v, self.o = (
+            Linear(config, subtree(params, name), f"layers.attention.{name}") for name in "qkvo"
+        )
         self.q_norm = RMSNorm(config, subtree(params, "q_norm")) if config.qk_norm else None
         self.k_norm = RMSNorm(config, subtree(params, "k_norm")) if config.qk_norm else None
 
@@ -128,7 +133,7 @@ class Attention(nnx.Module):
         groups = config.num_heads // config.num_kv_heads
 
         def heads(projection: Linear, name: str, count: int) -> Float[Array, "b s count head_dim"]:
-            out = projection(x, adapters.get(f"attention.{name}"), shared.rows)
+            out = projection(x, adapters.get(f"attention.{name}"), shared)
             return out.reshape(batch, length, count, config.head_dim)
 
         q = heads(self.q, "q", config.num_heads)
@@ -151,7 +156,7 @@ class Attention(nnx.Module):
 
         mixed = self._mixed(q, k, v, layer, shared)
         merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)
-        return self.o(merged, adapters.get("attention.o"), shared.rows), written
+        return self.o(merged, adapters.get("attention.o"), shared), written
 
     def _mixed(
         self,
@@ -181,15 +186,15 @@ class MLP(nnx.Module):
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Any]):
         self.activation = config.activation
-        self.gate = Linear(subtree(params, "gate"))
-        self.up = Linear(subtree(params, "up"))
-        self.down = Linear(subtree(params, "down"))
+        self.gate, self.up, self.down = (
+            Linear(config, subtree(params, name), f"layers.mlp.{name}") for name in ("gate", "up", "down")
+        )
 
     def __call__(self, x: Float[Array, "b s d"], shared: Shared, adapters: Adapters) -> Float[Array, "b s d"]:
         """Apply the MLP to each position."""
-        gate = self.gate(x, adapters.get("mlp.gate"), shared.rows)
-        up = self.up(x, adapters.get("mlp.up"), shared.rows)
-        return self.down(_gated(gate, up, self.activation), adapters.get("mlp.down"), shared.rows)
+        gate = self.gate(x, adapters.get("mlp.gate"), shared)
+        up = self.up(x, adapters.get("mlp.up"), shared)
+        return self.down(_gated(gate, up, self.activation), adapters.get("mlp.down"), shared)
 
 
 class Block(nnx.Module):

@@ -20,7 +20,7 @@ from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, check_params, declare, linear_modules
 from jaxtune.models.head import Head
-from jaxtune.models.linear import PROJECTION, LowRankAdapter
+from jaxtune.models.linear import KERNELS, PROJECTION, LowRankAdapter
 from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.sharding import constrain
 
@@ -71,7 +71,7 @@ class Decoder(nnx.Module):
         self.embed = Embedding(subtree(params, "embed"))
         self.layers = Block(config, subtree(params, "layers"))
         self.final_norm = RMSNorm(config, subtree(params, "final_norm"))
-        self.lm_head = None if config.tie_embeddings else Linear(subtree(params, "lm_head"))
+        self.lm_head = None if config.tie_embeddings else Linear(config, subtree(params, "lm_head"), "lm_head")
 
     def __call__(
         self,
@@ -82,6 +82,7 @@ class Decoder(nnx.Module):
         adapters: Adapters | None = None,
         rows: UInt32[Integers, "_b _s"] | None = None,
         remat: str = "none",
+        kernels: str = "auto",
     ) -> Float[Array, "b s vocab"]:
         """Logits of the next token at every position, float32.
 
@@ -93,11 +94,12 @@ class Decoder(nnx.Module):
             adapters: Low-rank adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
             rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
             remat: What the backward pass recomputes, one of :data:`REMAT`.
+            kernels: What computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
 
         Raises:
-            ValueError: Shapes do not fit, or an adapter's path or the remat policy is unknown.
+            ValueError: Shapes do not fit, or an adapter's path, the remat policy or the choice of kernels is unknown.
         """
-        states = self.hidden(tokens, positions, segment_ids, adapters=adapters, rows=rows, remat=remat)
+        states = self.hidden(tokens, positions, segment_ids, adapters=adapters, rows=rows, remat=remat, kernels=kernels)
         return self.logits(states, adapters=adapters, rows=rows)
 
     def hidden(
@@ -109,15 +111,20 @@ class Decoder(nnx.Module):
         adapters: Adapters | None = None,
         rows: UInt32[Integers, "_b _s"] | None = None,
         remat: str = "none",
+        kernels: str = "auto",
     ) -> Float[Array, "b s d"]:
         """States after the final norm, in the compute dtype; the arguments are those of :meth:`__call__`."""
         _check_shapes(tokens, positions=positions, segment_ids=segment_ids, rows=rows)
         self._check_adapters(adapters)
         if remat not in REMAT:
             raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
+        if kernels not in KERNELS:
+            raise ValueError(f"unknown kernels {kernels!r}{nearest(kernels, KERNELS)}")
         static, params = split(self)
         # Jitted here too, so that a call outside of any jit compiles once and not, for its scan, at each call.
-        return _hidden(static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, None, remat)[0]
+        return _hidden(
+            static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, None, remat, kernels
+        )[0]
 
     def extend(
         self,
@@ -147,7 +154,9 @@ class Decoder(nnx.Module):
         if batch != tokens.shape[0] or slots < tokens.shape[1]:
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a cache of {batch} rows × {slots} slots")
         static, params = split(self)
-        states, extended = _hidden(static, params, tokens, None, segment_ids, dict(adapters or {}), None, cache, "none")
+        states, extended = _hidden(
+            static, params, tokens, None, segment_ids, dict(adapters or {}), None, cache, "none", "auto"
+        )
         assert extended is not None
         return states, extended
 
@@ -200,6 +209,7 @@ class Decoder(nnx.Module):
         segment_ids: Int32[Array, "#b s"],
         rows: UInt32[Array, "b s"] | None,
         cache: Cache | None,
+        kernels: str,
     ) -> Shared:
         """The rotary tables of the kinds of layers that occur, and where the tokens stand among the keys."""
         config = self.config
@@ -216,6 +226,7 @@ class Decoder(nnx.Module):
             key_segments=segment_ids if cache is None else cache.written_segments(segment_ids),
             query_slots=None if cache is None else cache.index + slots,
             rows=rows,
+            kernels=kernels,
         )
 
     def _scanned(
@@ -257,7 +268,7 @@ def _remat(body: Callable, policy: str) -> Callable:
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 
 
-@functools.partial(jax.jit, static_argnames=("static", "remat"))
+@functools.partial(jax.jit, static_argnames=("static", "remat", "kernels"))
 def _hidden(
     static: nnx.GraphDef[Decoder],
     params: Params,
@@ -268,6 +279,7 @@ def _hidden(
     rows: UInt32[Array, "b s"] | None,
     cache: Cache | None,
     remat: str,
+    kernels: str,
 ) -> tuple[Float[Array, "b s d"], Cache | None]:
     """States after the final norm, and the cache after the call."""
     model = merge(static, params)
@@ -277,7 +289,7 @@ def _hidden(
         segments = jnp.ones((1 if cache is None else tokens.shape[0], tokens.shape[1]), jnp.int32)
     if positions is None:
         positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
-    shared = model._shared(positions, segments, rows, cache)
+    shared = model._shared(positions, segments, rows, cache, kernels)
     x, written = model._scanned(model._embedded(tokens), shared, adapters, cache, remat)
     states = model.final_norm(x)
     if cache is None or written is None:

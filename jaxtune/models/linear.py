@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -12,6 +13,10 @@ import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtune_kernels import keep_mask, low_rank_matmul
 from jaxtyping import Array, Float, UInt32
+
+KERNELS = ("auto", "xla", "pallas", "interpret")
+"""What computes a product with an adapter: the best by platform and shape, XLA, the platform's Pallas kernel, or that of
+TPUs in an interpreter (for tests: very slow)."""
 
 PROJECTION = "projection"
 """Name, for remat policies, of a linear layer's result."""
@@ -60,6 +65,9 @@ def linear(
     bias: Float[Array, " outputs"] | None = None,
     adapter: LowRankAdapter | None = None,
     rows: UInt32[Array, "*rows"] | None = None,
+    *,
+    kernels: str = "auto",
+    axes: Mapping[Any, Sequence[str]] | None = None,
 ) -> Float[Array, "*rows outputs"]:
     """``x W + bias``, and ``+ scale · (dropout(x) A) B`` with an adapter; the result has x's dtype.
 
@@ -69,6 +77,8 @@ def linear(
         bias: Added to the result.
         adapter: The adapter of this module (of one layer, not of a stack).
         rows: An identity for each row of x, from which dropout is drawn; by default its index.
+        kernels: One of :data:`KERNELS`, for the product with an adapter.
+        axes: Mesh axes that ``rows``, ``inputs`` and ``outputs`` are cut over, for kernels that XLA does not partition.
     """
     kernel = kernel.astype(x.dtype)
     if adapter is not None:
@@ -82,6 +92,8 @@ def linear(
             dropout_rate=adapter.dropout_rate,
             dropout_seed=adapter.dropout_seed,
             rows=rows,
+            implementation=None if kernels == "auto" else kernels,
+            axes=axes,
         )
         return checkpoint_name(y, PROJECTION)
     # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result in

@@ -58,6 +58,22 @@ def named_sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def projection_axes(inputs: str | None, outputs: str | None) -> dict[str, tuple[str, ...]]:
+    """Mesh axes over which the rows, inputs and outputs of a linear layer's activations are cut.
+
+    Args:
+      inputs: logical axis of the kernel's inputs; activations leave ``embed`` whole.
+      outputs: that of its outputs.
+    """
+    return {
+        "rows": RULES["batch"],
+        **{
+            name: () if axis in (None, "embed") else RULES[axis]
+            for name, axis in (("inputs", inputs), ("outputs", outputs))
+        },
+    }
+
+
 def constrain(x: jax.Array, axes: Sequence[str | None], mesh: Mesh | None) -> jax.Array:
     """Fixes how an activation is cut, inside ``jax.jit``; returns ``x`` itself when there is no mesh."""
     if mesh is None or mesh.size == 1:

@@ -18,12 +18,14 @@ class BoundModel:
       adapters: by module path.
       rows: identity of each position, for dropout; None where nothing is dropped.
       remat: what the backward pass recomputes.
+      kernels: what computes products with adapters.
     """
 
     decoder: Decoder
     adapters: Adapters
     rows: UInt32[Array, "b s"] | None
     remat: str
+    kernels: str
 
     def __call__(
         self,
@@ -42,7 +44,13 @@ class BoundModel:
     ) -> Float[Array, "b s d"]:
         """States after the final norm, in the compute dtype."""
         return self.decoder.hidden(
-            tokens, positions, segment_ids, adapters=self.adapters, rows=self.rows, remat=self.remat
+            tokens,
+            positions,
+            segment_ids,
+            adapters=self.adapters,
+            rows=self.rows,
+            remat=self.remat,
+            kernels=self.kernels,
         )
 
     @property

@@ -33,6 +33,8 @@ class Program:
       accumulate: microbatches that a batch is computed in.
       remat: what the backward pass recomputes.
       dropout: whether dropout is compiled in (its rates are traced).
+      kernels: what computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
+      mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
     """
 
     static: Any
@@ -42,6 +44,8 @@ class Program:
     accumulate: int
     remat: str
     dropout: bool
+    kernels: str
+    mesh: jax.sharding.Mesh
 
     def forward(
         self, params: Params, trainable: Any, batch: Batch, hyperparameters: Hyperparameters, seed: Array | None
@@ -52,7 +56,7 @@ class Program:
         if seed is not None:
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        return BoundModel(merge(self.static, merged), adapters, rows, self.remat)
+        return BoundModel(merge(self.static, merged), adapters, rows, self.remat, self.kernels)
 
     def losses(
         self,

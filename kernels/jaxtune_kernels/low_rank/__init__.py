@@ -16,7 +16,7 @@ from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
 from jaxtune_kernels.low_rank.xla import low_rank_matmul_xla
 from jaxtune_kernels.transforms import GROUP, devices_in_context
 
-Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu"]
+Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu", "interpret"]
 
 Dimension = Literal["rows", "inputs", "outputs", "trials"]
 
@@ -58,7 +58,8 @@ def low_rank_matmul(
       rows: an identity for each row of x, which dropout is drawn from, so that it does not depend on how rows are
         batched or packed. By default a row's index in x.
       implementation: None picks the best for the platform and the shape; "reference" is the plain definition in
-        float32, "xla" the portable one, "tpu" and "gpu" the Pallas kernels, "pallas" that of the platform at hand.
+        float32, "xla" the portable one, "tpu" and "gpu" the Pallas kernels, "pallas" that of the platform at hand,
+        "interpret" that of TPUs in Pallas' interpreter: for tests, on any platform and very slow.
       axes: for the Pallas kernels under a mesh in context (``jax.set_mesh``): the mesh axes that ``rows``, ``inputs``,
         ``outputs`` and ``trials`` are cut over; ``{}`` if x, W and y are whole on every device. Arrays that are cut
         otherwise are moved first. A mesh axis whose size does not divide its dimension is left out. The other
@@ -92,10 +93,12 @@ def low_rank_matmul(
     if axes is None and devices_in_context() > 1:
         raise ValueError(f"implementation {implementation!r} under a mesh needs axes: what is cut over which mesh axes")
     platform = jax.default_backend() if implementation == "pallas" else implementation
+    interpret = platform == "interpret"
+    platform = "tpu" if interpret else platform
     if platform not in get_args(Platform):
         raise ValueError(f"there is no Pallas kernel for {platform}; implementation 'xla' runs there")
     cuts = tuple((_NAMES[name], tuple(mesh_axes)) for name, mesh_axes in sorted((axes or {}).items()))
-    return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts), *operands)
+    return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts, interpret), *operands)
 
 
 def tpu_kernel_moves_less(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], b: Float[Array, "r n"]) -> bool:

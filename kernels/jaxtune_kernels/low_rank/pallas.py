@@ -11,6 +11,7 @@ left to XLA: they read x and g once more each, M (K + N) entries, and write r (K
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import importlib
@@ -35,10 +36,12 @@ class Launcher:
     Attributes:
       platform: whose kernel.
       axes: pairs of a dimension's name and its mesh axes; hashable, as jax asks of what is not an array.
+      interpret: run the TPU's kernel in Pallas' interpreter.
     """
 
     platform: Platform
     axes: tuple[tuple[str, tuple[str, ...]], ...] = ()
+    interpret: bool = False
 
     def __call__(
         self,
@@ -56,7 +59,7 @@ class Launcher:
         # Forward contracts k and yields n; backward the other way round, with W [k, n] in both.
         inner, outer = ("n", "k") if backward else ("k", "n")
         call = grouped(
-            functools.partial(_launch, self.platform, backward),
+            functools.partial(_launch, self, backward),
             (f"g m {inner}", "k n", f"g {inner} r", f"g r {outer}", "g", outer, ("g", "g", "g m")),
             (f"g m {outer}", "g m r"),
             dict(self.axes),
@@ -67,7 +70,7 @@ class Launcher:
 
 
 def _launch(
-    platform: Platform,
+    launcher: Launcher,
     backward: bool,
     cuts: Cuts,
     x: Array,
@@ -84,18 +87,19 @@ def _launch(
     # The mask is drawn for k, forward and backward.
     if dropout is not None and cuts["k"]:
         options["first_column"] = first_index(cuts["k"], b.shape[-1] if backward else x.shape[-1])
-    y, h = _product(platform)(
-        x,
-        w,
-        a,
-        b,
-        scale,
-        None if inner else bias,
-        dropout,
-        transposed=backward,
-        drop="output" if backward else "input",
-        **options,
-    )
+    with _interpreter(launcher.interpret):
+        y, h = _product(launcher.platform)(
+            x,
+            w,
+            a,
+            b,
+            scale,
+            None if inner else bias,
+            dropout,
+            transposed=backward,
+            drop="output" if backward else "input",
+            **options,
+        )
     if not inner:
         return y, h
     y, h = psum(y, inner), psum(h, inner)
@@ -106,6 +110,15 @@ def _launch(
 def _product(platform: Platform) -> Callable[..., tuple[Array, Array]]:
     # Imported when used: a platform's kernel needs parts of jax that another's installation may lack.
     return importlib.import_module(f"jaxtune_kernels.low_rank.{platform}").low_rank_product
+
+
+def _interpreter(wanted: bool) -> contextlib.AbstractContextManager[Any]:
+    if not wanted:
+        return contextlib.nullcontext()
+    from jax.experimental.pallas import tpu as pltpu
+
+    # True is the plain interpreter, which also works under scan and remat; the other one is for finding races.
+    return pltpu.force_tpu_interpret_mode(True)  # pyright: ignore[reportArgumentType]
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
