@@ -21,7 +21,7 @@ def path_of(run_dir):
 
 def assert_one_path(found, plain):
     np.testing.assert_allclose(found["loss"], plain["loss"], rtol=1e-5)
-    # AdamW hardly sees a gradient's size, so that the losses alone would not tell of one that is too large or too small.
+    # AdamW hardly sees a gradient's size, so the losses alone would not tell of one that is too large or too small.
     np.testing.assert_allclose(found["grad_norm"], plain["grad_norm"], rtol=1e-4)
     for name in ("weight", "tokens"):
         np.testing.assert_array_equal(found[name], plain[name])
