@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import time
 
 import jax
 import jax.numpy as jnp
@@ -112,11 +111,12 @@ def test_the_logged_numbers_are_those_of_the_steps_taken_by_hand(trainer, varian
         assert logged["weight"] == pytest.approx(batch["weights"].sum())
 
 
-def test_tokens_per_second_counts_no_padding_and_no_evaluation(variant, batches, validation, monkeypatch):
+@pytest.mark.parametrize("log_every", [2, 4])
+def test_tokens_per_second_counts_no_padding_and_no_evaluation(variant, batches, validation, log_every):
     """A clock that only steps and evaluations move: a step takes a second, an evaluation a hundred."""
+    throughput = pytest.importorskip("jaxtune.telemetry.throughput")
     now = 0.0
-    monkeypatch.setattr(time, "perf_counter", lambda: now)
-    trainer = variant(log_every=2, evaluate_every=2)
+    trainer = variant(log_every=log_every, evaluate_every=2)
     step, evaluate = trainer.step, trainer.evaluate
 
     def timed_step(*arguments):
@@ -130,12 +130,13 @@ def test_tokens_per_second_counts_no_padding_and_no_evaluation(variant, batches,
         return evaluate(*arguments)
 
     trainer.step, trainer.evaluate = timed_step, timed_evaluate
+    trainer.throughput = lambda hyperparameters=None: throughput.Throughput(1e6, 4e6, clock=lambda: now)
     record = Record()
-    result = fit(trainer, batches(), validation=validation, writer=record)
-    rates = [metrics["tokens_per_second"] for _, metrics in record.lines if "loss" in metrics]
+    fit(trainer, batches(), validation=validation, writer=record)
+    lines = [metrics for _, metrics in record.lines if "loss" in metrics]
     # Four rows of twelve positions, of which each example takes eight.
-    assert rates == pytest.approx([32.0] * 4)
-    assert result.seconds == 8 + 4 * 100
+    assert [metrics["tokens_per_second"] for metrics in lines] == pytest.approx([32.0] * (8 // log_every))
+    assert [metrics["mfu"] for metrics in lines] == pytest.approx([0.25] * (8 // log_every))
 
 
 def test_until_pauses_and_the_schedule_stays_that_of_the_whole_run(variant, batches, checkpoints, tmp_path):
