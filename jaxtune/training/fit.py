@@ -176,6 +176,7 @@ class _Loop:
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.pending: tuple[int, Any, Window] | None = None
+        self.record: tuple[int, Mapping[str, float]] | None = None
         self.throughput = trainer.throughput(values)
         self.examples = 0
         self.diverged = False
@@ -214,7 +215,7 @@ class _Loop:
                 stopped = "diverged"
             elif due:
                 self._save(state, step, scored=evaluated)
-        self._flush()
+        self._read()
         if self.diverged:
             stopped = "diverged"
         if stopped is None:
@@ -226,6 +227,7 @@ class _Loop:
             if step > start:
                 self._save(state, step, scored=scored)
             stopped = "finished" if step >= self.total else "paused"
+        self._flush()
         if self.checkpoints:
             self.checkpoints.wait()
         if self.listener:
@@ -256,26 +258,23 @@ class _Loop:
         return every is not None and step % every == 0
 
     def _flush(self) -> None:
-        """Writes the metrics of a logged step."""
-        if self.pending is not None:
-            step = self.pending[0]
-            self._write(step, self._read())
+        """Writes the record of a logged step."""
+        self._read()
+        if self.record and self.writer:
+            self.writer.write(*self.record)
+        self.record = None
 
-    def _read(self) -> Mapping[str, float]:
-        """Waits for the metrics of a logged step and tells the listener; empty where there are none to wait for."""
+    def _read(self) -> None:
+        """Waits for the metrics of a logged step and tells the listener; they begin the step's record."""
         if self.pending is None:
-            return {}
+            return
         step, arrays, window = self.pending
         self.pending = None
         self.metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         self.metrics |= self.throughput.rates(window)
         self.diverged = self.diverged or not _finite(self.metrics)
+        self.record = (step, self.metrics)
         self._tell(step, self.metrics)
-        return self.metrics
-
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.writer:
-            self.writer.write(step, metrics)
 
     def _tell(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.listener:
@@ -283,8 +282,7 @@ class _Loop:
 
     def _evaluate(self, state: TrainState, step: int) -> Stopped | None:
         """Evaluates and tells early stopping; a reason to stop, or None."""
-        # Of this very step, if it is a logged one: then one record holds both.
-        logged = self._read()
+        self._read()
         jax.block_until_ready(state.step)
         self.throughput.pause()
         evaluation: dict[str, float] = {}
@@ -296,7 +294,9 @@ class _Loop:
         if self.further is not None:
             evaluation |= self.further(state)
         self.evaluation = evaluation
-        self._write(step, {**logged, **evaluation})
+        # One record for a step that is logged and evaluated.
+        self.record = (step, {**(self.record[1] if self.record else {}), **evaluation})
+        self._flush()
         self._tell(step, evaluation)
         self.throughput.resume()
         score = evaluation.get("validation_loss")
