@@ -13,15 +13,17 @@ METRICS = {"loss": 1.23456, "learning_rate": 3e-4, "grad_norm": 0.5, "tokens_per
 
 
 def test_plain_lines_where_there_is_no_terminal():
-    output = io.StringIO()
-    display = ProgressDisplay(Console(file=output, width=120), title="trial 3")
-    display.on_start(0, 20)
+    output, now = io.StringIO(), 100.0
+    display = ProgressDisplay(Console(file=output, width=80), title="trial 3", clock=lambda: now)
+    display.on_start(4, 20)
+    now = 130.0
     display.on_metrics(10, METRICS)
-    display.on_metrics(10, {"validation_loss": 2.5})
+    display.on_metrics(20, {"validation_loss": 2.5})
     display.on_end()
+    # Six steps took half a minute; ten are left.
     assert output.getvalue().splitlines() == [
-        "trial 3  step 10/20  loss 1.2346  lr 3.00e-04  norm 0.50  12,346 tokens/s",
-        "trial 3  step 10/20  validation loss 2.5000",
+        "trial 3  step 10/20  loss 1.2346  lr 3.00e-04  norm 0.50  12,346 tokens/s  0:00:50 left",
+        "trial 3  step 20/20  validation loss 2.5000",
     ]
 
 
