@@ -55,13 +55,18 @@ def tiny_model(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="session")
 def rows(tmp_path_factory) -> Path:
-    """Three JSONL files; every example takes eight positions, so that two of them fill one packed row of 16."""
+    """Three JSONL files; every example takes eight positions, so that two of them fill one packed row of 16.
+
+    Of these two to four count for the loss: a mean of means over microbatches or devices is not the mean over all.
+    """
     directory = tmp_path_factory.mktemp("rows")
     for split, count in (("train", 64), ("validation", 12), ("test", 12)):
         with (directory / f"{split}.jsonl").open("w") as file:
             for index in range(count):
-                words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(5)]
-                file.write(json.dumps({"question": " ".join(words), "answer": f"{words[1]} {words[3]}"}) + "\n")
+                words = [WORDS[(index * 7 + place * 3) % len(WORDS)] for place in range(6)]
+                asked = 4 + index % 3
+                answer = [words[1], words[3], words[2]][: 7 - asked]
+                file.write(json.dumps({"question": " ".join(words[:asked]), "answer": " ".join(answer)}) + "\n")
     return directory
 
 

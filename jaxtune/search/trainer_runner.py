@@ -143,6 +143,8 @@ class TrainerRunner:
         try:
             result = trainer.fit(
                 batches,
+                # The trainer may have been made for a trial with another seed.
+                state=trainer.init(values, seed=config.train.seed),
                 hyperparameters=values,
                 until=until,
                 validation=self.experiment.validation_batches,

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import datetime
 import sys
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -30,19 +32,29 @@ class ProgressDisplay:
       console: where to draw; a console on standard error if None, so that standard output stays for results.
       title: the name in front of the bar.
       quiet: show nothing.
+      clock: seconds.
     """
 
-    def __init__(self, console: Console | None = None, title: str = "train", quiet: bool = False):
+    def __init__(
+        self,
+        console: Console | None = None,
+        title: str = "train",
+        quiet: bool = False,
+        clock: Callable[[], float] = time.monotonic,
+    ):
         self._console = console or Console(file=sys.stderr)
         self._title, self._quiet = title, quiet
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._text = ""
         self._total = 0
+        self._clock = clock
+        self._start = (0, 0.0)
 
     def on_start(self, step: int, total: int) -> None:
         """The loop starts at ``step`` and ends at ``total``."""
         self._total = total
+        self._start = (step, self._clock())
         if self._quiet or not self._console.is_terminal:
             return
         self._progress = Progress(
@@ -62,9 +74,18 @@ class ProgressDisplay:
         if self._quiet:
             return
         if self._progress is None or self._task is None:
-            self._console.print(f"{self._title}  step {step}/{self._total}  {short(metrics)}", highlight=False)
+            line = f"{self._title}  step {step}/{self._total}  {short(metrics)}{self._left(step)}"
+            self._console.print(line, highlight=False, soft_wrap=True)
         else:
             self._progress.update(self._task, completed=step, metrics=short(metrics))
+
+    def _left(self, step: int) -> str:
+        """The time that the remaining steps will take at the pace so far."""
+        first, begin = self._start
+        if not first < step < self._total:
+            return ""
+        seconds = round((self._clock() - begin) / (step - first) * (self._total - step))
+        return f"  {datetime.timedelta(seconds=seconds)} left"
 
     def on_end(self) -> None:
         """The loop is over."""

@@ -13,7 +13,15 @@ import jax
 import numpy as np
 
 from jaxtune.config import Config, with_overrides
-from jaxtune.data import BatchIterator, Example, evaluation_batches, make_examples, open_source, train_batches
+from jaxtune.data import (
+    BatchIterator,
+    Example,
+    evaluation_batches,
+    make_examples,
+    open_source,
+    steps_of_epochs,
+    train_batches,
+)
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import Evaluator, answer_generator
 from jaxtune.evaluation.generation import Generator

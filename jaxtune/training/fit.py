@@ -176,6 +176,7 @@ class _Loop:
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.pending: tuple[int, Any, Window] | None = None
+        self.record: tuple[int, Mapping[str, float]] | None = None
         self.throughput = trainer.throughput(values)
         self.examples = 0
         self.diverged = False
@@ -186,7 +187,8 @@ class _Loop:
         last = self.total if until is None else min(until, self.total)
         if self.listener:
             self.listener.on_start(start, last)
-        step, stopped = start, None
+        # A run that was killed after it had run out of patience has nothing left to train.
+        step, stopped = start, self._out_of_patience()
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
@@ -201,24 +203,31 @@ class _Loop:
             evaluated = self._due(step, self.config.evaluate_every) and step < last
             if evaluated:
                 stopped = self._evaluate(state, step)
-            if self.diverged:
-                stopped = "diverged"
-            elif self.should_stop():
+            # At the last step there is nothing to stop any more: the end is evaluated and saved as ever.
+            if stopped is None and step < last and self.should_stop():
                 stopped = "signal"
             every = self.config.checkpoint_every or self.config.evaluate_every
-            if stopped != "diverged" and (self._due(step, every) or evaluated or stopped) and step < last:
+            due = step < last and (self._due(step, every) or evaluated or stopped is not None)
+            # Logged or not, the step is read before its state may take the place of the last good checkpoint.
+            if due and not _finite(metrics):
+                self.diverged = True
+            if self.diverged:
+                stopped = "diverged"
+            elif due:
                 self._save(state, step, scored=evaluated)
-        self._flush()
+        self._read()
         if self.diverged:
             stopped = "diverged"
         if stopped is None:
             # Resumed behind the last step, the evaluation stands in the checkpoint and in the metrics already.
             known = step == start and self.evaluation
-            if evaluate_at_end and not known and (self.validation is not None or self.further is not None):
+            scored = evaluate_at_end and not known and (self.validation is not None or self.further is not None)
+            if scored:
                 self._evaluate(state, step)
             if step > start:
-                self._save(state, step, scored=bool(self.evaluation))
+                self._save(state, step, scored=scored)
             stopped = "finished" if step >= self.total else "paused"
+        self._flush()
         if self.checkpoints:
             self.checkpoints.wait()
         if self.listener:
@@ -249,24 +258,31 @@ class _Loop:
         return every is not None and step % every == 0
 
     def _flush(self) -> None:
+        """Writes the record of a logged step."""
+        self._read()
+        if self.record and self.writer:
+            self.writer.write(*self.record)
+        self.record = None
+
+    def _read(self) -> None:
+        """Waits for the metrics of a logged step and tells the listener; they begin the step's record."""
         if self.pending is None:
             return
         step, arrays, window = self.pending
         self.pending = None
         self.metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
         self.metrics |= self.throughput.rates(window)
-        self._write(step, self.metrics)
-        self.diverged = self.diverged or not math.isfinite(self.metrics["loss"])
+        self.diverged = self.diverged or not _finite(self.metrics)
+        self.record = (step, self.metrics)
+        self._tell(step, self.metrics)
 
-    def _write(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.writer:
-            self.writer.write(step, metrics)
+    def _tell(self, step: int, metrics: Mapping[str, float]) -> None:
         if self.listener:
             self.listener.on_metrics(step, metrics)
 
     def _evaluate(self, state: TrainState, step: int) -> Stopped | None:
         """Evaluates and tells early stopping; a reason to stop, or None."""
-        self._flush()
+        self._read()
         jax.block_until_ready(state.step)
         self.throughput.pause()
         evaluation: dict[str, float] = {}
@@ -278,13 +294,21 @@ class _Loop:
         if self.further is not None:
             evaluation |= self.further(state)
         self.evaluation = evaluation
-        self._write(step, evaluation)
-        score = evaluation.get("validation_loss", math.nan)
+        # One record for a step that is logged and evaluated.
+        self.record = (step, {**(self.record[1] if self.record else {}), **evaluation})
+        self._flush()
+        self._tell(step, evaluation)
         self.throughput.resume()
+        score = evaluation.get("validation_loss")
+        if score is None:
+            return None
         if score < self.best:
             self.best, self.misses = score, 0
             return None
         self.misses += 1
+        return self._out_of_patience()
+
+    def _out_of_patience(self) -> Stopped | None:
         patience = self.config.patience
         return "patience" if patience is not None and self.misses >= patience else None
 
@@ -297,6 +321,12 @@ class _Loop:
             "data": self.batches.get_state(),
             "best": self.best if math.isfinite(self.best) else None,
             "misses": self.misses,
-            "evaluation": self.evaluation,
+            # An evaluation belongs to the checkpoint of its own step only.
+            "evaluation": self.evaluation if scored else {},
         }
         self.checkpoints.save(step, state, loop, self.evaluation.get("validation_loss") if scored else None)
+
+
+def _finite(metrics: Mapping[str, Any]) -> bool:
+    """Whether the loss and the gradient of a step are numbers, and so the state after it."""
+    return all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm") if name in metrics)

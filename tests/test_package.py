@@ -1,0 +1,46 @@
+"""What an installation asks for, and where platforms differ."""
+
+from __future__ import annotations
+
+import re
+import sys
+import tomllib
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+
+
+def test_the_base_needs_no_torch_no_tensorflow_and_no_accelerator():
+    names = {re.split(r"[\[<>=~! ;]", requirement)[0].lower() for requirement in PROJECT["dependencies"]}
+    assert {"jax", "flax", "optax", "grain", "transformers", "scikit-optimize", "tensorflow-datasets"} <= names
+    assert not names & {"torch", "tensorflow", "libtpu", "peft", "datasets", "pyarrow"}
+    assert not any("[" in requirement for requirement in PROJECT["dependencies"]), "an extra of jax breaks laptops"
+    extras = PROJECT["optional-dependencies"]
+    assert any("jax[cuda13]" in requirement for requirement in extras["cuda"])
+    assert any("jax[tpu]" in requirement for requirement in extras["tpu"])
+    assert {"cuda", "tpu", "report", "peers", "test"} <= extras.keys()
+
+
+def test_every_import_of_the_package_is_required_or_optional_by_name():
+    """A module that is imported when a file loads must be one that the base installation brings."""
+    brought = {"flax", "grain", "jax", "jinja2", "optax", "orbax", "pydantic", "rich", "safetensors", "skopt"}
+    brought |= {"tensorboardX", "tensorflow_datasets", "transformers", "yaml", "jaxtyping"}
+    # What jax, pydantic, jinja2, tensorflow-datasets and scikit-optimize cannot do without.
+    brought |= {"numpy", "ml_dtypes", "scipy", "pydantic_core", "etils", "markupsafe", "sklearn"}
+    pattern = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)
+    for file in sorted((ROOT / "jaxtune").rglob("*.py")):
+        for name in pattern.findall(file.read_text(encoding="utf-8")):
+            known = brought | {"jaxtune", "jaxtune_kernels"} | sys.stdlib_module_names
+            assert name in known, f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_only_one_place_asks_for_the_platform():
+    asks = re.compile(r"default_backend\(|\.platform\b(?! import)|device_kind")
+    found = {
+        str(file.relative_to(ROOT / "jaxtune"))
+        for file in (ROOT / "jaxtune").rglob("*.py")
+        if asks.search(re.sub(r"^from .*$", "", file.read_text(encoding="utf-8"), flags=re.MULTILINE))
+    }
+    # The doctor and the profile print what they find; the targets are devices that are not here.
+    assert found - {"cli/doctor.py", "cli/profile.py", "parallel/targets.py"} == {"parallel/platform.py"}

@@ -1,0 +1,147 @@
+"""Checkpoints: exact, only for the configuration that wrote them, and only whole ones."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from jaxtune.errors import UserError
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.state import TrainState
+
+LOOP = {"data": {"row": 3, "nested": {"epoch": 1}}, "best": None, "misses": 0, "evaluation": {}}
+
+
+def state_of(step=7, value=1.0, width=3, dtype=jnp.float32, **more):
+    trainable = {"low_rank": {"q": {"a": jnp.full((4, width), value, dtype)}}, "full": {}}
+    return TrainState(step=jnp.int32(step), trainable=trainable | more, moments=(jnp.zeros(2),), seed=jnp.uint32(5))
+
+
+@pytest.fixture
+def opened(tmp_path):
+    """Opens the same folder anew, as another process would."""
+    every = []
+
+    def make():
+        every.append(Checkpoints(tmp_path / "checkpoints"))
+        return every[-1]
+
+    yield make
+    for each in every:
+        each.close()
+
+
+def test_arrays_shardings_and_the_loop_s_record_come_back_as_they_were(opened, mesh):
+    spread = NamedSharding(mesh, PartitionSpec(("data", "fsdp"), None))
+    values = np.random.default_rng(0).standard_normal((4, 3)).astype(np.float32)
+    state = TrainState(
+        step=jnp.int32(2),
+        trainable={"w": jax.device_put(values, spread), "empty": {}},
+        moments=(jnp.array([np.nan, np.inf, -0.0, 1e-40], jnp.float32),),
+        seed=jnp.uint32(2**32 - 1),
+    )
+    checkpoints = opened()
+    checkpoints.save(2, state, LOOP, score=0.5)
+    checkpoints.wait()
+    restored, loop = opened().restore(2, jax.tree.map(jnp.zeros_like, state))
+    jax.tree.map(np.testing.assert_array_equal, restored, state)
+    assert restored.moments[0].tobytes() == state.moments[0].tobytes()
+    assert restored.trainable["w"].sharding == spread
+    assert loop == LOOP
+
+
+def test_the_state_of_the_call_is_written_whatever_happens_to_it_next(opened):
+    """Saving is asynchronous, but the step that follows may reuse the buffers."""
+    checkpoints, state = opened(), state_of(value=3.0)
+    checkpoints.save(1, state, LOOP)
+    for leaf in jax.tree.leaves(state):
+        leaf.delete()
+    restored, _ = checkpoints.restore(1, state_of())
+    np.testing.assert_array_equal(restored.trainable["low_rank"]["q"]["a"], 3.0)
+
+
+def test_the_last_and_the_best_are_kept_across_processes(opened, tmp_path):
+    checkpoints = opened()
+    for step, score in ((1, 3.0), (2, 1.0), (3, 2.0), (4, float("nan")), (5, None)):
+        checkpoints.save(step, state_of(step), LOOP, score)
+    checkpoints.wait()
+    assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"2", "5"}
+    later = opened()
+    assert (later.latest_step, later.best_step) == (5, 2)
+    later.save(6, state_of(6), LOOP, 0.5)
+    later.wait()
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"6"}
+    assert (later.latest_step, later.best_step) == (6, 6)
+
+
+def test_without_a_score_there_is_no_best_and_only_the_last_is_kept(opened, tmp_path):
+    checkpoints = opened()
+    assert (checkpoints.latest_step, checkpoints.best_step) == (None, None)
+    for step in (1, 2, 3):
+        checkpoints.save(step, state_of(step), LOOP)
+    checkpoints.wait()
+    assert (checkpoints.latest_step, checkpoints.best_step) == (3, None)
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"3"}
+
+
+def test_a_step_that_is_there_is_not_written_again(opened):
+    checkpoints = opened()
+    checkpoints.save(1, state_of(value=1.0), LOOP)
+    checkpoints.save(1, state_of(value=2.0), LOOP)
+    restored, _ = checkpoints.restore(1, state_of())
+    np.testing.assert_array_equal(restored.trainable["low_rank"]["q"]["a"], 1.0)
+
+
+def test_another_configuration_s_checkpoint_is_refused_with_everything_that_differs(opened):
+    checkpoints = opened()
+    checkpoints.save(1, state_of(gone=jnp.zeros(2)), LOOP)
+    with pytest.raises(UserError) as error:
+        checkpoints.restore(1, state_of(width=5, extra=jnp.zeros(3), further={"x": jnp.zeros(1)}))
+    lines = str(error.value).splitlines()
+    assert "a checkpoint of another configuration" in lines[0]
+    assert lines[0].split(":")[0].endswith("checkpoints/1")
+    assert [line.strip() for line in lines[1:]] == [
+        "['trainable']['extra'] is missing",
+        "['trainable']['further']['x'] is missing",
+        "['trainable']['gone'] is not expected",
+        "['trainable']['low_rank']['q']['a'] is float32[4, 3], this configuration makes float32[4, 5]",
+    ]
+
+
+def test_another_dtype_is_refused_though_orbax_would_cast_it(opened):
+    checkpoints = opened()
+    checkpoints.save(1, state_of(), LOOP)
+    with pytest.raises(UserError, match=r"\['a'\] is float32\[4, 3\], this configuration makes bfloat16\[4, 3\]"):
+        checkpoints.restore(1, state_of(dtype=jnp.bfloat16))
+
+
+def test_many_differences_are_counted(opened):
+    checkpoints = opened()
+    checkpoints.save(1, state_of(), LOOP)
+    with pytest.raises(UserError, match="and 10 more"):
+        checkpoints.restore(1, state_of(**{f"p{index:02}": jnp.zeros(1) for index in range(30)}))
+
+
+def test_a_torn_checkpoint_is_ignored_and_cleared_away(opened, tmp_path):
+    import shutil
+
+    checkpoints = opened()
+    checkpoints.save(3, state_of(3), LOOP, 1.0)
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints"
+    # What Orbax leaves when it is killed while it writes: the folder has its final name only once it is whole.
+    torn = folder / "9.orbax-checkpoint-tmp"
+    shutil.copytree(folder / "3", torn)
+    (torn / "_CHECKPOINT_METADATA").unlink()
+    later = opened()
+    assert (later.latest_step, later.best_step) == (3, 3)
+    restored, _ = later.restore(3, state_of())
+    assert int(restored.step) == 3
+    later.save(9, state_of(9), LOOP)
+    later.wait()
+    assert later.latest_step == 9
+    assert not torn.exists()

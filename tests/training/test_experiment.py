@@ -1,0 +1,91 @@
+"""What a configuration names, opened: once, checked cheaply first, and the same for all variants."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from jaxtune.config import load_config, with_overrides
+from jaxtune.errors import UserError
+from jaxtune.training import experiment as experiment_module
+from jaxtune.training.experiment import Experiment
+
+
+@pytest.fixture
+def config(config_file):
+    return load_config(config_file)
+
+
+def test_all_named_splits_are_opened_and_only_the_asked_ones(config):
+    opened = Experiment(config)
+    assert {part: len(examples) for part, examples in opened.examples.items()} == {
+        "train": 64,
+        "validation": 12,
+        "test": 12,
+    }
+    assert dict(opened.model.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    some = Experiment(with_overrides(config, {"data.validation": None}), parts=("validation", "test"))
+    assert some.examples.keys() == {"test"}
+    assert some.validation_batches is None
+    assert some.loss_batches("train") is None
+    assert some.evaluator("validation") is None
+
+
+def test_epochs_become_the_steps_that_hold_them(config):
+    epochs = with_overrides(config, {"train.steps": None, "train.epochs": 2.5})
+    opened = Experiment(epochs)
+    assert (opened.config.train.steps, opened.config.train.epochs) == (math.ceil(2.5 * 64 / 8), None)
+    assert opened.given == epochs
+    # A variant has steps of its own.
+    variant = opened.resolve(with_overrides(epochs, {"train.batch_size": 16}))
+    assert variant.train.steps == 10
+    batches = opened.batches()
+    seen = np.concatenate([next(batches)["example_ids"][:, 0] for _ in range(opened.config.train.steps)])
+    batches.close()
+    assert sorted(np.bincount(seen).tolist()) == [2] * 32 + [3] * 32
+
+
+def test_batches_and_start_follow_from_the_seed_alone(config):
+    opened = Experiment(config)
+    firsts = []
+    for seed in (0, 0, 1):
+        batches = opened.batches(with_overrides(config, {"train.seed": seed, "optimizer.learning_rate": seed + 1.0}))
+        firsts.append(next(batches)["tokens"])
+        batches.close()
+    assert np.array_equal(firsts[0], firsts[1])
+    assert not np.array_equal(firsts[0], firsts[2])
+
+
+def test_validation_holds_every_example_once_in_the_training_batch_s_shape(config):
+    opened = Experiment(config)
+    batches = list(opened.validation_batches)
+    assert {batch["tokens"].shape for batch in batches} == {(8, 8)}
+    ids = np.concatenate([batch["example_ids"][:, 0] for batch in batches])
+    assert sorted(ids[ids >= 0].tolist()) == list(range(12))
+
+
+def test_wrong_input_is_told_before_the_weights_are_read(config, monkeypatch):
+    monkeypatch.setattr(experiment_module, "_load", lambda *_: pytest.fail("the weights were read"))
+    for key, value, part in (
+        ("parallel.data", 3, "does not fit"),
+        ("train.sequence_length", 65, "64 positions"),
+        ("data.train", "nowhere.jsonl", "nowhere.jsonl"),
+        ("data.test.limit", 0, "greater than 0"),
+    ):
+        with pytest.raises(UserError, match=part):
+            Experiment(with_overrides(config, {key: value}))
+
+
+def test_random_weights_follow_from_the_seed_and_read_no_file(config, tiny_model, tmp_path):
+    import shutil
+
+    only = tmp_path / "only"
+    shutil.copytree(tiny_model, only, ignore=shutil.ignore_patterns("*.safetensors"))
+    changes = {"model.initialize": "random", "model.path": str(only), "data.validation": None, "data.test": None}
+    first, again, other = (
+        Experiment(with_overrides(config, {**changes, "train.seed": seed})).model.embed.table[...] for seed in (1, 1, 2)
+    )
+    np.testing.assert_array_equal(first, again)
+    assert not np.array_equal(first, other)

@@ -1,0 +1,109 @@
+"""One run from configuration to summary, in this process."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import pytest
+
+from jaxtune.config import load_config, with_overrides
+from jaxtune.errors import UserError
+from jaxtune.telemetry.writers import read_metrics
+from jaxtune.training import trainer as trainer_module
+from jaxtune.training.run import Diverged, train
+
+
+@pytest.fixture
+def config(config_file):
+    changes = {"train.steps": 6, "train.checkpoint_every": 2, "data.validation": None, "data.test": None}
+    return with_overrides(load_config(config_file), changes)
+
+
+def test_the_summary_tells_what_was_done(config, tmp_path):
+    told = []
+    summary = train(config, on_plan=lambda trainer, resolved: told.append((trainer.plan.table(), resolved)))
+    directory = tmp_path / "run"
+    assert json.loads((directory / "summary.json").read_text()) == summary
+    assert {key: summary[key] for key in ("name", "run_dir", "stopped", "steps", "compilations", "examples")} == {
+        "name": "tiny",
+        "run_dir": str(directory),
+        "stopped": "finished",
+        "steps": 6,
+        "compilations": 1,
+        "examples": {"train": 64},
+    }
+    assert summary["trained_parameters"] == 2 * (4 * (32 + 32) + 4 * (32 + 16))
+    assert summary["examples_per_step"] == 8
+    assert summary["adapter"] == {"path": str(directory / "adapter"), "step": 6}
+    lines = read_metrics(directory / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+    assert {name: lines[-1][name] for name in summary["metrics"]} == summary["metrics"]
+    assert told == [(told[0][0], config)]
+    assert load_config(directory / "config.yaml") == config
+    assert {item.name for item in directory.iterdir()} == {
+        "config.yaml",
+        "metrics.jsonl",
+        "checkpoints",
+        "adapter",
+        "summary.json",
+    }
+
+
+def test_epochs_train_and_are_found_finished(config):
+    epochs = with_overrides(config, {"train.steps": None, "train.epochs": 0.5})
+    summary = train(epochs)
+    assert summary["steps"] == 4
+    assert train(epochs) == summary
+
+
+def test_a_stopped_run_goes_on_and_nothing_is_counted_twice(config, tmp_path):
+    asked = iter([False, False, True])
+    first = train(config, should_stop=lambda: next(asked))
+    assert (first["stopped"], first["steps"]) == ("signal", 3)
+    assert not (tmp_path / "run" / "summary.json").exists()
+    second = train(config)
+    assert (second["stopped"], second["steps"]) == ("finished", 6)
+    stopped = read_metrics(tmp_path / "run" / "metrics.jsonl")
+    train(with_overrides(config, {"run_dir": str(tmp_path / "whole")}))
+    whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
+    assert [(line["step"], line["loss"]) for line in stopped] == [(line["step"], line["loss"]) for line in whole]
+
+
+def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(config, tmp_path, monkeypatch):
+    whole = trainer_module.Trainer.step
+
+    def step(self, state, batch, hyperparameters=None):
+        state, metrics = whole(self, state, batch, hyperparameters)
+        return state, {**metrics, "loss": metrics["loss"] * (math.nan if int(state.step) >= 4 else 1.0)}
+
+    monkeypatch.setattr(trainer_module.Trainer, "step", step)
+    with pytest.raises(Diverged, match=r"not finite at step 4; .*checkpoints up to step 2 are kept"):
+        train(config)
+    directory = tmp_path / "run"
+    assert (directory / "checkpoints" / "2").is_dir()
+    assert not (directory / "checkpoints" / "4").exists()
+    assert [line["loss"] is None for line in read_metrics(directory / "metrics.jsonl")] == [False] * 3 + [True]
+    assert not (directory / "summary.json").exists()
+
+
+def test_a_full_rule_leaves_checkpoints_and_no_adapter(config, tmp_path):
+    rules = [{"match": "layers.*.mlp_norm", "method": "full"}]
+    summary = train(type(config).model_validate({**config.model_dump(), "update": rules}))
+    assert "adapter" not in summary
+    assert not (tmp_path / "run" / "adapter").exists()
+    assert summary["trained_parameters"] == 2 * 32
+
+
+def test_data_that_changed_under_a_run_is_refused(config, tmp_path, rows):
+    copy = tmp_path / "rows.jsonl"
+    lines = (rows / "train.jsonl").read_text().splitlines(keepends=True)
+    copy.write_text("".join(lines))
+    config = with_overrides(config, {"data.train": {"path": str(copy)}})
+    asked = iter([False, True])
+    train(config, should_stop=lambda: next(asked))
+    before = (tmp_path / "run" / "metrics.jsonl").read_text()
+    copy.write_text("".join(lines[::-1]))
+    with pytest.raises(UserError, match="data position belongs to other batches"):
+        train(config)
+    assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
