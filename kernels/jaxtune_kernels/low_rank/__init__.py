@@ -18,9 +18,7 @@ from jaxtune_kernels.transforms import GROUP, devices_in_context
 
 Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu", "interpret"]
 
-Dimension = Literal["rows", "inputs", "outputs", "trials"]
-
-_NAMES: dict[Dimension, str] = {"rows": "m", "inputs": "k", "outputs": "n", "trials": GROUP}
+_NAMES = {"rows": "m", "inputs": "k", "outputs": "n", "trials": GROUP}
 
 
 def low_rank_matmul(
@@ -35,7 +33,7 @@ def low_rank_matmul(
     dropout_seed: UInt32[Array, ""] | int | None = None,
     rows: UInt32[Array, "*rows"] | None = None,
     implementation: str | None = None,
-    axes: Mapping[Dimension, Sequence[str]] | None = None,
+    axes: Mapping[str, Sequence[str]] | None = None,
 ) -> Float[Array, "*rows n"]:
     """The output of a linear layer with a low-rank adapter, ``x W + scale · (dropout(x) A) B + bias``.
 
@@ -119,7 +117,7 @@ def tpu_kernel_moves_less(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"
     return ours < least
 
 
-def _can_be_cut(axes: Mapping[Dimension, Sequence[str]] | None) -> bool:
+def _can_be_cut(axes: Mapping[str, Sequence[str]] | None) -> bool:
     """Whether a Pallas call here would be partitioned as the caller says, or has nothing to partition."""
     if devices_in_context() > 1:
         return axes is not None
