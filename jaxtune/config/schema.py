@@ -308,6 +308,11 @@ class Config(Section):
     optimizer: OptimizerConfig = OptimizerConfig()
     update: list[Rule] = Field(default_factory=lambda: list(REFERENCE_UPDATE), min_length=1)
     parallel: ParallelConfig = ParallelConfig()
+    kernels: Literal["auto", "xla", "pallas", "interpret"] = Field(
+        default="auto",
+        description="What computes products with adapters: the best for platform and shape, XLA, or the platform's own "
+        "Pallas kernel (TPU, Hopper). 'interpret' runs that of TPUs anywhere, for tests, very slowly.",
+    )
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig | None = None
     telemetry: TelemetryConfig = TelemetryConfig()

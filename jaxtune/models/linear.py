@@ -15,8 +15,8 @@ from jaxtune_kernels import keep_mask, low_rank_matmul
 from jaxtyping import Array, Float, UInt32
 
 KERNELS = ("auto", "xla", "pallas", "interpret")
-"""What computes a product with an adapter: the best by platform and shape, XLA, the platform's Pallas kernel, or that of
-TPUs in an interpreter (for tests: very slow)."""
+"""What computes a product with an adapter: the best by platform and shape, XLA, the platform's Pallas kernel, or
+that of TPUs in an interpreter (for tests: very slow)."""
 
 PROJECTION = "projection"
 """Name, for remat policies, of a linear layer's result."""

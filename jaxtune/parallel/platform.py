@@ -8,6 +8,8 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 
+from jaxtune.errors import UserError
+
 # Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind, the longer name before one that it
 # holds. Sources: the vendors' data sheets.
 _PEAK_FLOPS = {
@@ -44,6 +46,21 @@ def peak_flops(device: jax.Device | None = None) -> float | None:
     """Peak bfloat16 FLOP/s of a device by its data sheet, or None where none is known (CPUs)."""
     kind = (device or jax.devices()[0]).device_kind
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in kind), None)
+
+
+def check_kernels(kernels: str, mesh: jax.sharding.Mesh) -> None:
+    """Refuses Pallas kernels on a mesh whose devices have none.
+
+    Raises:
+      UserError: ``kernels`` is ``"pallas"``, and the devices are neither TPUs nor GPUs of the Hopper generation.
+    """
+    device = mesh.devices.flat[0]
+    capability = getattr(device, "compute_capability", "")
+    if kernels == "pallas" and device.platform != "tpu" and not str(capability).startswith("9."):
+        raise UserError(
+            f"kernels: 'pallas' needs TPUs or GPUs of the Hopper generation, not {device.device_kind!r}; "
+            "choose 'auto' or 'xla'"
+        )
 
 
 def enable_compilation_cache() -> None:

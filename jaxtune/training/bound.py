@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 
+import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.models import Adapters, Decoder, Head
+
+Integers = Array | np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,24 +26,24 @@ class BoundModel:
 
     decoder: Decoder
     adapters: Adapters
-    rows: UInt32[Array, "b s"] | None
+    rows: UInt32[Integers, "b s"] | None
     remat: str
     kernels: str
 
     def __call__(
         self,
-        tokens: Int32[Array, "b s"],
-        positions: Int32[Array, "b s"] | None = None,
-        segment_ids: Int32[Array, "b s"] | None = None,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "b s"] | None = None,
+        segment_ids: Int32[Integers, "b s"] | None = None,
     ) -> Float[Array, "b s vocab"]:
         """Logits of the next token, float32."""
         return self.head.logits(self.hidden(tokens, positions, segment_ids))
 
     def hidden(
         self,
-        tokens: Int32[Array, "b s"],
-        positions: Int32[Array, "b s"] | None = None,
-        segment_ids: Int32[Array, "b s"] | None = None,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "b s"] | None = None,
+        segment_ids: Int32[Integers, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
         """States after the final norm, in the compute dtype."""
         return self.decoder.hidden(

@@ -92,6 +92,7 @@ class Experiment:
             capacity=capacity,
             dropout=dropout,
             remat=config.model.remat,
+            kernels=config.kernels,
         )
 
     def batches(self, config: Config | None = None) -> BatchIterator:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from typing import Any
 
@@ -67,8 +68,9 @@ class Program:
         seed: Array | None = None,
     ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """The objective's losses and weights; without a seed nothing is dropped (evaluation)."""
-        model = self.forward(params, trainable, batch, hyperparameters, seed)
-        return self.objective(model, batch, hyperparameters)
+        with self._mesh_in_context():
+            model = self.forward(params, trainable, batch, hyperparameters, seed)
+            return self.objective(model, batch, hyperparameters)
 
     def step(
         self, params: Params, state: TrainState, batch: Batch, hyperparameters: Hyperparameters
@@ -91,7 +93,9 @@ class Program:
             losses, weights = self.losses(params, trainable, microbatch, hyperparameters, seed)
             return jnp.sum(losses * weights), jnp.sum(weights)
 
-        (loss, weight), gradients = self._accumulated(jax.value_and_grad(summed, has_aux=True), state, batch)
+        # The backward pass is traced here, so this too needs the mesh.
+        with self._mesh_in_context():
+            (loss, weight), gradients = self._accumulated(jax.value_and_grad(summed, has_aux=True), state, batch)
         # A batch without a single weighted token must not turn the parameters into NaN.
         denominator = jnp.maximum(weight, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient / denominator, gradients)
@@ -109,6 +113,12 @@ class Program:
             "tokens": jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32),
         }
         return after, metrics
+
+    def _mesh_in_context(self) -> contextlib.AbstractContextManager[Any]:
+        """Tells Pallas kernels of the mesh: XLA does not partition them."""
+        if self.mesh.size == 1 or self.kernels == "xla":
+            return contextlib.nullcontext()
+        return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
     def _accumulated(self, value_and_grad: Any, state: TrainState, batch: Batch) -> Any:
         """Sums of loss, weight and gradients over the microbatches."""

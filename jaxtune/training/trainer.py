@@ -17,7 +17,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, replicated
-from jaxtune.parallel.platform import peak_flops
+from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.training.fit import FitResult, fit
@@ -46,6 +46,7 @@ class Trainer:
       capacity: largest rank per dotted key (``{"update.0.rank": 64}``) that states of this trainer may use.
       dropout: compile dropout in; by default exactly when a rule's rate is above 0.
       remat: what the backward pass recomputes: ``none``, ``dots``, ``full``.
+      kernels: what computes products with adapters: ``auto``, ``xla``, ``pallas``, ``interpret``.
 
     Attributes:
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
@@ -66,6 +67,7 @@ class Trainer:
         capacity: Mapping[str, int] | None = None,
         dropout: bool | None = None,
         remat: str = "none",
+        kernels: str = "auto",
     ):
         optimizer = optimizer or OptimizerConfig()
         if train.steps is None:
@@ -76,6 +78,7 @@ class Trainer:
         self.model_config = model.config
         self.mesh = model.mesh if model.mesh is not None else make_mesh(1, 1, 1, jax.local_devices()[:1])
         _check_batch(train, self.mesh)
+        check_kernels(kernels, self.mesh)
         static, params = split(model)
         self.params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
         self.plan = plan.resolve(model, capacity or {})
@@ -92,6 +95,8 @@ class Trainer:
             accumulate=train.accumulate,
             remat=remat,
             dropout=_drops(self.hyperparameters) if dropout is None else dropout,
+            kernels=kernels,
+            mesh=self.mesh,
         )
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
