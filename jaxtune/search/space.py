@@ -79,6 +79,16 @@ class Dimension:
             return self.choices[index]
         return 2**index if self.kind == "power_of_two" else index
 
+    def samples(self) -> tuple[Any, ...]:
+        """Values that tell whether the dimension fits its key: all choices, or the bounds and one value inside.
+
+        A value strictly between the bounds finds a continuous dimension over a key that takes whole numbers only.
+        """
+        if self.kind == "choice":
+            return self.choices
+        inside = (self.decode(self.low + (self.high - self.low) / math.pi),) if self.continuous else ()
+        return (self.decode(self.low), *inside, self.decode(self.high))
+
     def encode(self, value: Any) -> Coordinate | None:
         """The coordinate of a value, or None where the value lies outside the dimension."""
         if self.kind == "choice":

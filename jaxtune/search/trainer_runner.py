@@ -126,7 +126,7 @@ class TrainerRunner:
           Interrupted: it was told to stop; the state is saved.
         """
         config = self.configuration(trial.configuration)
-        trainer, values = self._trainer(config), hyperparameters(config)
+        trainer, values = self.trainer(config), hyperparameters(config)
         begin = time.perf_counter()
         trial.directory.mkdir(parents=True, exist_ok=True)
         write_atomically(trial.directory / "config.yaml", dump_config(config))
@@ -167,7 +167,7 @@ class TrainerRunner:
             return None
         begin = time.perf_counter()
         config = self.configuration({} if trial is None else trial.configuration)
-        trainer, values = self._trainer(config), hyperparameters(config)
+        trainer, values = self.trainer(config), hyperparameters(config)
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
@@ -190,8 +190,12 @@ class TrainerRunner:
                 score, examples = task.metrics[self.search.objective], task.per_example(self.search.objective)
         return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
 
-    def _trainer(self, config: Config) -> Trainer:
-        """The trainer whose compiled step serves this configuration."""
+    def trainer(self, config: Config) -> Trainer:
+        """The trainer whose compiled step serves this configuration.
+
+        Raises:
+          UserError: its batch or its rules do not fit.
+        """
         key = program_key(config)
         if key not in self._trainers:
             ceiling = capacities(config)

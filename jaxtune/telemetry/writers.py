@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -92,6 +93,16 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+def check_wandb(project: str | None) -> None:
+    """Looks for the package where Weights & Biases is asked for.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'")
+
+
 class WandbWriter:
     """Weights & Biases.
 
@@ -105,10 +116,9 @@ class WandbWriter:
     """
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any]):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'") from error
+        check_wandb(project)
+        import wandb  # pyright: ignore[reportMissingImports]
+
         self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
