@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -34,6 +35,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises :class:`UserError` instead of printing the whole usage."""
+        # Optional words count as missing too where argparse lists them.
+        message = message.removesuffix(", key=value")
+        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            message += nearest(unknown[1], self._option_string_actions)
+        if wrong := re.match(r"(argument .*: invalid choice: '(.*)') \(choose from (.*)\)", message):
+            message = wrong[1] + nearest(wrong[2], re.findall(r"'([^']*)'", wrong[3]))
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -80,6 +87,7 @@ def _run(given: list[str]) -> int:
         description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
         epilog=f"example:\n  {command.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     command.add_arguments(parser)
     return command.run(parser.parse_intermixed_args(given[1:]))

@@ -29,7 +29,7 @@ class _Loader(yaml.SafeLoader):
             alias = self.peek_event()
             # What an anchor names has no end yet while it is being read.
             if getattr(self.anchors.get(alias.anchor), "end_mark", alias) is None:
-                raise yaml.composer.ComposerError(
+                raise yaml.constructor.ConstructorError(
                     None, None, f"the alias *{alias.anchor} stands inside what it names", alias.start_mark
                 )
         return super().compose_node(parent, index)
@@ -50,9 +50,7 @@ _Loader.yaml_implicit_resolvers = {
     first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT, _TIMESTAMP)]
     for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
 }
-_Loader.add_implicit_resolver(
-    _INT, re.compile(r"^([-+]?(0|[1-9][\d_]*)|0x[\da-fA-F]+)$"), list("-+0123456789")
-)
+_Loader.add_implicit_resolver(_INT, re.compile(r"^([-+]?(0|[1-9][\d_]*)|0x[\da-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
     _FLOAT,
     re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"),
@@ -311,7 +309,9 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         return f"{key}: {item['input']!r} is not a choice{nearest(item['input'], choices)}"
     if kind in ("model_type", "model_attributes_type"):
-        wanted = next((part for part in _all_sections() if part.__name__ == item.get("ctx", {}).get("class_name")), None)
+        wanted = next(
+            (part for part in _all_sections() if part.__name__ == item.get("ctx", {}).get("class_name")), None
+        )
         fields = list((wanted or _sections(Rule)[0]).model_fields)
         return f"{key}: expected keys such as {', '.join(fields[:4])}; found {_kind(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")

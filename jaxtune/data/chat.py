@@ -73,7 +73,8 @@ def _messages(row: Mapping[str, Any], field: str, where: Callable[[], str], key:
     if field not in row:
         raise UserError(f"{key}: {where()} has no field {field!r} (data.messages){nearest(field, row)}")
     messages = row[field]
-    if isinstance(messages, Mapping) and len({_length(values) for values in messages.values()} - {None}) == 1:
+    lengths = {_length(values) for values in messages.values()} if isinstance(messages, Mapping) else {None}
+    if len(lengths) == 1 and None not in lengths:
         # TFDS gives a sequence of records as a record of sequences.
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:

@@ -74,13 +74,17 @@ def read_schema(config: ExplodeConfig) -> Schema:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UserError(f"data.explode.schema_path: {path} does not exist{nearest(path.name, names, listed=False)}") from error
+        raise UserError(
+            f"data.explode.schema_path: {path} does not exist{nearest(path.name, names, listed=False)}"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"data.explode.schema_path: {path}, line {error.lineno}: malformed JSON: {error.msg}"
         ) from error
     except UnicodeDecodeError as error:
-        raise UserError(f"data.explode.schema_path: {path}: not UTF-8 ({error.reason} at byte {error.start})") from error
+        raise UserError(
+            f"data.explode.schema_path: {path}: not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
     except OSError as error:
         raise UserError(f"data.explode.schema_path: {path} cannot be read: {error.strerror or error}") from error
     if _is_list_of_names(schema):

@@ -7,10 +7,10 @@ no NaN: a number that is not finite is written as null.
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,8 @@ import numpy as np
 
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock
+
+logger = logging.getLogger(__name__)
 
 FILENAME = "trials.jsonl"
 LOCK_FILENAME = "study.lock"
@@ -111,10 +113,11 @@ class Journal:
         records, length = _parse(data, self.path)
         if length < len(data):
             torn = data[length:]
-            warnings.warn(
-                f"{self.path}: the last line is incomplete ({torn[:60].decode(errors='replace')!r}); going on from the "
-                f"{len(records)} whole records before it",
-                stacklevel=3,
+            logger.warning(
+                "%s: the last line is incomplete (%r); going on from the %d whole records before it",
+                self.path,
+                torn[:60].decode(errors="replace"),
+                len(records),
             )
             os.ftruncate(self._file, length)
             os.fsync(self._file)

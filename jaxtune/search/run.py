@@ -19,7 +19,6 @@ from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
 
-
 VARIED = ("train", "optimizer", "update", "data.packing")
 """Sections and keys in which trials can differ."""
 

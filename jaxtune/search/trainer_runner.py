@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxtune.config import Config, capacities, dump_config, hyperparameters, program_key, with_overrides
@@ -22,6 +25,8 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 PAPER_BATCH_SIZE = 16
 
@@ -128,7 +133,7 @@ class TrainerRunner:
         config = self.configuration(trial.configuration)
         trainer, values = self.trainer(config), hyperparameters(config)
         begin = time.perf_counter()
-        trial.directory.mkdir(parents=True, exist_ok=True)
+        _set_aside(trial.directory, dump_config(config), until)
         write_atomically(trial.directory / "config.yaml", dump_config(config))
         checkpoints = Checkpoints(trial.directory / "checkpoints")
         writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
@@ -235,3 +240,23 @@ class TrainerRunner:
             score = result.evaluation[self.search.objective]
             error = scored.get(self.search.objective)
         return Outcome(score, error, result.step, seconds, metrics, diverged=not math.isfinite(score))
+
+
+def _set_aside(directory: Path, config: str, until: int) -> None:
+    """Moves files of another trial out of the way, so that they are not taken for the beginning of this one.
+
+    They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
+    to be scored before the step that their checkpoint has reached.
+    """
+    if not directory.exists():
+        return
+    file = directory / "config.yaml"
+    same = file.is_file() and file.read_text(encoding="utf-8") == config
+    steps = (int(entry.name) for entry in (directory / "checkpoints").glob("*") if entry.name.isdigit())
+    if same and max(steps, default=0) <= until:
+        return
+    number = next(
+        number for number in itertools.count(1) if not directory.with_name(f"{directory.name}.{number}").exists()
+    )
+    aside = directory.rename(directory.with_name(f"{directory.name}.{number}"))
+    logger.warning("%s: holds a trial that the journal does not know; moved to %s", directory, aside)

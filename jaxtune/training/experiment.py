@@ -169,8 +169,8 @@ def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: in
         largest = max(int(example.tokens.max()) for example in each)
         if largest >= vocabulary:
             raise UserError(
-                f"model.tokenizer: gives token id {largest} in data.{part}, but the model's vocabulary has {vocabulary}; "
-                "it belongs to another model"
+                f"model.tokenizer: gives token id {largest} in data.{part}, but the model's vocabulary has "
+                f"{vocabulary} tokens; it belongs to another model"
             )
 
 
