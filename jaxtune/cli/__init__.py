@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
 import re
@@ -61,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"jaxtune: {error}", file=sys.stderr)
+        again = "; what is written stays, and the same command goes on once there is room"
+        print(f"jaxtune: {error}{again if error.errno == errno.ENOSPC else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("jaxtune: interrupted", file=sys.stderr)

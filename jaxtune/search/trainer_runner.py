@@ -248,10 +248,10 @@ def _set_aside(directory: Path, config: str, until: int) -> None:
     They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
     to be scored before the step that their checkpoint has reached.
     """
-    if not directory.exists():
-        return
     file = directory / "config.yaml"
-    same = file.is_file() and file.read_text(encoding="utf-8") == config
+    if not file.is_file():  # a trial writes it first
+        return
+    same = file.read_text(encoding="utf-8") == config
     steps = (int(entry.name) for entry in (directory / "checkpoints").glob("*") if entry.name.isdigit())
     if same and max(steps, default=0) <= until:
         return

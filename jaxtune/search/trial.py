@@ -103,7 +103,7 @@ def _number(value: Any) -> float:
         return math.nan
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise TypeError(f"{value!r} is no number")
-    return value
+    return float(value)
 
 
 def _outcome(record: Mapping[str, Any]) -> Outcome:

@@ -112,14 +112,17 @@ class WandbWriter:
       config: what the run's page shows as its configuration.
 
     Raises:
-      UserError: the package is not installed.
+      UserError: the package is not installed, or nobody is logged in.
     """
 
     def __init__(self, project: str, name: str, config: Mapping[str, Any]):
         check_wandb(project)
         import wandb  # pyright: ignore[reportMissingImports]
 
-        self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
+        try:
+            self._run = wandb.init(project=project, name=name, id=name, resume="allow", config=dict(config))
+        except wandb.Error as error:
+            raise UserError(f"telemetry.wandb: {' '.join(str(error).split())}") from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step."""
