@@ -14,7 +14,7 @@ from typing import NoReturn
 from jaxtune.errors import UserError, nearest
 
 COMMANDS = {
-    "search": "find the configuration worth finishing: many trials for a fraction, the best to the end",
+    "search": "find the configuration worth finishing among many short trials",
     "train": "train one configuration",
     "plan": "what a configuration trains, computes and needs in memory",
     "evaluate": "score a trained run, or the untuned model, on a split",

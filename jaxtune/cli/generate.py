@@ -15,13 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_trained_arguments(parser)
     parser.add_argument(
-        "--prompt", action="append", help="text to continue; may be given several times; standard input, a line each"
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="text to continue; may be given several times; standard input, a line each",
     )
-    parser.add_argument("--max-new-tokens", type=int, help="default: evaluation.max_new_tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this total share")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
+    parser.add_argument(
+        "--temperature", metavar="X", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, default=1.0, help="draw among the likeliest tokens of this total share"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draws (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
