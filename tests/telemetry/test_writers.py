@@ -60,7 +60,7 @@ def test_weights_and_biases_without_a_login_is_told(monkeypatch):
 
     module = types.ModuleType("wandb")
     module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
-    module.Error, module.init = Refused, refuse
+    vars(module).update(Error=Refused, init=refuse)
     monkeypatch.setitem(sys.modules, "wandb", module)
     with pytest.raises(UserError, match=r"telemetry\.wandb: No API key configured"):
         WandbWriter("project", "run", {})
