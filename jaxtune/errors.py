@@ -14,8 +14,14 @@ class UserError(ValueError):
     """The user's input is wrong; the message names the file, the key or the line, and the nearest valid choice."""
 
 
-def nearest(name: object, choices: Iterable[object], limit: int = 3) -> str:
+def nearest(name: object, choices: Iterable[object], limit: int = 3, *, listed: bool = True) -> str:
     """A phrase that points from a wrong ``name`` to the valid ``choices``, ready to follow a message.
+
+    Args:
+      name: what was given.
+      choices: what would be valid.
+      limit: how many close ones are named at most.
+      listed: whether to list the choices where none is close. A folder's files are no list to choose from.
 
     Returns ``"; did you mean 'x'?"`` where something is close, ``"; choose from a, b, c"`` where nothing is, and ``""``
     where there is nothing to choose.
@@ -26,5 +32,7 @@ def nearest(name: object, choices: Iterable[object], limit: int = 3) -> str:
     close = difflib.get_close_matches(str(name), valid, n=limit, cutoff=0.6)
     if close:
         return f"; did you mean {' or '.join(repr(choice) for choice in close)}?"
+    if not listed:
+        return ""
     shown = ", ".join(valid[:12]) + (", …" if len(valid) > 12 else "")
     return f"; choose from {shown}"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -12,7 +14,7 @@ from typing import NoReturn
 from jaxtune.errors import UserError, nearest
 
 COMMANDS = {
-    "search": "find the configuration worth finishing: many trials for a fraction, the best to the end",
+    "search": "find the configuration worth finishing among many short trials",
     "train": "train one configuration",
     "plan": "what a configuration trains, computes and needs in memory",
     "evaluate": "score a trained run, or the untuned model, on a split",
@@ -34,6 +36,12 @@ class Parser(argparse.ArgumentParser):
 
     def error(self, message: str) -> NoReturn:
         """Raises :class:`UserError` instead of printing the whole usage."""
+        # Optional words count as missing too where argparse lists them.
+        message = message.removesuffix(", key=value")
+        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
+            message += nearest(unknown[1], self._option_string_actions)
+        if wrong := re.match(r"(argument .*: invalid choice: '(.*)') \(choose from (.*)\)", message):
+            message = wrong[1] + nearest(wrong[2], re.findall(r"'([^']*)'", wrong[3]))
         raise UserError(f"{message} (see {self.prog} --help)")
 
 
@@ -54,7 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        print(f"jaxtune: {error}", file=sys.stderr)
+        again = "; what is written stays, and the same command goes on once there is room"
+        print(f"jaxtune: {error}{again if error.errno == errno.ENOSPC else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("jaxtune: interrupted", file=sys.stderr)
@@ -80,6 +89,7 @@ def _run(given: list[str]) -> int:
         description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
         epilog=f"example:\n  {command.EXAMPLE}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
     )
     command.add_arguments(parser)
     return command.run(parser.parse_intermixed_args(given[1:]))

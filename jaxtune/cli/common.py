@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from rich.table import Table
+
     from jaxtune.config import Config
 
 
@@ -73,22 +75,33 @@ def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
-    """Rows as an aligned table that fits the terminal; numbers stand to the right."""
+    """Rows as an aligned table that fits the terminal; numbers stand to the right and are never broken."""
     from rich.console import Console
-    from rich.table import Table
 
     if not rows:
         return ""
+    console = Console(width=None if sys.stdout.isatty() or sys.stderr.isatty() else 110)
+    drawn = _table(rows, title, narrow=False)
+    if Console(width=10_000).measure(drawn).maximum > console.width:
+        drawn = _table(rows, title, narrow=True)
+    with console.capture() as capture:
+        console.print(drawn)
+    return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
+
+
+def _table(rows: Sequence[Mapping[str, Any]], title: str | None, *, narrow: bool) -> Table:
+    """The table; a narrow one breaks the names of its columns of numbers after each underscore."""
+    from rich.table import Table
+
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
         numeric = all(isinstance(row[name], int | float | None) for row in rows)
-        drawn.add_column(str(name), justify="right" if numeric else "left", overflow="fold")
+        header = str(name).replace("_", "_\n") if numeric and narrow else str(name)
+        width = max(len(_cell(row[name])) for row in rows) if numeric else None
+        drawn.add_column(header, justify="right" if numeric else "left", overflow="fold", min_width=width)
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row.values()))
-    console = Console(width=None if sys.stdout.isatty() else 110)
-    with console.capture() as capture:
-        console.print(drawn)
-    return capture.get().rstrip()
+    return drawn
 
 
 def _cell(value: Any) -> str:

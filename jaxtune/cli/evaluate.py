@@ -24,12 +24,16 @@ def run(arguments: argparse.Namespace) -> int:
     config = start(arguments)
 
     from jaxtune.errors import UserError
-    from jaxtune.files import write_atomically
+    from jaxtune.files import check_writable, write_atomically
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
 
     if getattr(config.data, arguments.split) is None:
         raise UserError(f"data.{arguments.split}: the configuration has no such split; name another with --split")
+    if arguments.predictions:
+        if Path(arguments.predictions).is_dir():
+            raise UserError(f"--predictions: {arguments.predictions} is a directory, not a file")
+        check_writable(arguments.predictions, "--predictions")
     experiment = Experiment(config)
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
     evaluator = experiment.evaluator(arguments.split)

@@ -24,6 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = start(arguments)
 
     from jaxtune.errors import UserError
+    from jaxtune.files import check_writable
     from jaxtune.models import save_model
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
@@ -32,6 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     target = Path(arguments.merged or arguments.peft)
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty directory; choose another")
+    check_writable(target, "--merged" if arguments.merged else "--peft")
     experiment = Experiment(config, parts=())
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
     kind = "merged model" if arguments.merged else "PEFT adapter"

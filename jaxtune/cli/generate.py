@@ -15,13 +15,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_trained_arguments(parser)
     parser.add_argument(
-        "--prompt", action="append", help="text to continue; may be given several times; standard input, a line each"
+        "--prompt",
+        metavar="TEXT",
+        action="append",
+        help="text to continue; may be given several times; standard input, a line each",
     )
-    parser.add_argument("--max-new-tokens", type=int, help="default: evaluation.max_new_tokens")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (default)")
-    parser.add_argument("--top-k", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
-    parser.add_argument("--top-p", type=float, default=1.0, help="draw among the likeliest tokens of this total share")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
+    parser.add_argument(
+        "--temperature", metavar="X", type=float, default=0.0, help="0 takes the likeliest token (default)"
+    )
+    parser.add_argument("--top-k", metavar="K", type=int, default=0, help="draw among the k likeliest tokens; 0: all")
+    parser.add_argument(
+        "--top-p", metavar="P", type=float, default=1.0, help="draw among the likeliest tokens of this total share"
+    )
+    parser.add_argument("--seed", metavar="N", type=int, default=0, help="of the draws (default: 0)")
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -31,6 +38,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.config import with_overrides
     from jaxtune.data import encode_prompts
     from jaxtune.errors import UserError
+    from jaxtune.evaluation.generation import check_request
     from jaxtune.evaluation.text import answer_texts
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
@@ -45,17 +53,13 @@ def run(arguments: argparse.Namespace) -> int:
         overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
     experiment = Experiment(with_overrides(config, overrides), parts=())
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    encoded = encode_prompts(experiment.tokenizer, prompts)
+    sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
+    check_request(encoded, experiment.model.config.vocab_size, **sampling)
     if arguments.dry_run:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would continue with {subject.origin}")
         return 0
-    answers = experiment.generator(
-        *subject.apply(),
-        encode_prompts(experiment.tokenizer, prompts),
-        temperature=arguments.temperature,
-        top_k=arguments.top_k,
-        top_p=arguments.top_p,
-        seed=arguments.seed,
-    )
+    answers = experiment.generator(*subject.apply(), encoded, **sampling)
     texts = answer_texts(experiment.tokenizer, answers)
     result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
     emit(result, arguments.json, "\n".join(f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)))

@@ -9,6 +9,7 @@ from jaxtune.cli.common import add_config_arguments, emit, start, table
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
+    from jaxtune.training.run_directory import RunDirectory
 
 EXAMPLE = "jaxtune plan configs/attribute_extraction.yaml train.batch_size=32"
 
@@ -23,11 +24,11 @@ def run(arguments: argparse.Namespace) -> int:
     return check(start(arguments), arguments.json)
 
 
-def check(config: Config, as_json: bool) -> int:
-    """Runs all checks that come before training, and prints what they found."""
+def check(config: Config, as_json: bool, *, directory: RunDirectory | None = None) -> int:
+    """Runs all checks that come before training (of the run directory too, if given), and prints what they found."""
     from jaxtune.training.preflight import preflight
 
-    checked = preflight(config)
+    checked = preflight(config, directory=directory)
     examples = ", ".join(f"{count:,} {part}" for part, count in checked.examples.items())
     memory = checked.memory
     text = "\n".join(

@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     import numpy as np
 
     from jaxtune.errors import UserError
+    from jaxtune.files import check_writable
     from jaxtune.parallel.platform import device_memory_peak, peak_flops
     from jaxtune.telemetry.profiling import record_trace, time_steps
     from jaxtune.training.experiment import Experiment
@@ -33,6 +34,11 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
+    folder = Path(arguments.trace or Path(config.directory) / "profile")
+    if not arguments.no_trace:
+        if folder.exists() and not folder.is_dir():
+            raise UserError(f"--trace: {folder} is a file, not a directory")
+        check_writable(folder, "--trace")
     experiment = Experiment(config, parts=("train",))
     trainer = experiment.trainer()
     batches = experiment.batches()
@@ -66,7 +72,6 @@ def run(arguments: argparse.Namespace) -> int:
         "trace": None,
     }
     if not arguments.no_trace:
-        folder = Path(arguments.trace or Path(config.directory) / "profile")
         result["trace"] = str(record_trace(step, folder))
     rows = [
         {"": name, "value": value}

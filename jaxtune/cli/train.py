@@ -18,8 +18,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Trains one configuration; the same command again goes on where it stopped."""
     config = start(arguments)
+
+    from jaxtune.training.run_directory import RunDirectory
+
     if arguments.dry_run:
-        return check(config, arguments.json)
+        return check(config, arguments.json, directory=RunDirectory(config.directory))
 
     from jaxtune.telemetry.progress import ProgressDisplay
     from jaxtune.training.run import Diverged, train

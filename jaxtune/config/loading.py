@@ -12,14 +12,27 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
+from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule, Section
 from jaxtune.errors import UserError, nearest
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML in which ``1e-4`` is a number (YAML 1.2) and a key given twice is an error."""
+    """Safe YAML with the numbers of YAML 1.2, in which a key given twice and an alias inside itself are errors.
+
+    ``1e-4`` is a number, ``010`` is ten, ``1:30`` and ``2024-01-01`` are text.
+    """
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            alias = self.peek_event()
+            # What an anchor names has no end yet while it is being read.
+            if getattr(self.anchors.get(alias.anchor), "end_mark", alias) is None:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"the alias *{alias.anchor} stands inside what it names", alias.start_mark
+                )
+        return super().compose_node(parent, index)
 
     def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
         seen: set[str] = set()
@@ -32,8 +45,14 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+_INT, _FLOAT, _TIMESTAMP = (f"tag:yaml.org,2002:{kind}" for kind in ("int", "float", "timestamp"))
+_Loader.yaml_implicit_resolvers = {
+    first: [(tag, pattern) for tag, pattern in resolvers if tag not in (_INT, _FLOAT, _TIMESTAMP)]
+    for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+}
+_Loader.add_implicit_resolver(_INT, re.compile(r"^([-+]?(0|[1-9][\d_]*)|0x[\da-fA-F]+)$"), list("-+0123456789"))
 _Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float",
+    _FLOAT,
     re.compile(r"^[-+]?(\d[\d_]*(\.[\d_]*)?([eE][-+]?\d+)|\d[\d_]*\.[\d_]*|\.\d[\d_]*([eE][-+]?\d+)?|\.inf|\.nan)$"),
     list("-+0123456789."),
 )
@@ -45,7 +64,7 @@ def parse_value(text: str) -> Any:
     What is no YAML is text, and so is ``{name}`` without a value: templates need no second quotes in a shell.
     """
     try:
-        value = yaml.load(text, Loader=_Loader)
+        value, _ = _read_yaml(text)
     except yaml.YAMLError:
         return text
     if isinstance(value, dict) and value and all(item is None for item in value.values()):
@@ -66,20 +85,19 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     file = Path(path)
     text = _read(file)
     try:
-        node = yaml.compose(text, Loader=_Loader)
-        raw = yaml.load(text, Loader=_Loader)
+        raw, node = _read_yaml(text)
     except yaml.YAMLError as error:
         mark = getattr(error, "problem_mark", None)
         place = f"{file}:{mark.line + 1}" if mark else str(file)
         raise UserError(f"{place}: not valid YAML: {_first_line(error)}") from error
     if not isinstance(raw, dict):
-        raise UserError(f"{file}: expected keys such as model:, data: and train:, found {type(raw).__name__}")
+        raise UserError(f"{file}: expected keys such as model:, data: and train:, found {_kind(raw)}")
     lines: dict[str, int] = {}
     _collect_lines(node, "", lines)
     changed = {}
     for override in overrides:
         key, separator, value = override.partition("=")
-        if not separator or not key:
+        if not separator or not all(key.split(".")):
             raise UserError(f"override {override!r}: expected dotted.key=value")
         _set(raw, key, parse_value(value))
         changed[key] = override
@@ -119,15 +137,43 @@ def dump_config(config: BaseModel) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True, width=120)
 
 
+def _read_yaml(text: str) -> tuple[Any, Any]:
+    """The value that a YAML text holds, and its node, which knows the lines.
+
+    Raises:
+      yaml.YAMLError: it is no YAML, whatever it is that Python stumbles over.
+    """
+    try:
+        loader = _Loader(text)
+        node = loader.get_single_node()
+        return (None if node is None else loader.construct_document(node)), node
+    except RecursionError as error:
+        raise yaml.YAMLError("it is nested too deeply") from error
+    except ValueError as error:  # such as an integer of ten thousand digits
+        raise yaml.YAMLError(str(error)) from error
+
+
+def _kind(value: Any) -> str:
+    """What a value is, in the words of YAML."""
+    names = {dict: "a mapping", list: "a list", str: "text", bool: "true or false", int: "a number", float: "a number"}
+    return "nothing" if value is None else names.get(type(value), type(value).__name__)
+
+
 def _read(file: Path) -> str:
     if not file.exists():
         folder = file.parent
         siblings = [str(folder / item.name) for item in folder.glob("*.y*ml")] if folder.is_dir() else []
-        raise UserError(f"{file}: no such file{nearest(str(file), siblings)}")
+        raise UserError(f"{file}: no such file{nearest(str(file), siblings, listed=False)}")
+    if file.is_dir():
+        inside = file / "config.yaml"
+        hint = f"; did you mean '{inside}'?" if inside.is_file() else ""
+        raise UserError(f"{file}: a directory, not a YAML file{hint}")
     try:
-        text = file.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{file}: cannot be read as text ({error.__class__.__name__}: {error})") from error
+        text = file.read_text(encoding="utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{file}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+    except OSError as error:
+        raise UserError(f"{file}: cannot be read: {error.strerror or error}") from error
     if not text.strip():
         raise UserError(f"{file}: the file is empty")
     return text
@@ -229,6 +275,10 @@ def _sections(annotation: Any) -> list[type[BaseModel]]:
     return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
 
 
+def _all_sections(base: type[BaseModel] = Section) -> list[type[BaseModel]]:
+    return [base, *(found for child in base.__subclasses__() for found in _all_sections(child))]
+
+
 def _element(annotation: Any) -> Any:
     """The type of a list's items or a mapping's values, looking through ``| None``."""
     if typing.get_origin(annotation) in (list, dict, tuple):
@@ -248,7 +298,7 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
         valid = list(section.model_fields) if section is not None else []
         return f"{key}: unknown key{nearest(keys[-1], valid)}"
     if kind == "missing":
-        return f"{key}: this key is required"
+        return f"{key}: this {'entry' if keys[-1].isdigit() else 'key'} is required"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tags = [tag for rule in _sections(Rule) if (tag := _tag(rule))]
         given = item["input"].get("method") if isinstance(item["input"], dict) else None
@@ -258,6 +308,12 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
         # pydantic words the choices "'a', 'b' or 'c'".
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])
         return f"{key}: {item['input']!r} is not a choice{nearest(item['input'], choices)}"
+    if kind in ("model_type", "model_attributes_type"):
+        wanted = next(
+            (part for part in _all_sections() if part.__name__ == item.get("ctx", {}).get("class_name")), None
+        )
+        fields = list((wanted or _sections(Rule)[0]).model_fields)
+        return f"{key}: expected keys such as {', '.join(fields[:4])}; found {_kind(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
     shown = "" if kind in ("value_error", "model_type") else f" (found {item['input']!r})"
     return f"{key}: {message}{shown}" if key else message

@@ -8,9 +8,18 @@ Unknown keys are errors. A number that can change between two runs of one compil
 from __future__ import annotations
 
 import dataclasses
+import typing
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,12 +35,38 @@ class Traced:
 
 
 class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors and instances are immutable."""
+    """A part of the configuration: unknown keys are errors, numbers are finite and instances are immutable."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_as_number(cls, values: Any) -> Any:
+        """``true`` is no number, though Python counts with it."""
+        given = values if isinstance(values, dict) else {}
+        wrong = [
+            InitErrorDetails(type=PydanticCustomError("number", "Input should be a number"), loc=(name,), input=value)
+            for name, value in given.items()
+            if isinstance(value, bool)
+            and name in cls.model_fields
+            and _takes_numbers(cls.model_fields[name].annotation)
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return values
 
 
-PositiveInt = Annotated[int, Field(gt=0)]
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether numbers, and no switch, are among the alternatives of a type."""
+    parts = typing.get_args(annotation) or (annotation,)
+    return bool not in parts and any(
+        part in (int, float) or (typing.get_origin(part) is Annotated and _takes_numbers(part)) for part in parts
+    )
+
+
+# Steps and rows are counted in 32-bit integers on the device, and seeds are 32-bit words.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 
 
@@ -69,6 +104,12 @@ class ExplodeConfig(Section):
     schema_by: str | None = Field(default=None, description="Field that picks the row's list of keys from schema_path.")
     absent: str = Field(default="n/a", description="The value of a key that the row lacks.")
 
+    @model_validator(mode="after")
+    def _schema(self) -> ExplodeConfig:
+        if self.schema_by is not None and self.schema_path is None:
+            raise ValueError("schema_by picks a list of keys from schema_path, which is not given")
+        return self
+
 
 class SourceConfig(Section):
     """Where rows come from. In YAML a plain string means ``path``."""
@@ -81,9 +122,18 @@ class SourceConfig(Section):
         default=None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
     )
     hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
-    hash_seed: int = 0
+    hash_seed: Seed = 0
     limit: PositiveInt | None = Field(default=None, description="Keep the first rows only.")
     data_dir: str | None = Field(default=None, description="Directory of prepared TFDS data.")
+
+    @model_validator(mode="after")
+    def _used(self) -> SourceConfig:
+        """A key without effect is a mistake: whoever wrote it expects something else."""
+        if self.hash_by is not None and self.hash_split is None:
+            raise ValueError("hash_by does nothing without hash_split")
+        if self.data_dir is not None and not self.path.startswith("tfds:"):
+            raise ValueError(f"data_dir is for 'tfds:' sources, not for {self.path}")
+        return self
 
 
 def _source(value: Any) -> Any:
@@ -130,7 +180,7 @@ class TrainConfig(Section):
     )
     accumulate: PositiveInt = Field(default=1, description="Microbatches that one step's rows are computed in.")
     sequence_length: PositiveInt = 512
-    seed: int = 0
+    seed: Seed = 0
     evaluate_every: PositiveInt | None = Field(
         default=None, description="Steps between evaluations; only at the end if unset."
     )
@@ -197,7 +247,7 @@ class LowRankRule(RuleConfig):
     """Linear layers that get a trained low-rank term (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732)."""
 
     method: Literal["low_rank"] = "low_rank"
-    rank: Annotated[int, Field(gt=0), Traced(capacity=True)] = 16
+    rank: Annotated[PositiveInt, Traced(capacity=True)] = 16
     alpha: Annotated[float, Field(gt=0), Traced()] = 32.0
     dropout: Annotated[Probability, Traced()] = 0.0
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
@@ -278,7 +328,7 @@ class SearchConfig(Section):
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )
-    seed: int = 0
+    seed: Seed = 0
     reference: dict[str, Any] = Field(
         default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
     )
@@ -300,7 +350,7 @@ class TelemetryConfig(Section):
 class Config(Section):
     """One run or one study."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9._-]+$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
     run_dir: str | None = Field(default=None, description="Default: runs/<name>.")
     model: ModelConfig
     data: DataConfig

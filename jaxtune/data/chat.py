@@ -73,7 +73,8 @@ def _messages(row: Mapping[str, Any], field: str, where: Callable[[], str], key:
     if field not in row:
         raise UserError(f"{key}: {where()} has no field {field!r} (data.messages){nearest(field, row)}")
     messages = row[field]
-    if isinstance(messages, Mapping) and messages:
+    lengths = {_length(values) for values in messages.values()} if isinstance(messages, Mapping) else {None}
+    if len(lengths) == 1 and None not in lengths:
         # TFDS gives a sequence of records as a record of sequences.
         messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
     if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
@@ -87,6 +88,11 @@ def _messages(row: Mapping[str, Any], field: str, where: Callable[[], str], key:
     if not any(message["role"] == "assistant" for message in messages):
         raise UserError(f"{key}: {where()}: {field!r} has no assistant message, so there is nothing to learn")
     return [dict(message) for message in messages]
+
+
+def _length(value: Any) -> int | None:
+    """The length of a list, None for anything else."""
+    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
 
 
 def _tagged_spans(

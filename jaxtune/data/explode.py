@@ -74,11 +74,19 @@ def read_schema(config: ExplodeConfig) -> Schema:
         schema = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
-        raise UserError(f"data.explode.schema_path: {path} does not exist{nearest(path.name, names)}") from error
+        raise UserError(
+            f"data.explode.schema_path: {path} does not exist{nearest(path.name, names, listed=False)}"
+        ) from error
     except json.JSONDecodeError as error:
         raise UserError(
             f"data.explode.schema_path: {path}, line {error.lineno}: malformed JSON: {error.msg}"
         ) from error
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"data.explode.schema_path: {path}: not UTF-8 ({error.reason} at byte {error.start})"
+        ) from error
+    except OSError as error:
+        raise UserError(f"data.explode.schema_path: {path} cannot be read: {error.strerror or error}") from error
     if _is_list_of_names(schema):
         if config.schema_by is not None:
             raise UserError(f"data.explode.schema_by: {path} holds one list of keys for all rows; leave schema_by out")
@@ -124,7 +132,7 @@ def _schema_keys(
     field = config.schema_by or ""
     if field not in row:
         raise UserError(f"data.explode.schema_by: {locate(rows, index)} has no field {field!r}{nearest(field, row)}")
-    if row[field] not in schema:
+    if not isinstance(row[field], str) or row[field] not in schema:
         raise UserError(
             f"data.explode.schema_by: {locate(rows, index)}: {config.schema_path} has no category {row[field]!r}"
             f"{nearest(row[field], schema)}"

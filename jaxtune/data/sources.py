@@ -134,7 +134,8 @@ def _missing(path: Path) -> str:
     while not folder.is_dir():
         path, folder = folder, folder.parent
     what = f"{path} does not exist"
-    return what + nearest(path.name, sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith(".")))
+    entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
+    return what + nearest(path.name, entries, listed=False)
 
 
 def _read_jsonl(path: Path, key: str) -> Source:
@@ -147,20 +148,35 @@ def _read_jsonl(path: Path, key: str) -> Source:
             for number, line in enumerate(file, 1):
                 if not line.strip():
                     continue
-                row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
-                if not isinstance(row, dict):
-                    raise UserError(f"{key}: {path}, line {number}: a row is a JSON object, not {type(row).__name__}")
-                rows.append(row)
+                rows.append(_json_row(line, number, f"{key}: {path}, line {number}"))
                 numbers.append(number)
-    except json.JSONDecodeError as error:
-        raise UserError(f"{key}: {path}, line {number}: malformed JSON: {error.msg} at column {error.colno}") from error
-    except UnicodeDecodeError as error:
-        raise UserError(f"{key}: {path}, line {number}: not UTF-8 ({error.reason} at byte {error.start})") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{key}: {path} is a damaged gzip file, after line {number}: {error}") from error
     except OSError as error:
         raise UserError(f"{key}: {path} cannot be read: {error.strerror or error}") from error
     return Source(rows, name=str(path), unit="line", numbers=numbers)
+
+
+def _json_row(line: bytes, number: int, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        # JSON can name half of a surrogate pair, which is no character: a tokenizer cannot take it.
+        if b"\\u" in line:
+            json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except json.JSONDecodeError as error:
+        raise UserError(f"{where}: malformed JSON: {error.msg} at column {error.colno}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{where}: not UTF-8 ({error.reason} at byte {error.start})") from error
+    except UnicodeEncodeError as error:
+        half = ascii(error.object[error.start])
+        raise UserError(f"{where}: {half} is half of a surrogate pair, which is no character") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: malformed JSON: nested too deeply") from error
+    except ValueError as error:  # an integer of thousands of digits
+        raise UserError(f"{where}: malformed JSON: {error}") from error
+    if not isinstance(row, dict):
+        raise UserError(f"{where}: a row is a JSON object, not {type(row).__name__}")
+    return row
 
 
 def _read_parquet(path: Path, key: str) -> Source:

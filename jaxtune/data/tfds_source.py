@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib
 import os
 import sys
@@ -58,6 +59,9 @@ def tfds_splits(path: str, data_dir: str | None, *, key: str) -> Mapping[str, Ca
         prepared = [entry.name for entry in folder.iterdir()] if folder is not None and folder.is_dir() else []
         choices = sorted({*OWN_BUILDERS, *prepared, *tfds.list_builders(with_community_datasets=False)})
         raise UserError(f"{key}: TFDS knows no data set {base!r}{nearest(base, choices)}") from error
+    except (ValueError, AssertionError) as error:
+        # TFDS tells of a wrong configuration, version or name in several paragraphs; the choices are in the class.
+        raise UserError(f"{key}: {path} is no data set of TFDS: {_reason(error)}{_variants(base)}") from error
     if not builder.is_prepared():
         _prepare(builder, key, path)
     return _open_splits(builder, key)
@@ -82,10 +86,33 @@ def _prepare(builder: Any, key: str, path: str) -> None:
             f"{key}: {path} is not prepared in {builder.data_dir}, and preparing it needs {error.name}, which is not "
             "installed; prepare it elsewhere as array_record and give its data_dir"
         ) from error
-    except OSError:
+    except OSError as error:
         # Another process may have prepared the same data meanwhile; its files are as good as ours.
-        if not builder.is_prepared():
+        if builder.is_prepared():
+            return
+        if error.errno == errno.ENOSPC:
             raise
+        raise UserError(
+            f"{key}: {path} is not prepared in {builder.data_dir} and could not be prepared there: {_reason(error)}"
+        ) from error
+
+
+def _reason(error: Exception) -> str:
+    """The last sentence of an error that TFDS has wrapped in its own."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0].rpartition('}": ')[2] if lines else type(error).__name__
+
+
+def _variants(base: str) -> str:
+    """The configurations and versions of a data set, for messages."""
+    import tensorflow_datasets as tfds
+
+    try:
+        builder = tfds.builder_cls(base)
+    except (ValueError, tfds.core.DatasetNotFoundError):
+        return ""
+    parts = {"configurations": sorted(builder.builder_configs), "versions": [str(builder.VERSION)]}
+    return "".join(f"; {name}: {', '.join(values[:12])}" for name, values in parts.items() if values)
 
 
 def _open_splits(builder: Any, key: str) -> Mapping[str, Callable[[], Sequence[Any]]]:

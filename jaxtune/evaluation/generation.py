@@ -137,7 +137,7 @@ class Generator:
           UserError: a prompt is empty or holds an id outside the vocabulary, or a sampling setting is out of range.
         """
         vocabulary = params["embed.table"].shape[0]
-        _check(prompts, vocabulary, temperature, top_k, top_p)
+        check_request(prompts, vocabulary, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
         ends = np.zeros(vocabulary, bool)
         ends[sorted(token for token in self.eos_ids | self.stop_ids if token < vocabulary)] = True
         sampling = None
@@ -237,16 +237,31 @@ class Generator:
         return final.tokens, final.counts
 
 
-def _check(prompts: Sequence[Sequence[int]], vocabulary: int, temperature: float, top_k: int, top_p: float) -> None:
+def check_request(
+    prompts: Sequence[Sequence[int]],
+    vocabulary: int,
+    *,
+    temperature: float = 0.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    seed: int = 0,
+) -> None:
+    """Checks the arguments of a call of :class:`Generator` for a model of so many tokens.
+
+    Raises:
+      UserError: as there.
+    """
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {number} is empty: generation needs at least one token to begin with")
         wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise UserError(f"prompt {number} holds token id {wrong}, but the model's vocabulary has {vocabulary}")
-    if not temperature >= 0:
-        raise UserError(f"temperature must not be negative, got {temperature}")
-    if top_k < 0:
+    if not 0 <= temperature < math.inf:
+        raise UserError(f"temperature must be finite and not negative, got {temperature}")
+    if not 0 <= top_k < 2**31:
         raise UserError(f"top_k must be at least 1, or 0 for all tokens, got {top_k}")
+    if not 0 <= seed < 2**32:
+        raise UserError(f"seed must be at least 0 and less than 2^32, got {seed}")
     if not 0 < top_p <= 1:
         raise UserError(f"top_p must be above 0 and at most 1, got {top_p}")

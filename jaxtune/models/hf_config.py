@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -59,7 +60,7 @@ def decoder_config(values: Mapping[str, Any], source: str = "config.json") -> De
     if kind == "gemma3":
         outer, values = values, values.get("text_config") or {}
         kind = "gemma3_text"
-    if kind not in FAMILIES:
+    if not isinstance(kind, str) or kind not in FAMILIES:
         raise UserError(f"{source}: model_type {kind!r} is not supported{nearest(kind, (*FAMILIES, 'gemma3'))}")
     reader = _Reader(FAMILIES[kind], values, outer)
     fields = reader.fields()
@@ -245,7 +246,7 @@ class _Reader:
         value = self._get(key)
         if value is None and optional:
             return None
-        if isinstance(value, kind) and not isinstance(value, bool):
+        if isinstance(value, kind) and not isinstance(value, bool) and math.isfinite(value):
             return value
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)
@@ -388,7 +389,7 @@ def _near(key: str, known: set[str]) -> str:
 
 def _are_tokens(value: Any) -> bool:
     items = value if isinstance(value, list) else [value]
-    return all(isinstance(item, int) and not isinstance(item, bool) for item in items)
+    return all(isinstance(item, int) and not isinstance(item, bool) and item >= 0 for item in items)
 
 
 def _tokens(value: int | list[int] | None) -> tuple[int, ...]:

@@ -6,13 +6,11 @@ no NaN: a number that is not finite is written as null.
 
 from __future__ import annotations
 
-import fcntl
 import json
+import logging
 import math
 import os
-import socket
 import time
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -20,6 +18,9 @@ from typing import Any
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.files import acquire_lock
+
+logger = logging.getLogger(__name__)
 
 FILENAME = "trials.jsonl"
 LOCK_FILENAME = "study.lock"
@@ -98,7 +99,7 @@ class Journal:
         directory = Path(run_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILENAME
-        self._lock = self._acquire(directory / LOCK_FILENAME)
+        self._lock = acquire_lock(directory / LOCK_FILENAME, "study")
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.records: list[dict[str, Any]] = self._recover()
@@ -107,30 +108,16 @@ class Journal:
             raise
         _sync_directory(directory)
 
-    @staticmethod
-    def _acquire(path: Path) -> int:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-            os.close(descriptor)
-            raise UserError(f"{path.parent}: this study is being run by {holder}; stop that first, or wait") from error
-        # The text is only for people: the kernel drops the lock with the process, so a stale text does no harm.
-        os.ftruncate(descriptor, 0)
-        started = time.strftime("%Y-%m-%d %H:%M:%S")
-        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
-        return descriptor
-
     def _recover(self) -> list[dict[str, Any]]:
         data = self.path.read_bytes()
         records, length = _parse(data, self.path)
         if length < len(data):
             torn = data[length:]
-            warnings.warn(
-                f"{self.path}: the last line is incomplete ({torn[:60].decode(errors='replace')!r}); going on from the "
-                f"{len(records)} whole records before it",
-                stacklevel=3,
+            logger.warning(
+                "%s: the last line is incomplete (%r); going on from the %d whole records before it",
+                self.path,
+                torn[:60].decode(errors="replace"),
+                len(records),
             )
             os.ftruncate(self._file, length)
             os.fsync(self._file)

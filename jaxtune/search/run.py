@@ -15,9 +15,12 @@ from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
-from jaxtune.training.preflight import preflight
+from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
+
+VARIED = ("train", "optimizer", "update", "data.packing")
+"""Sections and keys in which trials can differ."""
 
 
 def search(
@@ -44,17 +47,18 @@ def search(
       UserError: the input is wrong, the directory holds another run, or every trial diverged.
     """
     check_space(config)
-    directory = RunDirectory(config.directory)
+    directory = RunDirectory(config.directory, study=True)
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
         return finished
     experiment = Experiment(config)
     runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
-    _early_steps(experiment.config)
+    check_trials(config, runner)
+    study = make_study(config, runner, on_event=on_event, stop=should_stop)
     if on_plan:
         on_plan(experiment.trainer())
     directory.claim(config)
-    summary = make_study(config, runner, on_event=on_event, stop=should_stop).run()
+    summary = study.run()
     if summary is not None:
         summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
         write_summary(directory.path, summary)
@@ -80,17 +84,51 @@ def make_study(config: Config, runner: TrainerRunner, *, on_event: Event | None,
 
 
 def check_space(config: Config) -> None:
-    """Tries the bounds of every searched key.
+    """Tries values of every searched key, and the reference; opens nothing.
 
     Raises:
-      UserError: a key does not exist or a bound does not fit it.
+      UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
     """
     settings = search_config(config)
     for dimension in Space(settings.space, dotted(config)).dimensions:
-        values = dimension.choices or (dimension.decode(dimension.low), dimension.decode(dimension.high))
-        for value in values:
+        _check_varied(dimension.key, "search.space")
+        for value in dimension.samples():
             with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
-    with_overrides(config, reference_overrides(config), origin="search.reference: ")
+    reference = reference_overrides(config)
+    for key in reference:
+        _check_varied(key, "search.reference")
+    with_overrides(config, reference, origin="search.reference: ")
+
+
+def _check_varied(key: str, where: str) -> None:
+    """Refuses keys that a study reads once for all of its trials: differing there, they would do nothing."""
+    if key.split(".")[0] not in VARIED and key not in VARIED:
+        raise UserError(
+            f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "
+            f"data; search over keys of {', '.join(VARIED)}"
+        )
+
+
+def check_trials(config: Config, runner: TrainerRunner) -> None:
+    """Tries trials with values of every searched key, and the reference, against the opened model and data.
+
+    Raises:
+      UserError: a value does not fit the model, its context, the devices or the data, or the fraction of its steps is
+        less than a step.
+    """
+    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
+    for dimension in Space(search_config(config).space).dimensions:
+        trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
+    for origin, overrides in trials:
+        try:
+            variant = runner.configuration(overrides)
+            _early_steps(variant)
+            runner.experiment.check_lengths(variant)
+            runner.trainer(variant)
+        except UserError as error:
+            # The value is worth saying where it is one of a dimension's.
+            value = "".join(f"{value!r}: " for value in overrides.values()) if len(overrides) == 1 else ""
+            raise UserError(f"{origin}{value}{error}") from error
 
 
 def _early_steps(config: Config) -> int:
@@ -129,9 +167,15 @@ def preflight_search(config: Config) -> dict[str, Any]:
       UserError: anything that would stop the study is wrong.
     """
     check_space(config)
-    checked = preflight(config)
+    RunDirectory(config.directory, study=True).check(config)
+    experiment = Experiment(config)
+    runner = TrainerRunner(experiment)
+    check_trials(config, runner)
+    make_study(config, runner, on_event=None, stop=lambda: False)
+    # The program that trials run: compiled for the largest rank of the space.
+    checked = examine(experiment, runner.trainer(experiment.config))
     settings = search_config(config)
-    early = _early_steps(with_overrides(config, {"train.steps": checked.steps, "train.epochs": None}))
+    early = _early_steps(experiment.config)
     finished = settings.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),

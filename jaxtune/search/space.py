@@ -79,6 +79,16 @@ class Dimension:
             return self.choices[index]
         return 2**index if self.kind == "power_of_two" else index
 
+    def samples(self) -> tuple[Any, ...]:
+        """Values that tell whether the dimension fits its key: all choices, or the bounds and one value inside.
+
+        A value strictly between the bounds finds a continuous dimension over a key that takes whole numbers only.
+        """
+        if self.kind == "choice":
+            return self.choices
+        inside = (self.decode(self.low + (self.high - self.low) / math.pi),) if self.continuous else ()
+        return (self.decode(self.low), *inside, self.decode(self.high))
+
     def encode(self, value: Any) -> Coordinate | None:
         """The coordinate of a value, or None where the value lies outside the dimension."""
         if self.kind == "choice":
@@ -129,8 +139,6 @@ def _dimension(key: str, config: DimensionConfig) -> Dimension:
             raise UserError(f"{where}: choice needs a list of at least two values")
         return Dimension(key, "choice", 0, len(value) - 1, tuple(value))
     low, high = value
-    if not (math.isfinite(low) and math.isfinite(high)):
-        raise UserError(f"{where}: {config.kind} needs finite bounds, not [{low}, {high}]")
     if config.kind == "power_of_two":
         low, high = int(low).bit_length() - 1, int(high).bit_length() - 1
     return Dimension(key, config.kind, low, high)
@@ -144,8 +152,7 @@ class Space:
       known_keys: every dotted key that the configuration has; None skips the check.
 
     Raises:
-      UserError: the space is empty, a key is not in the configuration, one key is inside another, or a dimension has
-        infinite bounds or repeated choices.
+      UserError: the space is empty, a key is not in the configuration, one key is inside another, or choices repeat.
     """
 
     def __init__(self, space: Mapping[str, DimensionConfig], known_keys: Iterable[str] | None = None):

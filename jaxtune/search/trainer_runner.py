@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
+import logging
 import math
 import time
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, Literal
 
 from jaxtune.config import Config, capacities, dump_config, hyperparameters, program_key, with_overrides
@@ -22,6 +25,8 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 PAPER_BATCH_SIZE = 16
 
@@ -126,9 +131,9 @@ class TrainerRunner:
           Interrupted: it was told to stop; the state is saved.
         """
         config = self.configuration(trial.configuration)
-        trainer, values = self._trainer(config), hyperparameters(config)
+        trainer, values = self.trainer(config), hyperparameters(config)
         begin = time.perf_counter()
-        trial.directory.mkdir(parents=True, exist_ok=True)
+        _set_aside(trial.directory, dump_config(config), until)
         write_atomically(trial.directory / "config.yaml", dump_config(config))
         checkpoints = Checkpoints(trial.directory / "checkpoints")
         writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
@@ -169,7 +174,7 @@ class TrainerRunner:
             return None
         begin = time.perf_counter()
         config = self.configuration({} if trial is None else trial.configuration)
-        trainer, values = self._trainer(config), hyperparameters(config)
+        trainer, values = self.trainer(config), hyperparameters(config)
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
@@ -192,8 +197,12 @@ class TrainerRunner:
                 score, examples = task.metrics[self.search.objective], task.per_example(self.search.objective)
         return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
 
-    def _trainer(self, config: Config) -> Trainer:
-        """The trainer whose compiled step serves this configuration."""
+    def trainer(self, config: Config) -> Trainer:
+        """The trainer whose compiled step serves this configuration.
+
+        Raises:
+          UserError: its batch or its rules do not fit.
+        """
         key = program_key(config)
         if key not in self._trainers:
             ceiling = capacities(config)
@@ -233,3 +242,23 @@ class TrainerRunner:
             score = result.evaluation[self.search.objective]
             error = scored.get(self.search.objective)
         return Outcome(score, error, result.step, seconds, metrics, diverged=not math.isfinite(score))
+
+
+def _set_aside(directory: Path, config: str, until: int) -> None:
+    """Moves files of another trial out of the way, so that they are not taken for the beginning of this one.
+
+    They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
+    to be scored before the step that their checkpoint has reached.
+    """
+    file = directory / "config.yaml"
+    if not file.is_file():  # a trial writes it first
+        return
+    same = file.read_text(encoding="utf-8") == config
+    steps = (int(entry.name) for entry in (directory / "checkpoints").glob("*") if entry.name.isdigit())
+    if same and max(steps, default=0) <= until:
+        return
+    number = next(
+        number for number in itertools.count(1) if not directory.with_name(f"{directory.name}.{number}").exists()
+    )
+    aside = directory.rename(directory.with_name(f"{directory.name}.{number}"))
+    logger.warning("%s: holds a trial that the journal does not know; moved to %s", directory, aside)

@@ -93,16 +93,25 @@ def outcome_fields(outcome: Outcome) -> dict[str, Any]:
     }
 
 
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
+def _number(value: Any) -> float:
+    """A recorded number; null stands for one that was not finite.
+
+    Raises:
+      TypeError: it is something else.
+    """
+    if value is None:
+        return math.nan
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise TypeError(f"{value!r} is no number")
+    return float(value)
 
 
 def _outcome(record: Mapping[str, Any]) -> Outcome:
     return Outcome(
         score=_number(record["score"]),
-        standard_error=record["standard_error"],
-        steps_run=record["steps_run"],
-        seconds=record["seconds"],
+        standard_error=None if record["standard_error"] is None else _number(record["standard_error"]),
+        steps_run=int(_number(record["steps_run"])),
+        seconds=_number(record["seconds"]),
         metrics={name: _number(value) for name, value in record["metrics"].items()},
         diverged=record["diverged"],
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib.util
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -93,6 +94,16 @@ class TensorBoardWriter:
         self._writer.close()
 
 
+def check_wandb(project: str | None) -> None:
+    """Looks for the package where Weights & Biases is asked for.
+
+    Raises:
+      UserError: it is not installed.
+    """
+    if project is not None and importlib.util.find_spec("wandb") is None:
+        raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'")
+
+
 class WandbWriter:
     """Weights & Biases.
 
@@ -105,18 +116,25 @@ class WandbWriter:
       config: what the run's page shows as its configuration.
 
     Raises:
-      UserError: the package is not installed.
+      UserError: the package is not installed, or nobody is logged in.
     """
 
     def __init__(self, project: str, name: str, directory: str | Path, config: Mapping[str, Any]):
-        try:
-            import wandb  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise UserError("telemetry.wandb: install the package with: pip install 'jaxtune[wandb]'") from error
+        check_wandb(project)
+        import wandb  # pyright: ignore[reportMissingImports]
+
         place = hashlib.sha256(str(Path(directory).resolve()).encode()).hexdigest()[:12]
-        self._run = wandb.init(
-            project=project, name=name, id=f"{name}-{place}", dir=str(directory), resume="allow", config=dict(config)
-        )
+        try:
+            self._run = wandb.init(
+                project=project,
+                name=name,
+                id=f"{name}-{place}",
+                dir=str(directory),
+                resume="allow",
+                config=dict(config),
+            )
+        except wandb.Error as error:
+            raise UserError(f"telemetry.wandb: {' '.join(str(error).split())}") from error
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Logs the metrics of a step."""

@@ -64,9 +64,15 @@ class Experiment:
         self.given = config
         self.config = self.resolve(config)
         self.model = _load(config, mesh)
+        _check_vocabulary(self.examples, self.model.config.vocab_size)
 
     def resolve(self, config: Config) -> Config:
-        """A variant of the configuration with ``train.epochs`` turned into the steps that its batches make of them."""
+        """A variant of the configuration with ``train.epochs`` turned into the steps that its batches make of them.
+
+        Raises:
+          UserError: its rows are longer than the model was made for.
+        """
+        _check_context(config)
         if config.train.epochs is None or "train" not in self.examples:
             return config
         steps = steps_of_epochs(
@@ -78,6 +84,18 @@ class Experiment:
             packing=config.data.packing,
         )
         return with_overrides(config, {"train.steps": steps, "train.epochs": None})
+
+    def check_lengths(self, config: Config) -> None:
+        """Whether every training example fits a row of a variant of the configuration.
+
+        Raises:
+          UserError: one is longer.
+        """
+        longest = max(len(example.tokens) - 1 for example in self.examples["train"])
+        if longest > config.train.sequence_length:
+            raise UserError(
+                f"train.sequence_length: {config.train.sequence_length} is less than the longest example's {longest}"
+            )
 
     def trainer(
         self, config: Config | None = None, *, capacity: Mapping[str, int] | None = None, dropout: bool | None = None
@@ -152,6 +170,17 @@ def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
         decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
         return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)
     return load_model(config.model.path, mesh, dtype=dtype, revision=config.model.revision)
+
+
+def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: int) -> None:
+    """Refuses token ids that the model has no row for, which a gather on a device would clip without a word."""
+    for part, each in examples.items():
+        largest = max(int(example.tokens.max()) for example in each)
+        if largest >= vocabulary:
+            raise UserError(
+                f"model.tokenizer: gives token id {largest} in data.{part}, but the model's vocabulary has "
+                f"{vocabulary} tokens; it belongs to another model"
+            )
 
 
 def _check_context(config: Config) -> None:

@@ -6,8 +6,10 @@ import dataclasses
 from typing import Any
 
 from jaxtune.config import Config
+from jaxtune.telemetry.writers import check_wandb
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.trainer import Trainer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,21 +39,34 @@ class Preflight:
         return {"checked": True, **dataclasses.asdict(self)}
 
 
-def preflight(config: Config) -> Preflight:
+def preflight(config: Config, *, directory: RunDirectory | None = None) -> Preflight:
     """Opens everything that a run opens and compiles its step, but trains and writes nothing.
+
+    Args:
+      config: the run.
+      directory: where the run is to go; None leaves that out.
 
     Raises:
       UserError: anything that would stop the run is wrong.
     """
-    directory = RunDirectory(config.directory)
+    check_wandb(config.telemetry.wandb)
     experiment = Experiment(config)
-    directory.check(experiment.config)
-    trainer = experiment.trainer()
+    if directory is not None:
+        directory.check(experiment.config)
+    return examine(experiment, experiment.trainer())
+
+
+def examine(experiment: Experiment, trainer: Trainer) -> Preflight:
+    """What a trainer of an opened configuration would do; compiles its step.
+
+    Raises:
+      UserError: the batch or what is trained does not fit.
+    """
     batches = experiment.batches()
     compiled = trainer.compile_step(next(batches))
     batches.close()
     return Preflight(
-        name=config.name,
+        name=experiment.config.name,
         plan=trainer.plan.table(),
         trained_parameters=trainer.plan.trainable_parameters(trainer.hyperparameters),
         examples={part: len(examples) for part, examples in experiment.examples.items()},

@@ -9,7 +9,14 @@ from typing import Any
 from jaxtune.config import Config
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
-from jaxtune.telemetry.writers import JsonlWriter, MetricWriter, TensorBoardWriter, WandbWriter, Writers
+from jaxtune.telemetry.writers import (
+    JsonlWriter,
+    MetricWriter,
+    TensorBoardWriter,
+    WandbWriter,
+    Writers,
+    check_wandb,
+)
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
@@ -55,9 +62,10 @@ def train(
       The summary, as written to ``summary.json`` unless the run was stopped before its end.
 
     Raises:
-      UserError: the input is wrong, or the directory holds another run.
+      UserError: the input is wrong, the directory holds another run, or another process runs this one.
       Diverged: a loss was not finite; the last checkpoint before stays.
     """
+    check_wandb(config.telemetry.wandb)
     directory = RunDirectory(config.directory)
     if config.train.epochs is None:
         directory.check(config)
@@ -69,8 +77,22 @@ def train(
     trainer = experiment.trainer()
     if on_plan:
         on_plan(trainer, config)
-    if is_writer():
-        directory.claim(config)
+    if not is_writer():
+        return _run(experiment, trainer, directory, listener, should_stop)
+    directory.claim(config)
+    with directory.locked():
+        return _run(experiment, trainer, directory, listener, should_stop)
+
+
+def _run(
+    experiment: Experiment,
+    trainer: Trainer,
+    directory: RunDirectory,
+    listener: Listener | None,
+    should_stop: Callable[[], bool],
+) -> dict[str, Any]:
+    """Trains from the last checkpoint on, and writes what a finished run leaves."""
+    config = experiment.config
     checkpoints = Checkpoints(directory.checkpoints_path)
     writers = open_writers(directory, config, checkpoints.latest_step or 0)
     evaluator = experiment.evaluator("validation")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
-from jaxtune.files import write_atomically
+from jaxtune.files import acquire_lock, check_writable, write_atomically
 
 
 class RunDirectory:
@@ -16,10 +19,12 @@ class RunDirectory:
 
     Args:
       path: the directory; made by :meth:`claim`.
+      study: whether it is a study's.
     """
 
-    def __init__(self, path: str | Path):
+    def __init__(self, path: str | Path, *, study: bool = False):
         self.path = Path(path)
+        self.study = study
 
     @property
     def config_path(self) -> Path:
@@ -30,6 +35,11 @@ class RunDirectory:
     def metrics_path(self) -> Path:
         """One JSON object per logged step."""
         return self.path / "metrics.jsonl"
+
+    @property
+    def journal_path(self) -> Path:
+        """The journal of a study."""
+        return self.path / "trials.jsonl"
 
     @property
     def checkpoints_path(self) -> Path:
@@ -45,12 +55,20 @@ class RunDirectory:
         """Refuses a directory that holds something else.
 
         Raises:
-          UserError: another run's configuration stands there (the differing keys are named), or files of no run.
+          UserError: another run's configuration stands there (the differing keys are named), a study where a run is to
+            be or the other way round, or files of no run; or nothing can be written there.
         """
+        check_writable(self.path, "run_dir")
         if not self.path.exists():
             return
         if not self.path.is_dir():
             raise UserError(f"run_dir: {self.path} is a file, not a directory")
+        other = self.metrics_path if self.study else self.journal_path
+        if other.exists():
+            kind = "a single run" if self.study else "a study"
+            raise UserError(
+                f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
+            )
         if not self.config_path.exists():
             if strangers := sorted(item.name for item in self.path.iterdir() if not item.name.startswith(".")):
                 raise UserError(
@@ -68,6 +86,19 @@ class RunDirectory:
                 f"choose another directory with run_dir=…, or remove that one"
             )
 
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Within the block no other process may run what is in the directory.
+
+        Raises:
+          UserError: another process does.
+        """
+        descriptor = acquire_lock(self.path / "run.lock", "run")
+        try:
+            yield
+        finally:
+            os.close(descriptor)
+
     def claim(self, config: Config) -> None:
         """Checks the directory and writes the configuration into it.
 
@@ -83,7 +114,19 @@ class RunDirectory:
         write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None."""
+        """The summary of a finished run, or None.
+
+        Raises:
+          UserError: the file is damaged.
+        """
         if not self.summary_path.exists():
             return None
-        return json.loads(self.summary_path.read_text(encoding="utf-8"))
+        try:
+            summary = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except ValueError as error:
+            summary = error
+        if not isinstance(summary, dict) or not summary:
+            raise UserError(
+                f"{self.summary_path}: not the summary of a run; remove it, and the same command writes it again"
+            )
+        return summary

@@ -58,6 +58,11 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
     if untuned:
         return Trained(trainer, state, "the untuned model")
     directory = RunDirectory(experiment.config.directory)
+    if directory.journal_path.exists():
+        raise UserError(
+            f"{directory.path} holds a study; train its winner with the command in {directory.summary_path}, or name "
+            "--adapter or --untuned"
+        )
     if not directory.checkpoints_path.is_dir():
         raise UserError(
             f"{directory.checkpoints_path}: no checkpoint; run jaxtune train first, or name --adapter or --untuned"

@@ -1,5 +1,6 @@
 """What a user gets for wrong input: exit code 2, one message that names the place and the nearest choice."""
 
+import dataclasses
 import json
 
 import pytest
@@ -45,6 +46,8 @@ def refused(capsys, tmp_path):
         ("update.0.match=layers.*.atention.q", ["update.0", "attention"]),
         ("update.0.match=layers.*.attention.{q,x}", ["update.0"]),
         ("data.train.split=train[5", ["split"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate", "finite"]),
+        ("name=..", ["name"]),
     ],
 )
 @pytest.mark.parametrize("name", ["train"])
@@ -88,11 +91,72 @@ def test_a_truncated_checkpoint_is_refused(refused, config_file, tiny_model, tmp
         (["train", "missing.yaml"], ["missing.yaml"]),
         (["train", "x.yaml", "--jsn"], ["--jsn"]),
         (["report", "missing-dir"], ["missing-dir"]),
+        (["train", "x.yaml", "--dry"], ["--dry", "'--dry-run'"]),
+        (["evaluate", "x.yaml", "--split", "tset"], ["--split", "'test'"]),
     ],
 )
 def test_the_command_line_itself(refused, arguments, parts):
     message = refused(*arguments)
     assert all(part in message for part in parts), message
+
+
+@pytest.mark.parametrize("name", ["train", "search"])
+def test_a_place_that_cannot_be_written_is_refused_before_training(refused, config_file, tmp_path, name):
+    (tmp_path / "file").write_text("")
+    message = refused(name, config_file, SEARCH, "--dry-run", f"run_dir={tmp_path / 'file' / 'run'}")
+    assert "run_dir" in message
+    assert "no folder" in message
+
+
+def test_a_result_that_cannot_be_written_is_refused_before_the_work(refused, config_file, tmp_path):
+    (tmp_path / "file").write_text("")
+    below = tmp_path / "file" / "below"
+    assert "--merged" in refused("export", config_file, "--untuned", "--merged", below)
+    assert "--trace" in refused("profile", config_file, "--trace", below)
+    evaluate = ("evaluate", config_file, "--untuned", "evaluation.task=extraction", "--predictions")
+    assert "--predictions" in refused(*evaluate, below)
+    assert "is a directory" in refused(*evaluate, tmp_path)
+
+
+def test_a_study_and_a_run_do_not_share_a_directory(refused, config_file, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "trials.jsonl").write_text("{}\n")
+    assert "holds a study" in refused("train", config_file)
+    assert "holds a study" in refused("generate", config_file, "--prompt", "w1")
+    (run / "trials.jsonl").rename(run / "metrics.jsonl")
+    assert "holds a single run" in refused("search", config_file, SEARCH)
+
+
+def test_a_damaged_summary_is_named(refused, config_file, tmp_path):
+    from jaxtune.config import dump_config, load_config
+
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.yaml").write_text(dump_config(load_config(config_file)))
+    (run / "summary.json").write_text('{"stopped": "fin')
+    assert "summary.json" in refused("train", config_file)
+
+
+def test_a_tokenizer_of_another_model_is_refused(refused, config_file, tiny_model, tmp_path):
+    import jax
+
+    from jaxtune.models import random_model, read_config, save_model
+
+    small = dataclasses.replace(read_config(tiny_model), vocab_size=20)
+    save_model(random_model(small, jax.random.key(0)), tmp_path / "small", tokenizer_from=tiny_model)
+    message = refused("train", config_file, f"model.path={tmp_path / 'small'}")
+    assert "model.tokenizer" in message
+    assert "20" in message
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [("--temperature", "nan"), ("--top-k", "-1"), ("--top-p", "0"), ("--seed", "-1"), ("--prompt", "")],
+)
+def test_sampling_settings_are_checked_on_a_dry_run(refused, config_file, option, value):
+    message = refused("generate", config_file, "--untuned", "--dry-run", "--prompt", "w1", option, value)
+    assert option.strip("-").replace("-", "_") in message
 
 
 def test_a_directory_with_another_run_is_left_alone(refused, config_file, tmp_path):
@@ -108,6 +172,18 @@ def test_a_directory_with_another_run_is_left_alone(refused, config_file, tmp_pa
         ("{optimizer.learning_rat: {uniform: [1, 2]}}", ["learning_rat", "learning_rate"]),
         ("{optimizer.learning_rate: {uniform: [-1, 2]}}", ["optimizer.learning_rate", "greater than 0"]),
         ("{update.0.rank: {uniform: [1, 2.5]}}", ["update.0.rank"]),
+        ("{update.0.rank: {uniform: [1, 8]}}", ["update.0.rank", "integer"]),
+        ("{model.path: {choice: [a, b]}}", ["model.path", "same for all trials"]),
+        ("{parallel.data: {choice: [1, 2]}}", ["parallel.data", "same for all trials"]),
+        ("{train.sequence_length: {choice: [8, 4]}}", ["train.sequence_length", "longest example"]),
+        ("{train.sequence_length: {choice: [8, 1000]}}", ["train.sequence_length", "context of 64"]),
+        (
+            "{update.0.match: {choice: ['layers.*.attention.q', 'layers.*.atention.q']}}",
+            ["update.0.match", "attention"],
+        ),
+        ("{train.batch_size: {choice: [8, 9]}}", ["train.batch_size", "divide"]),
+        ("{train.steps: {integer: [2, 20]}}", ["search.fraction", "less than a step"]),
+        ("{update.0.rank: {integer: [1, 2]}, search.trials: {integer: [1, 2]}}", ["search.trials", "same for all"]),
     ],
 )
 def test_a_wrong_space_is_refused(refused, config_file, space, parts):

@@ -93,10 +93,24 @@ def test_overrides_reach_lists_sources_and_defaults(file, tmp_path):
         ("search.promote=99", ["search", "promote 99 is above trials 16"]),
         ("train.accumulate=3", ["train", "microbatches"]),
         ("train.epochs=2", ["either steps or epochs"]),
-        ("model=3", ["model", "dictionary"]),
+        ("model=3", ["model", "expected keys such as path", "found a number"]),
         ("model.path.x=3", ["model.path", "no keys below"]),
-        ("search.space.x={uniform: [1", ["search.space.x", "dictionary"]),
+        ("search.space.x={uniform: [1", ["search.space.x", "expected keys such as log_uniform", "found text"]),
         ("nonsense", ["dotted.key=value"]),
+        ("train..steps=3", ["dotted.key=value"]),
+        ("optimizer.learning_rate=.inf", ["optimizer.learning_rate", "finite"]),
+        ("optimizer.learning_rate=1e400", ["optimizer.learning_rate", "finite"]),
+        ("search.space.x={uniform: [0, .nan]}", ["search.space.x", "finite"]),
+        ("train.steps=true", ["train.steps", "should be a number"]),
+        ("update.0.alpha=false", ["update.0.alpha", "should be a number"]),
+        ("train.steps=99999999999", ["train.steps", "less than"]),
+        ("train.seed=-1", ["train.seed", "greater than or equal to 0"]),
+        ("search.seed=4294967296", ["search.seed", "less than"]),
+        ("name=..", ["name"]),
+        ("data.train.hash_by=text", ["data.train", "hash_split"]),
+        ("data.train.data_dir=/data", ["data.train", "tfds:"]),
+        ("data.train.hash_split=[0.5]", ["data.train.hash_split.1", "required"]),
+        ("data.explode={field: a, schema_by: b}", ["data.explode", "schema_path"]),
     ],
 )
 def test_a_wrong_override_is_named_with_the_nearest_choice(file, override, parts):
@@ -121,12 +135,38 @@ def test_a_wrong_line_is_named(file):
         ("a: [1", "not valid YAML"),
         ("- 1\n- 2\n", "expected keys"),
         (YAML + "train: {steps: 2}\n", "twice"),
+        ("\ttabs: 1\n", "run.yaml:1: not valid YAML"),
+        ("model: &all [*all]\n", r"run.yaml:1: .*\*all stands inside"),
+        ("model: &all {path: *all}\n", r"run.yaml:1: .*\*all stands inside"),
+        ("[" * 4000, "nested too deeply"),
+        ("a: " + "9" * 5000, "not valid YAML"),
+        ("a: !!timestamp 2024-13-45", "not valid YAML"),
+        ("# nothing\n", "expected keys .* found nothing"),
     ],
 )
 def test_a_malformed_file_is_told(file, text, part):
     file.write_text(text)
     with pytest.raises(UserError, match=part):
         load_config(file)
+
+
+def test_a_file_that_is_no_text(file, tmp_path):
+    file.write_bytes(YAML.encode("utf-16"))
+    with pytest.raises(UserError, match="not UTF-8"):
+        load_config(file)
+    file.write_bytes(b"\xef\xbb\xbf" + YAML.encode())
+    assert load_config(file).train.steps == 10
+    file.rename(tmp_path / "config.yaml")
+    with pytest.raises(UserError, match=r"a directory, not a YAML file; did you mean .*config\.yaml"):
+        load_config(tmp_path)
+
+
+def test_numbers_are_those_of_yaml_1_2(file):
+    assert parse_value("010") == "010"
+    assert parse_value("1:30") == "1:30"
+    assert parse_value("2024-13-45") == "2024-13-45"
+    assert (parse_value("0x1F"), parse_value("-1_000"), parse_value("0")) == (31, -1000, 0)
+    assert load_config(file, ["train.steps=010"]).train.steps == 10
 
 
 def test_a_missing_file_names_its_neighbours(file):

@@ -122,6 +122,8 @@ def test_unstable_template(chat_tokenizer: PreTrainedTokenizerFast):
         (CHATML, TALK[2:], "begins with the assistant"),
         (CHATML, [], "is no list of messages"),
         (CHATML, "hello", "is no list of messages"),
+        (CHATML, {"role": ["user"], "content": 5}, "is no list of messages"),
+        (CHATML, {"role": ["user"], "content": ["hello", "blue"]}, "is no list of messages"),
         (CHATML, [{"role": "user"}], "message 1 of 'talk' has no text under 'content'"),
         (CHATML, [*TALK[:2], {"role": "assistant", "content": " "}], "message 3 of 'talk' is an empty completion"),
     ],

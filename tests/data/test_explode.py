@@ -77,3 +77,18 @@ def test_bad_schemas(tmp_path: Path):
     (tmp_path / "schema.json").write_text('{\n"shoe": [}')
     with pytest.raises(UserError, match="line 2: malformed JSON"):
         entries(ROWS, schema_path=path)
+
+
+def test_a_schema_file_that_cannot_be_read(tmp_path: Path):
+    path = tmp_path / "schema.json"
+    path.write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match=r"schema_path: .*schema\.json: not UTF-8"):
+        entries(ROWS, schema_path=str(path))
+    with pytest.raises(UserError, match=r"schema_path: .* cannot be read"):
+        entries(ROWS, schema_path=str(tmp_path))
+
+
+def test_a_category_that_is_no_text(tmp_path: Path):
+    rows = [{"kind": ["shoe"], "attributes": {"Brand": "Acme"}}]
+    with pytest.raises(UserError, match="no category"):
+        entries(rows, schema_path=schema_file(tmp_path, {"shoe": ["Brand"]}), schema_by="kind")

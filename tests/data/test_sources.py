@@ -53,6 +53,9 @@ def test_only_newlines_end_a_line_and_blank_lines_count(tmp_path: Path):
         (b'{"a": 1}\n{"a": 2\n', "line 2: malformed JSON"),
         (b'{"a": 1}\n\n[1, 2]\n', "line 3: a row is a JSON object, not list"),
         (b'{"a": 1}\n{"a": "\xff"}\n', "line 2: not UTF-8"),
+        (b'{"a": 1}\n{"a": "\\ud800"}\n', r"line 2: .*half of a surrogate pair"),
+        (b'{"a": 1}\n' + b"[" * 50_000 + b"\n", "line 2: malformed JSON: nested too deeply"),
+        (b'{"a": ' + b"9" * 5000 + b"}\n", "line 1: malformed JSON"),
         (b"", "no rows"),
         (b"\n  \n", "no rows"),
     ],
@@ -64,6 +67,22 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, content: bytes, message: 
         source(path)
     assert "bad.jsonl" in str(caught.value)
     assert str(caught.value).startswith("data.train")
+
+
+def test_whole_surrogate_pairs_are_characters(tmp_path: Path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text('{"a": "\\ud83d\\ude00"}\n')
+    assert list(source(path)) == [{"a": "\U0001f600"}]
+
+
+def test_a_missing_file_is_not_answered_with_a_folder_listing(tmp_path: Path):
+    (tmp_path / "thesis.tex").touch()
+    (tmp_path / "train.jsonl").touch()
+    with pytest.raises(UserError, match=r"does not exist; did you mean 'train\.jsonl'"):
+        source(tmp_path / "trian.jsonl")
+    with pytest.raises(UserError) as caught:
+        source(tmp_path / "zzz.parquet")
+    assert "thesis" not in str(caught.value)
 
 
 def test_damaged_gzip(tmp_path: Path):

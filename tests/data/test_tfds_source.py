@@ -113,6 +113,13 @@ def test_unknown_name(prepared: Path):
         open_source(SourceConfig(path="tfds:nested_row", data_dir=str(prepared)))
     with pytest.raises(UserError, match="did you mean 'product_listings'"):
         open_source(SourceConfig(path="tfds:product_listing", data_dir=str(prepared)))
+    for name, part in (
+        ("", "no data set"),
+        ("product_listings/big", "big"),
+        ("product_listings:9.9.9", r"versions: 1\.0"),
+    ):
+        with pytest.raises(UserError, match=f"data.train: tfds:{name} .*{part}"):
+            open_source(SourceConfig(path=f"tfds:{name}", data_dir=str(prepared)))
 
 
 def test_our_own_builder_is_prepared_on_first_use(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -321,6 +322,9 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"rms_norm_eps": None}, "rms_norm_eps = null: must be a number"),
     ("llama", {"tie_word_embeddings": 1}, "tie_word_embeddings = 1: must be true or false"),
     ("llama", {"eos_token_id": "</s>"}, "must be a token id or a list of them"),
+    ("llama", {"eos_token_id": -1}, "must be a token id or a list of them"),
+    ("llama", {"rms_norm_eps": math.nan}, "must be a number"),
+    ("llama", {"model_type": ["llama"]}, "is not supported; did you mean 'llama'?"),
     ("llama", {"num_attention_heads": 3}, "3 attention heads do not divide it"),
     ("llama", {"num_key_value_heads": 3}, "must divide num_heads"),
 ]

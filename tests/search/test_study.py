@@ -325,6 +325,17 @@ def test_the_journal_of_another_study_is_refused_and_the_difference_named(finish
     assert study(finished[0], base=moved).run() is not None
 
 
+def test_a_record_with_a_wrong_value_is_named(finished, tmp_path):
+    lines = (finished[0] / "trials.jsonl").read_text().splitlines()
+    number = next(number for number, line in enumerate(lines, 1) if json.loads(line)["event"] == "scored")
+    record = json.loads(lines[number - 1]) | {"score": "good"}
+    (tmp_path / "trials.jsonl").write_text(
+        "\n".join([*lines[: number - 1], json.dumps(record), *lines[number:]]) + "\n"
+    )
+    with pytest.raises(UserError, match=f"line {number}: .*'good' is no number"):
+        study(tmp_path).run()
+
+
 def test_a_record_out_of_order_is_named(finished, tmp_path):
     lines = (finished[0] / "trials.jsonl").read_text().splitlines()
     (tmp_path / "trials.jsonl").write_text("\n".join([lines[0], *lines[2:]]) + "\n")

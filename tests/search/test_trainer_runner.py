@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jaxtune.config import load_config
-from jaxtune.search.trainer_runner import TrainerRunner
+from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training.experiment import Experiment
@@ -36,3 +36,28 @@ def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     assert outcome.score == pytest.approx(alone["metrics"]["validation_loss"], rel=1e-5)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
     assert losses(tmp_path / "0") != pytest.approx(losses(tmp_path / "1")[:1], rel=1e-5)
+
+
+def _trial(directory, config, step):
+    (directory / "checkpoints" / str(step)).mkdir(parents=True)
+    (directory / "config.yaml").write_text(config)
+
+
+def test_a_trial_goes_on_from_its_own_files_only(tmp_path):
+    directory = tmp_path / "000"
+    _set_aside(directory, "rate: 1", 4)
+    directory.mkdir()
+    _set_aside(directory, "rate: 1", 4)
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["000"]
+    _trial(directory, "rate: 1", 4)
+    _set_aside(directory, "rate: 1", 4)
+    _set_aside(directory, "rate: 1", 20)
+    assert (directory / "checkpoints" / "4").is_dir()
+    # Beyond the step that it is to be scored at, and another trial's: both would give a wrong score.
+    _set_aside(directory, "rate: 1", 3)
+    assert not directory.exists()
+    _trial(directory, "rate: 2", 2)
+    _set_aside(directory, "rate: 1", 4)
+    assert not directory.exists()
+    assert {entry.name for entry in tmp_path.iterdir()} == {"000.1", "000.2"}
+    assert (tmp_path / "000.1" / "checkpoints" / "4").is_dir(), "nothing is lost"

@@ -1,11 +1,14 @@
+import importlib.machinery
+import importlib.util
 import json
 import sys
+import types
 from unittest import mock
 
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.telemetry.writers import JsonlWriter, TensorBoardWriter, WandbWriter, read_metrics
+from jaxtune.telemetry.writers import JsonlWriter, TensorBoardWriter, WandbWriter, check_wandb, read_metrics
 
 
 def test_each_line_is_json_even_for_numbers_that_are_none(tmp_path):
@@ -42,14 +45,30 @@ def test_tensorboard_writes_event_files(tmp_path):
     assert any("tfevents" in file.name for file in tmp_path.iterdir())
 
 
-def test_a_missing_wandb_is_told_with_the_command_that_installs_it(monkeypatch, tmp_path):
-    monkeypatch.setitem(sys.modules, "wandb", None)
-    with pytest.raises(UserError, match=r"jaxtune\[wandb\]"):
-        WandbWriter("project", "run", tmp_path, {})
+def test_weights_and_biases_is_looked_for_before_a_run(monkeypatch):
+    check_wandb(None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(UserError, match=r"telemetry\.wandb: .*jaxtune\[wandb\]"):
+        check_wandb("project")
+
+
+def test_weights_and_biases_without_a_login_is_told(monkeypatch):
+    class Refused(Exception):
+        pass
+
+    def refuse(**_):
+        raise Refused("No API key\nconfigured")
+
+    module = types.ModuleType("wandb")
+    module.__spec__ = importlib.machinery.ModuleSpec("wandb", None)
+    vars(module).update(Error=Refused, init=refuse)
+    monkeypatch.setitem(sys.modules, "wandb", module)
+    with pytest.raises(UserError, match=r"telemetry\.wandb: No API key configured"):
+        WandbWriter("project", "run", ".", {})
 
 
 def test_wandb_runs_are_told_apart_by_their_directories(monkeypatch, tmp_path):
-    wandb = mock.Mock()
+    wandb = mock.Mock(__spec__=importlib.machinery.ModuleSpec("wandb", None), Error=RuntimeError)
     monkeypatch.setitem(sys.modules, "wandb", wandb)
     for directory in ("one", "two", "one"):
         writer = WandbWriter("project", "run", tmp_path / directory, {"seed": 1})
