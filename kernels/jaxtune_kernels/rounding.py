@@ -16,19 +16,27 @@ from jaxtune_kernels.dropout import hash_words, mix32
 
 
 def random_words(
-    seed: UInt32[Array, "*#seeds"], draw: int, rows: UInt32[Array, "*#rows"], columns: UInt32[Array, "*#columns"]
+    seed: UInt32[Array, "*#seeds"], rows: UInt32[Array, "*#rows"], columns: UInt32[Array, "*#columns"]
 ) -> UInt32[Array, "*_"]:
     """32 random bits for each element, over arrays of identities that broadcast against each other.
 
     Args:
-      seed: names the draw together with ``draw``.
-      draw: tells apart several draws of one seed.
+      seed: names the draw.
       rows: an identity for each row, such as ``[r, 1]``.
       columns: an identity for each column, such as ``[1, c]``.
     """
     # An element costs one mix32 and a multiplication. The multiplication keeps two rows whose keys differ by a small
     # number from drawing the same sequence with a shift between them: it does not commute with the exclusive or.
-    return mix32(hash_words(seed, draw, rows) ^ (columns * jnp.uint32(0x9E3779B1)))
+    return mix32(hash_words(seed, rows) ^ (columns * jnp.uint32(0x9E3779B1)))
+
+
+def three_halves(words: UInt32[Array, "*shape"]) -> tuple[Array, Array, Array]:
+    """Three words made of one, whose upper sixteen bits are as good as independent in pairs.
+
+    A hash is most of what rounding costs, and a rounding takes half a word: the upper half, the lower half, and the
+    upper half of an odd multiple, which all 32 bits have a part in.
+    """
+    return words, words << 16, words * jnp.uint32(0xC2B2AE35)
 
 
 def round_stochastically(x: Float[Array, "*shape"], words: UInt32[Array, "*shape"]) -> Float[Array, "*shape"]:

@@ -56,7 +56,7 @@ def masked_update(
     axes: PyTree = None,
     trial_axes: Sequence[str] = (),
     implementation: str | None = None,
-    interpret: bool = False,
+    interpret: Any = False,
 ) -> MaskedUpdate:
     """An optimizer whose time and memory grow with the selected share of the parameters, not with the parameters.
 
@@ -85,7 +85,7 @@ def masked_update(
       trial_axes: the mesh axes that trials, mapped by ``jax.vmap``, are cut over.
       implementation: None picks the best for the platform; "reference" is the definition, "xla" the portable one, "tpu"
         and "gpu" are the kernels.
-      interpret: runs the kernels step by step, on any platform.
+      interpret: runs the kernels step by step, on any platform; as ``pallas_call`` takes it.
 
     Raises:
       ValueError: the rule, implementation or dtype is unknown; from ``apply``, a seed is missing, or a gradient or a
@@ -205,7 +205,7 @@ def _check_dtype(dtype: Any) -> None:
 
 
 def _choose(
-    implementation: str | None, interpret: bool, blocks: Blocks, operands: Operands
+    implementation: str | None, interpret: Any, blocks: Blocks, operands: Operands
 ) -> Callable[..., Results]:
     """The implementation for these blocks; without a wish, that of the platform that the program is compiled for."""
     functions: dict[str, Callable[..., Results]] = {

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +25,14 @@ class Selection:
     """Which blocks of a tensor are trained.
 
     Attributes:
-      indices: numbers of the selected blocks, each once, in ascending order. Their count is static, they are traced.
+      indices: int32 ``[n]``, numbers of the selected blocks, each once, in ascending order. Their count is static, they
+        are traced.
       block: rows and columns of a block; None is all there are, so the default selects among the leading dimensions,
         and with one index of zero a matrix as a whole.
     """
 
-    indices: Int32[Array, " n"]
+    # A tree of arrays is also one of shapes, of shardings, of axes to map over.
+    indices: Any
     block: tuple[int | None, int | None] = dataclasses.field(default=(None, None), metadata={"static": True})
 
 

@@ -43,6 +43,13 @@ class Operands(NamedTuple):
         return self.grads.shape == self.params.shape and self.grads.shape != self.moments[0].shape
 
 
+    def bytes_touched(self) -> int:
+        """What an update must read and write: of the selected blocks, parameters, gradients and moments."""
+        elements = self.moments[0].size
+        written = sum(value.dtype.itemsize for value in (self.params, *self.moments))
+        return elements * (2 * written + self.grads.dtype.itemsize)
+
+
 Results = tuple[Any, tuple[Any, ...]]
 """The parameters and the moments, shaped as in the operands."""
 

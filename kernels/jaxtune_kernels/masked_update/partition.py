@@ -89,31 +89,21 @@ class Partition:
 
     def local_slots(self, cuts: Cuts, local: Blocks, indices: Int32[Array, "g n"]) -> tuple[Array, Array, Array]:
         """Numbers of the blocks in the device's share, and the identities of their first rows and columns."""
+        number, owned = jnp.zeros_like(indices), jnp.ones_like(indices, bool)
         coordinates = jnp.unravel_index(indices, self.blocks.grid)
-        origin = [
-            jnp.asarray(first_index(cuts[name], size)).astype(jnp.int32)
-            for name, size in zip(self.names, local.grid, strict=True)
-        ]
-        here = [c - o for c, o in zip(coordinates, origin, strict=True)]
-        # A block of another device gets no number here, rather than that of one of this device's blocks.
-        owned = jnp.stack(
-            [
-                (c >= 0) & (c < n) | (name not in self.between())
-                for c, n, name in zip(here, local.grid, self.names, strict=True)
-            ]
-        ).all(axis=0)
-        here = [jnp.where(name in self.between(), c, 0) for c, name in zip(here, self.names, strict=True)]
-        number = jnp.zeros_like(indices)
-        for c, n in zip(here, local.grid, strict=True):
-            number = number * n + c
+        for name, coordinate, size in zip(self.names, coordinates, local.grid, strict=True):
+            if name in self.between():
+                coordinate = coordinate - jnp.asarray(first_index(cuts[name], size)).astype(jnp.int32)
+                owned &= (coordinate >= 0) & (coordinate < size)
+            number = number * size + coordinate
         rows, columns = self.blocks.first_elements(indices)
-        inner_rows, inner_columns = (
-            jnp.asarray(first_index(cuts[name], size)).astype(jnp.uint32) if spans else jnp.uint32(0)
-            for name, size, spans in zip(
-                ("rows", "columns"), (local.rows, local.columns), self._spanned(), strict=True
-            )
-        )
-        return jnp.where(owned, number, local.count), rows + inner_rows, columns + inner_columns
+        spanned_rows, spanned_columns = self._spanned()
+        if spanned_rows:
+            rows = rows + jnp.asarray(first_index(cuts["rows"], local.rows)).astype(jnp.uint32)
+        if spanned_columns:
+            columns = columns + jnp.asarray(first_index(cuts["columns"], local.columns)).astype(jnp.uint32)
+        # A block of another device gets no number here, rather than that of one of this device's blocks.
+        return jnp.where(owned, number, local.count), rows, columns
 
     def _spanned(self) -> tuple[bool, bool]:
         return self.blocks.block_rows == self.blocks.rows, self.blocks.block_columns == self.blocks.columns
@@ -213,7 +203,7 @@ def share_out(indices: Int32[Array, " n"], blocks: Blocks, devices: Sequence[int
     Args:
       indices: block numbers, of which every device owns equally many.
       blocks: the tensor's blocks.
-      devices: over how many devices each dimension of the tensor is cut; 1 for a dimension that a block spans.
+      devices: over how many devices each dimension of the tensor is cut.
     """
     coordinates = jnp.unravel_index(indices, blocks.grid)
     owner = jnp.zeros_like(indices)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32
 
-from jaxtune_kernels.rounding import random_words, round_stochastically
+from jaxtune_kernels.rounding import random_words, round_stochastically, three_halves
 
 
 class Coefficients(NamedTuple):
@@ -106,10 +106,10 @@ def updated(
     stored = (p, *moments)
     p, g, *moments = (value.astype(jnp.float32) for value in (p, g, *moments))
     p, moments = rule.step(p, g, tuple(moments), coefficients, corrections)
-    # Each rounding takes half a word: one draw serves the parameter, one both moments.
-    if stored[0].dtype == jnp.bfloat16:
-        p = round_stochastically(p, random_words(seed, 1, rows, columns))
-    if stored[1].dtype == jnp.bfloat16:
-        words = random_words(seed, 2, rows, columns)
-        moments = tuple(round_stochastically(m, words << 16 * half) for half, m in enumerate(moments))
-    return p, moments
+    if jnp.bfloat16 in (value.dtype for value in stored):
+        words = three_halves(random_words(seed, rows, columns))
+        p, *moments = (
+            round_stochastically(value, word) if like.dtype == jnp.bfloat16 else value
+            for value, like, word in zip((p, *moments), stored, words, strict=False)
+        )
+    return p, tuple(moments)

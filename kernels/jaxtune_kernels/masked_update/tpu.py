@@ -83,6 +83,9 @@ def masked_update_tpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpr
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=_VMEM_LIMIT,
         ),
+        cost_estimate=pl.CostEstimate(
+            flops=20 * moments[0].size, transcendentals=moments[0].size, bytes_accessed=operands.bytes_touched()
+        ),
         interpret=interpret,
         name="masked_update",
     )(*scalars, params, grads, *moments)
