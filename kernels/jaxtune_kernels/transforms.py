@@ -84,7 +84,7 @@ def grouped(
 
     Raises:
       ValueError: a result does not start with g; or, when called, an array does not have the dimensions named, a name
-        has two sizes, or one mesh axis is named for two dimensions.
+        has two sizes, or one mesh axis is named for two dimensions of one array.
     """
     for names in _leaves(results):
         if names.split()[:1] != [GROUP]:
@@ -98,7 +98,7 @@ def grouped(
     @call.def_vmap
     def rule(trials: int, mapped: list[Any], *arrays: Any) -> tuple[Any, Any]:
         leaves, treedef = jax.tree.flatten(arrays)
-        flags, names = treedef.flatten_up_to(tuple(mapped)), treedef.flatten_up_to(tuple(operands))
+        flags, names = treedef.flatten_up_to(tuple(mapped)), jax.tree.leaves(_names(operands, arrays))
         if any(flag and GROUP not in each.split() for flag, each in zip(flags, names, strict=True)):
             return _one_by_one(call, treedef, flags, leaves)
         merged = [
@@ -134,11 +134,17 @@ def _leaves(names: Dimensions) -> list[str]:
     return [leaf for leaf in jax.tree.leaves(names) if leaf is not None]
 
 
+def _names(operands: Sequence[Dimensions], arrays: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The names, without those of operands that are None."""
+    return jax.tree.map(
+        lambda array, names: None if array is None else names, arrays, tuple(operands), is_leaf=lambda x: x is None
+    )
+
+
 def _sizes(operands: Sequence[Dimensions], arrays: tuple[Any, ...]) -> dict[str, int]:
     """The size of each named dimension, which all arrays must agree on."""
-    leaves, treedef = jax.tree.flatten(arrays)
     sizes: dict[str, int] = {}
-    for array, names in zip(leaves, treedef.flatten_up_to(tuple(operands)), strict=True):
+    for array, names in zip(jax.tree.leaves(arrays), jax.tree.leaves(_names(operands, arrays)), strict=True):
         if len(names.split()) != array.ndim:
             raise ValueError(f"an array of shape {array.shape} has no dimensions {names!r}")
         for name, size in zip(names.split(), array.shape, strict=True):
@@ -213,11 +219,9 @@ def _over_mesh(
             raise ValueError(f"mesh axis {min(twice)!r} is named for two dimensions of {names!r}: {dict(axes)}")
         return PartitionSpec(*(cuts[name] or None for name in names.split()))
 
-    treedef = jax.tree.structure(arrays)
-    in_specs = treedef.unflatten([spec(names) for names in treedef.flatten_up_to(tuple(operands))])
     return jax.shard_map(
         lambda *shares: launch(cuts, *shares),
-        in_specs=in_specs,
+        in_specs=jax.tree.map(spec, _names(operands, arrays)),
         out_specs=jax.tree.map(spec, results),
         axis_names=set(free),
         # A kernel does not say over which axes its result varies; the results' names do.

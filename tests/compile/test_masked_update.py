@@ -24,7 +24,7 @@ TENSORS = {
 STACKS = {
     "layers": ((32, 4096, 14336), (None, None), 32, 1),
     "layers by columns": ((32, 4096, 4096), (None, None), 32, 2),
-    "rows": ((128256, 4096), (1002 * 16, None), 8, 0),
+    "rows": ((128256, 4096), (2672, None), 48, 0),
 }
 DTYPES = [("float32", "float32"), ("float32", "bfloat16"), ("bfloat16", "float32"), ("bfloat16", "bfloat16")]
 
@@ -53,9 +53,8 @@ def test_alone(target, dtype, moment_dtype, tensor, share):
 def test_over_eight_devices(target, dtype, moment_dtype, tensor, share):
     _need(target)
     shape, block, count, cut = STACKS[tensor]
-    selected = max(1, round(share * count))
-    if cut == 0:
-        # Each device has equally many.
-        selected = max(8, selected)
+    # Blocks that are shared out are equally many on each device.
+    unit = 8 if cut == 0 else 1
+    selected = max(1, round(share * count / unit)) * unit
     compiled, held, _ = compile_update(target, shape, block, selected, dtype, moment_dtype, cut)
     check_in_place(compiled, held, target)

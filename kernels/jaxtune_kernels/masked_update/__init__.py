@@ -37,6 +37,12 @@ class BlockState(NamedTuple):
     """How many updates each has had since it was selected, which AdamW's bias correction goes by."""
     moments: tuple[Float[Array, "n block_rows block_columns"], ...]
 
+    @property
+    def block(self) -> tuple[int, int]:
+        """Rows and columns of a block."""
+        _, rows, columns = self.moments[0].shape
+        return rows, columns
+
 
 class MaskedUpdate(NamedTuple):
     """What :func:`masked_update` gives."""
@@ -67,10 +73,13 @@ def masked_update(
     blocks. A gradient is that of the selected blocks, ``[n, block rows, block columns]`` in the order of the indices,
     which is what one has who differentiates with respect to :func:`take_blocks`, or that of the whole tensor. All
     scalars may be traced. bfloat16 is rounded to stochastically and needs a ``seed``, which must differ between steps;
-    float32 needs none. Donate state and parameters: then they are updated where they are.
+    float32 needs none. Donate parameters and state: then they are updated where they are. Let them be arguments of the
+    jitted step in the order in which it returns them, because ``jax.jit`` gives a result the first donated array of its
+    size, and a parameter that lands in the place of a moment is copied.
 
-    ``reselect(state, params, selection)`` goes on with other blocks: moments stay with blocks that stay selected, and are
-    zero for new ones. While the number of blocks is the same, this compiles nothing new.
+    ``reselect(state, params, selection)`` goes on with other blocks: moments stay with blocks that stay selected, and
+    are zero for new ones, which start AdamW's bias correction anew. While the number of blocks is the same, this
+    compiles nothing new.
 
     All three work under jit, vmap (one launch for all trials), scan, and over a mesh. They have no derivative.
 
@@ -80,8 +89,8 @@ def masked_update(
       axes: over which axes of the mesh in context (``jax.set_mesh``) the tensors are cut, for each as a mapping from
         dimension to axes, ``{0: ("fsdp",)}``; one for all of them, or a tree like the parameters. A dimension that
         a block spans is cut inside the blocks. Along other dimensions each device must own equally many of the selected
-        blocks, and the indices be sorted by device first (:func:`share_out_blocks`); this is the case for sorted indices
-        where the first dimension alone is cut.
+        blocks, and the indices be sorted by device first (:func:`share_out_blocks`); where the first dimension alone is
+        cut, sorted indices are.
       trial_axes: the mesh axes that trials, mapped by ``jax.vmap``, are cut over.
       implementation: None picks the best for the platform; "reference" is the definition, "xla" the portable one, "tpu"
         and "gpu" are the kernels.
@@ -137,7 +146,7 @@ def masked_update(
                 raise ValueError(f"rounding to {narrow[0]} needs a seed")
             steps = old.steps + 1
             new, moments = update_tensor(
-                partition(param, old.moments[0].shape[1:], cut), RULES[rule], choose, param, grad, old.moments,
+                partition(param, old.block, cut), RULES[rule], choose, param, grad, old.moments,
                 old.indices, steps, coefficients, hash_words(0 if seed is None else seed, number),
             )  # fmt: skip
             return new, BlockState(old.indices, steps, moments)
@@ -145,9 +154,7 @@ def masked_update(
         leaves, treedef = jax.tree.flatten(params)
         states, gradients = treedef.flatten_up_to(state), treedef.flatten_up_to(grads)
         cuts = _axes_of_leaves(axes, treedef)
-        moved = [
-            one(number, *leaf) for number, leaf in enumerate(zip(leaves, states, gradients, cuts, strict=True))
-        ]
+        moved = [one(number, *leaf) for number, leaf in enumerate(zip(leaves, states, gradients, cuts, strict=True))]
         return treedef.unflatten([new for new, _ in moved]), treedef.unflatten([new for _, new in moved])
 
     def reselect(state: PyTree, params: PyTree, selection: PyTree) -> PyTree:
@@ -204,9 +211,7 @@ def _check_dtype(dtype: Any) -> None:
         raise ValueError(f"{jnp.dtype(dtype)} is neither float32 nor bfloat16")
 
 
-def _choose(
-    implementation: str | None, interpret: Any, blocks: Blocks, operands: Operands
-) -> Callable[..., Results]:
+def _choose(implementation: str | None, interpret: Any, blocks: Blocks, operands: Operands) -> Callable[..., Results]:
     """The implementation for these blocks; without a wish, that of the platform that the program is compiled for."""
     functions: dict[str, Callable[..., Results]] = {
         "reference": masked_update_reference,

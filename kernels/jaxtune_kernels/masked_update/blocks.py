@@ -1,10 +1,10 @@
 """How a tensor is cut into blocks: its last two dimensions into rectangles, its other dimensions one by one.
 
-A tensor keeps its shape. Merging or splitting its last two dimensions would copy it on a TPU, where memory is tiled over
-them; dimensions before those two merge for free. So ``[layers, rows, columns]`` with blocks of ``(rows, columns)`` is a
-row of layers, ``(k, columns)`` are groups of k rows, ``(rows, k)`` groups of k columns, ``(k, k)`` tiles, and all of
-them are one code. Blocks are numbered in row-major order over (leading dimensions, block row, block column). Where the
-block does not divide the tensor, the last ones stick out; what sticks out exists in the moments only, as zeros.
+A tensor keeps its shape. Merging or splitting its last two dimensions would copy it on a TPU, where memory is tiled
+over them; dimensions before those two merge for free. So ``[layers, rows, columns]`` with blocks of ``(rows, columns)``
+is a row of layers, ``(k, columns)`` are groups of k rows, ``(rows, k)`` groups of k columns, ``(k, k)`` tiles, and all
+of them are one code. Blocks are numbered in row-major order over (leading dimensions, block row, block column). Where
+the block does not divide the tensor, the last ones stick out; what sticks out exists in the moments only, as zeros.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
 """The masked update as a Pallas kernel for NVIDIA GPUs, by way of Triton, in place.
 
-A program updates one tile of a selected block: it loads each byte once, straight into registers, and stores it once. There
-is nothing that a second program would reuse, so tiles staged in shared memory by asynchronous copies, which Mosaic GPU is
-made for, would only be a detour. What a kernel bound by memory needs is bytes under way: by Little's law an H200 has to
-have 4.8 TB/s times some 800 ns, about 4 MB or 29 KB a multiprocessor, on the road. A program asks for 2,048 elements of
-four arrays, 16 KB in bfloat16 and 32 KB in float32; compiled, its 256 threads take 40 to 48 registers each, so that a
-multiprocessor holds five. Loads and stores are sixteen bytes wide where the block's columns divide by eight.
+A program updates one tile of a selected block: it loads each byte once, straight into registers, and stores it once.
+There is nothing that a second program would reuse, so tiles staged in shared memory by asynchronous copies, which
+Mosaic GPU is made for, would only be a detour. What a kernel bound by memory needs is bytes under way: by Little's law
+an H200 has to have 4.8 TB/s times some 800 ns, about 4 MB or 29 KB a multiprocessor, on the road. A program asks for
+2,048 elements of four arrays, 16 KB in bfloat16 and 32 KB in float32; compiled, its 256 threads take 40 registers each,
+so that a multiprocessor holds six. Loads and stores are sixteen bytes wide where the block's columns divide by eight.
 
 In bfloat16 throughout, instructions are the next bound: an H200 moves 14 bytes an element in the time of some 80
 instructions a thread, so the hash of the stochastic rounding is drawn once for all three roundings.
@@ -13,7 +13,6 @@ instructions a thread, so the hash of the stochastic rounding is drawn once for 
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from typing import Any

@@ -26,8 +26,8 @@ class Slots(NamedTuple):
 class Operands(NamedTuple):
     """The arrays of one update.
 
-    The gradients are those of the selected blocks, ``[g, n, block rows, block columns]``, or of the whole tensors, which
-    then have the parameters' shape.
+    The gradients are those of the selected blocks, ``[g, n, block rows, block columns]``, or of the whole tensors,
+    which then have the parameters' shape.
     """
 
     params: Float[Array, "g *leading rows columns"]
@@ -41,7 +41,6 @@ class Operands(NamedTuple):
     def whole_grads(self) -> bool:
         """Whether the gradients are those of the whole tensors."""
         return self.grads.shape == self.params.shape and self.grads.shape != self.moments[0].shape
-
 
     def bytes_touched(self) -> int:
         """What an update must read and write: of the selected blocks, parameters, gradients and moments."""

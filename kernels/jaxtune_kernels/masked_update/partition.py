@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -138,8 +137,8 @@ def update_tensor(
     whole = grad.shape == param.shape and grad.shape != moments[0].shape
     if not whole and grad.shape != moments[0].shape:
         raise ValueError(
-            f"gradients of shape {grad.shape} are neither those of the selected blocks, {moments[0].shape}, nor those of"
-            f" the tensor, {param.shape}"
+            f"gradients of shape {grad.shape} are neither those of the selected blocks, {moments[0].shape}, nor those"
+            f" of the tensor, {param.shape}"
         )
 
     def launch(cuts: Cuts, param, grad, moments, indices, steps, scalars, seeds) -> Results:

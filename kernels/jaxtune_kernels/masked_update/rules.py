@@ -104,12 +104,13 @@ def updated(
       columns: uint32 identities of the columns.
     """
     stored = (p, *moments)
-    p, g, *moments = (value.astype(jnp.float32) for value in (p, g, *moments))
-    p, moments = rule.step(p, g, tuple(moments), coefficients, corrections)
-    if jnp.bfloat16 in (value.dtype for value in stored):
+    wide = tuple(m.astype(jnp.float32) for m in moments)
+    p, wide = rule.step(p.astype(jnp.float32), g.astype(jnp.float32), wide, coefficients, corrections)
+    values = (p, *wide)
+    if any(like.dtype == jnp.bfloat16 for like in stored):
         words = three_halves(random_words(seed, rows, columns))
-        p, *moments = (
+        values = tuple(
             round_stochastically(value, word) if like.dtype == jnp.bfloat16 else value
-            for value, like, word in zip((p, *moments), stored, words, strict=False)
+            for value, like, word in zip(values, stored, words, strict=False)
         )
-    return p, tuple(moments)
+    return values[0], values[1:]

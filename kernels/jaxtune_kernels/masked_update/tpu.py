@@ -146,10 +146,10 @@ def _scalars(operands: Operands, blocks_each: int) -> list[jax.Array]:
 
 
 def _step(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: Any, indices: Any) -> tuple[Any, ...]:
-    """The tile of a grid step, as (matrix, first tile of its block, tile in the block, whether it has an element inside).
+    """The tile of a grid step, as (matrix, first tile of its block, tile in the block, whether it is inside at all).
 
-    Tiles outside the tensor, which only a block that sticks out has, stay with the last tile before them that is inside:
-    then nothing is copied in or out for them.
+    Tiles outside the tensor, which only a block that sticks out has, stay with the last tile before them that is
+    inside: then nothing is copied in or out for them.
     """
     matrix, i, j = blocks.coordinates(indices[slot])
     starts = (i * tiling.counts[0], j * tiling.counts[1])

@@ -25,7 +25,7 @@ class Transformation(NamedTuple):
 class TransformationState(NamedTuple):
     """What :func:`masked_transformation` keeps between steps."""
 
-    count: Int32[Array, ""]
+    steps: Int32[Array, ""]
     blocks: PyTree
 
 
@@ -58,12 +58,12 @@ def masked_transformation(
         return TransformationState(jnp.zeros((), jnp.int32), optimizer.init(params, selection))
 
     def update(grads: PyTree, state: TransformationState, params: PyTree) -> tuple[PyTree, TransformationState]:
-        rate = learning_rate(state.count) if callable(learning_rate) else learning_rate
+        rate = learning_rate(state.steps) if callable(learning_rate) else learning_rate
         new, blocks = optimizer.apply(
-            grads, state.blocks, params, rate, seed=hash_words(seed, state.count.astype(jnp.uint32)), **scalars
+            grads, state.blocks, params, rate, seed=hash_words(seed, state.steps.astype(jnp.uint32)), **scalars
         )
         # In float32, in which the difference of two bfloat16 of like size is exact.
         updates = jax.tree.map(lambda a, b: a.astype(jnp.float32) - b.astype(jnp.float32), new, params)
-        return updates, TransformationState(state.count + 1, blocks)
+        return updates, TransformationState(state.steps + 1, blocks)
 
     return Transformation(init, update)

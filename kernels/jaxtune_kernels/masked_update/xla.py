@@ -1,7 +1,8 @@
 """The masked update for every platform, as a gather and a scatter of windows.
 
-XLA scatters into a donated operand in place, so unselected bytes are neither read nor written; but gather, update and
-scatter are programs of their own, with the selected blocks written and read in between.
+XLA scatters into a donated operand in place, so unselected bytes are neither read nor written. But the new values of
+the selected blocks go through memory on their way from the update to the scatter; on TPUs, where gather and scatter are
+loops over blocks, the old ones do on their way from the gather as well.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ def masked_update_xla(rule: Rule, blocks: Blocks, operands: Operands) -> Results
     if blocks.ragged:
         inside = _inside(blocks, indices)
         moments = tuple(jnp.where(inside, m, 0) for m in moments)
+    # Fused into one loop, a gather from and a scatter into the same memory make XLA work on a copy of it.
+    new = lax.optimization_barrier(new)
     params = jax.vmap(lambda tensor, selected, values: put(blocks, tensor, selected, values))(
         operands.params, indices, new
     )
@@ -36,7 +39,7 @@ def masked_update_xla(rule: Rule, blocks: Blocks, operands: Operands) -> Results
 
 
 def take(blocks: Blocks, tensor: Array, indices: Int32[Array, " n"]) -> Array:
-    """The blocks of ``tensor`` with the given numbers, ``[n, block rows, block columns]``; zeros where they stick out."""
+    """Blocks of ``tensor`` by number, ``[n, block rows, block columns]``; zeros where they stick out."""
     starts, (rows, columns) = _windows(blocks, indices)
     dimensions = lax.GatherDimensionNumbers(offset_dims=(1, 2), collapsed_slice_dims=(0,), start_index_map=(0, 1, 2))
     windows = lax.gather(

@@ -54,12 +54,16 @@ def compile_update(
     )
     grads = struct(state.moments[0].shape, dtype, moment)
 
-    def step(grads, state, params, rate, seed):
+    # In the order of the results: donated arrays of one size are taken for whichever result comes first.
+    def step(params, state, grads, rate, seed):
         return optimizer.apply(grads, state, params, rate, seed=seed, weight_decay=0.1)
 
     rate, seed = struct((), jnp.float32, P()), struct((), jnp.uint32, P())
     with jax.set_mesh(mesh):
-        compiled = compile_for_target(step, grads, state, params, rate, seed, donate_argnums=(1, 2))
+        compiled = compile_for_target(
+            step, params, state, grads, rate, seed, donate_argnums=(0, 1),
+            out_shardings=jax.tree.map(lambda leaf: leaf.sharding, (params, state)),
+        )  # fmt: skip
     elements = math.prod(state.moments[0].shape) // mesh.size
     p_bytes, m_bytes = jnp.dtype(dtype).itemsize, jnp.dtype(moment_dtype).itemsize
     held = math.prod(shape) // mesh.size * p_bytes + 2 * elements * m_bytes
@@ -84,17 +88,18 @@ def check_in_place(compiled: jax.stages.Compiled, held: int, target: str) -> Non
 
 def bytes_copied_by_grid(jaxpr: Any) -> int:
     """Bytes that the pipeline of the one kernel in a program copies: steps of the grid times blocks of the operands."""
-    (launch,) = _kernels(jaxpr)
+    (launch,) = kernels(jaxpr)
     mapping = launch.params["grid_mapping"]
     steps = math.prod(mapping.grid)
     blocks = [
-        math.prod(int(getattr(side, "block_size", side)) for side in block.block_shape) * block.array_aval.dtype.itemsize
+        math.prod(int(getattr(side, "block_size", side)) for side in block.block_shape)
+        * block.array_aval.dtype.itemsize
         for block in mapping.block_mappings
     ]
     return steps * sum(blocks)
 
 
-def _kernels(jaxpr: Any) -> list[Any]:
+def kernels(jaxpr: Any) -> list[Any]:
     found = []
     for equation in jaxpr.eqns:
         if equation.primitive.name == "pallas_call":
@@ -103,5 +108,5 @@ def _kernels(jaxpr: Any) -> list[Any]:
         for value in jax.tree.leaves(list(equation.params.values()), is_leaf=lambda v: hasattr(v, "eqns")):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
-                found += _kernels(inner)
+                found += kernels(inner)
     return found

@@ -183,7 +183,9 @@ def test_tpu_copies_do_not_race():
 
 
 @pytest.mark.usefixtures("small_tiles")
-@pytest.mark.parametrize(("shape", "block"), [((2, 40, 600), (24, 384)), ((50, 130), (None, None)), ((3, 5), (None, None))])
+@pytest.mark.parametrize(
+    ("shape", "block"), [((2, 40, 600), (24, 384)), ((50, 130), (None, None)), ((3, 5), (None, None))]
+)
 def test_tpu_tiles_that_stick_out_or_lie_outside(shape, block):
     task = problem(shape, block, share=1.0, steps=2)
     _check_against_float64(task, *_run(_optimizer(implementation="tpu"), task, whole=True))
