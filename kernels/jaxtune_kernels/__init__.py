@@ -1,7 +1,20 @@
-"""Kernels of parameter-efficient training, in pure JAX: they know nothing of models or trainers."""
+"""Kernels of parameter-efficient training, in pure JAX and Pallas: they know nothing of models or trainers."""
 
 from jaxtune_kernels.dropout import hash_words, keep_mask
 from jaxtune_kernels.linear_cross_entropy import linear_cross_entropy
 from jaxtune_kernels.low_rank import low_rank_matmul
+from jaxtune_kernels.masked_update import Selection, masked_update, put_blocks, share_out_blocks, take_blocks
+from jaxtune_kernels.masked_update.transformation import masked_transformation
 
-__all__ = ["hash_words", "keep_mask", "linear_cross_entropy", "low_rank_matmul"]
+__all__ = [
+    "Selection",
+    "hash_words",
+    "keep_mask",
+    "linear_cross_entropy",
+    "low_rank_matmul",
+    "masked_transformation",
+    "masked_update",
+    "put_blocks",
+    "share_out_blocks",
+    "take_blocks",
+]

@@ -84,7 +84,7 @@ def grouped(
 
     Raises:
       ValueError: a result does not start with g; or, when called, an array does not have the dimensions named, a name
-        has two sizes, or one mesh axis is named for two dimensions.
+        has two sizes, or one mesh axis is named for two dimensions of one array.
     """
     for names in _leaves(results):
         if names.split()[:1] != [GROUP]:
@@ -195,9 +195,6 @@ def _cuts(axes: Axes, sizes: Mapping[str, int], mesh: Any) -> dict[str, tuple[st
     for name, size in sizes.items():
         wanted = tuple(axis for axis in axes.get(name, ()) if axis in free and mesh.shape[axis] > 1)
         cuts[name] = () if size % math.prod(mesh.shape[axis] for axis in wanted) else wanted
-    used = [axis for wanted in cuts.values() for axis in wanted]
-    if twice := {axis for axis in used if used.count(axis) > 1}:
-        raise ValueError(f"mesh axis {min(twice)!r} is named for two dimensions: {dict(axes)}")
     return cuts
 
 
@@ -217,6 +214,9 @@ def _over_mesh(
         return launch(cuts, *arrays)
 
     def spec(names: str) -> PartitionSpec:
+        used = [axis for name in names.split() for axis in cuts[name]]
+        if twice := {axis for axis in used if used.count(axis) > 1}:
+            raise ValueError(f"mesh axis {min(twice)!r} is named for two dimensions of {names!r}: {dict(axes)}")
         return PartitionSpec(*(cuts[name] or None for name in names.split()))
 
     return jax.shard_map(

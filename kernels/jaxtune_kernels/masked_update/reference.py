@@ -1,0 +1,23 @@
+"""The definition of the masked update: what every other implementation is compared with."""
+
+from __future__ import annotations
+
+import jax
+import jax.numpy as jnp
+
+from jaxtune_kernels.masked_update.blocks import Blocks
+from jaxtune_kernels.masked_update.operands import Operands, Results, slot_terms
+from jaxtune_kernels.masked_update.rules import Rule, updated
+
+
+def masked_update_reference(rule: Rule, blocks: Blocks, operands: Operands) -> Results:
+    """Cuts the tensor into its blocks, moves the selected ones, and joins all of them again."""
+    cut = jax.vmap(blocks.split)
+    parts = cut(operands.params)
+    trials = jnp.arange(parts.shape[0])[:, None]
+    selected = (trials, operands.slots.blocks)
+    grads = cut(operands.grads)[selected] if operands.whole_grads else operands.grads
+    new, moments = updated(rule, parts[selected], grads, operands.moments, *slot_terms(operands))
+    # What sticks out of the tensor belongs to no parameter.
+    inside = blocks.split(jnp.ones(blocks.shape, bool))[operands.slots.blocks]
+    return jax.vmap(blocks.join)(parts.at[selected].set(new)), tuple(jnp.where(inside, m, 0) for m in moments)
