@@ -58,6 +58,11 @@ def named_sharding(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh)
     return NamedSharding(mesh, partition_spec(axes, shape, mesh))
 
 
+def cut_axes(axes: Sequence[str | None]) -> dict[int, tuple[str, ...]]:
+    """Mesh axes over which the dimensions of an array with these logical axes may be cut, by number."""
+    return {dimension: RULES[axis] for dimension, axis in enumerate(axes) if axis and RULES[axis]}
+
+
 def projection_axes(inputs: str | None, outputs: str | None) -> dict[str, tuple[str, ...]]:
     """Mesh axes over which the rows, inputs and outputs of a linear layer's activations are cut.
 

@@ -1,77 +1,121 @@
-"""AdamW with traced hyperparameters, from optax's parts."""
+"""AdamW with traced hyperparameters, over the arrays that a plan trains."""
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
+from jaxtune_kernels import MaskedUpdate, Selection, masked_update
 from jaxtyping import Array, Float
 
+from jaxtune.parallel.sharding import cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
+from jaxtune.updates import ResolvedPlan
 
 PyTree = Any
 
 
-def _adam(hyperparameters: Hyperparameters) -> optax.GradientTransformation:
-    return optax.scale_by_adam(
-        b1=hyperparameters["optimizer.beta1"],
-        b2=hyperparameters["optimizer.beta2"],
-        eps=hyperparameters["optimizer.epsilon"],
-        mu_dtype=jnp.float32,
-    )
+@dataclasses.dataclass(frozen=True, eq=False)
+class AdamW:
+    """AdamW (arXiv:1711.05101, algorithm 2) after clipping by global norm (arXiv:1211.5063).
 
+    The layers of a stack that one rule trains are updated together, with that rule's factor on the learning rate and
+    its weight decay. Layers of no rule have no moments and are not touched.
 
-def init_moments(trainable: PyTree, hyperparameters: Hyperparameters) -> optax.OptState:
-    """First and second moments (float32, zero) of the trainable parameters, and of nothing else."""
-    return _adam(hyperparameters).init(trainable)
-
-
-def moment_shardings(trainable: PyTree, shardings: PyTree, rest: jax.sharding.Sharding) -> PyTree:
-    """How the moments are cut: each like its parameter, and ``rest`` for what belongs to no parameter (the count)."""
-    optimizer = optax.scale_by_adam()
-    return optax.tree_map_params(
-        optimizer,
-        lambda _, sharding: sharding,
-        jax.eval_shape(optimizer.init, trainable),
-        shardings,
-        transform_non_params=lambda _: rest,
-    )
-
-
-def adamw_update(
-    gradients: PyTree,
-    moments: optax.OptState,
-    trainable: PyTree,
-    learning_rate: Float[Array, ""],
-    hyperparameters: Hyperparameters,
-    scales: PyTree,
-    weight_decays: PyTree,
-) -> tuple[PyTree, optax.OptState, Float[Array, ""]]:
-    """One AdamW step (arXiv:1711.05101, algorithm 2) after clipping by global norm (arXiv:1211.5063).
-
-    Args:
-      gradients: of the mean loss, congruent with ``trainable``.
-      moments: as :func:`init_moments` made them, or the last call returned them.
-      trainable: float32 parameters.
-      learning_rate: of this step.
-      hyperparameters: ``optimizer.clip_norm``, ``beta1``, ``beta2``, ``epsilon``.
-      scales: a factor on the learning rate for each leaf, broadcastable to it.
-      weight_decays: decoupled weight decay for each leaf, broadcastable to it.
-
-    Returns:
-      The new parameters, the new moments, and the gradients' norm before clipping.
+    Attributes:
+      plan: what is trained, by which rules.
+      kernels: what computes the update, one of :data:`jaxtune.models.linear.KERNELS`.
     """
-    norm = optax.global_norm(gradients)
-    factor = jnp.minimum(1.0, hyperparameters["optimizer.clip_norm"] / jnp.maximum(norm, 1e-16))
-    clipped = jax.tree.map(lambda gradient: gradient * factor, gradients)
-    directions, moments = _adam(hyperparameters).update(clipped, moments, trainable)
-    updated = jax.tree.map(
-        lambda value, direction, scale, decay: value - learning_rate * scale * (direction + decay * value),
-        trainable,
-        directions,
-        scales,
-        weight_decays,
-    )
-    return updated, moments, norm
+
+    plan: ResolvedPlan
+    kernels: str = "auto"
+
+    def init(self, trainable: PyTree) -> PyTree:
+        """First and second moments (float32, zero) of what is trained: in place of each array, a state by rule."""
+
+        def states(array: Array, rules: dict[int, tuple[int, ...] | None]) -> dict[int, Any]:
+            update = self._update(array.ndim)
+            return {rule: update.init(array, _selection(array.ndim, layers)) for rule, layers in rules.items()}
+
+        return jax.tree.map(states, trainable, self.plan.rule_layers())
+
+    def apply(
+        self,
+        gradients: PyTree,
+        moments: PyTree,
+        trainable: PyTree,
+        learning_rate: Float[Array, ""],
+        hyperparameters: Hyperparameters,
+    ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
+        """One step.
+
+        Args:
+          gradients: of the mean loss, congruent with ``trainable``.
+          moments: as :meth:`init` made them, or the last call returned them.
+          trainable: float32 parameters.
+          learning_rate: of this step.
+          hyperparameters: ``optimizer.clip_norm``, ``beta1``, ``beta2``, ``epsilon`` and ``weight_decay``, and the
+            rules' ``learning_rate_scale`` and ``weight_decay``.
+
+        Returns:
+          The new parameters, the new moments, and the gradients' norm before clipping.
+        """
+        norm = optax.global_norm(gradients)
+        shared = {
+            "b1": hyperparameters["optimizer.beta1"],
+            "b2": hyperparameters["optimizer.beta2"],
+            "epsilon": hyperparameters["optimizer.epsilon"],
+            "clip": jnp.minimum(1.0, hyperparameters["optimizer.clip_norm"] / jnp.maximum(norm, 1e-16)),
+        }
+
+        def moved(array: Array, axes: Any, gradient: Array, states: dict[int, Any]) -> tuple[Array, dict[int, Any]]:
+            update, after = self._update(array.ndim, cut_axes(axes)), {}
+            for rule, state in states.items():
+                scale, decay = (
+                    self.plan.rule_value(rule, name, hyperparameters)
+                    for name in ("learning_rate_scale", "weight_decay")
+                )
+                rate = learning_rate * scale
+                array, after[rule] = update.apply(gradient, state, array, rate, weight_decay=decay, **shared)
+            return array, after
+
+        leaves, structure = jax.tree.flatten(trainable)
+        others = (structure.flatten_up_to(tree) for tree in (self.plan.axes(), gradients, moments))
+        pairs = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
+        return structure.unflatten([array for array, _ in pairs]), structure.unflatten([one for _, one in pairs]), norm
+
+    def shardings(self, trainable: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+        """How the moments are cut: each like its parameter.
+
+        Args:
+          trainable: shapes and dtypes of what is trained.
+          mesh: of the model.
+        """
+
+        def place(leaf: Any, axes: tuple[str | None, ...]) -> jax.sharding.NamedSharding:
+            if leaf.ndim < 3:  # the numbers of the layers, and of their updates
+                return replicated(mesh)
+            # Blocks, rows and columns; a vector is one row. What there are several blocks of are layers, never cut.
+            return named_sharding((None, *(None, None, *axes)[-2:]), leaf.shape, mesh)
+
+        def places(_: Any, axes: tuple[str | None, ...], states: Any) -> Any:
+            return jax.tree.map(lambda leaf: place(leaf, axes), states)
+
+        return jax.tree.map(places, trainable, self.plan.axes(), jax.eval_shape(self.init, trainable))
+
+    def _update(self, dimensions: int, axes: dict[int, tuple[str, ...]] | None = None) -> MaskedUpdate:
+        choices = {"auto": None, "pallas": jax.default_backend(), "interpret": "tpu"}
+        # Vectors, stacked or not, are too small to be worth a launch of their own.
+        implementation = choices.get(self.kernels, self.kernels) if dimensions > 2 else "xla"
+        interpret = self.kernels == "interpret" and implementation == "tpu"
+        return masked_update("adamw", axes=axes, implementation=implementation, interpret=interpret)
+
+
+def _selection(dimensions: int, layers: tuple[int, ...] | None) -> Selection:
+    """Layers of a stack of matrices, or of a stack of vectors, whose layers are its rows."""
+    if layers is None:
+        return Selection(None)
+    return Selection(jnp.array(layers, jnp.int32), (1, None) if dimensions == 2 else (None, None))

@@ -14,7 +14,7 @@ from jaxtyping import Array, Float
 from jaxtune.models import Params, merge
 from jaxtune.training.bound import BoundModel
 from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Objective
-from jaxtune.training.optimizer import adamw_update
+from jaxtune.training.optimizer import AdamW
 from jaxtune.training.schedules import Schedule, learning_rate
 from jaxtune.training.state import TrainState
 from jaxtune.updates import ResolvedPlan
@@ -34,7 +34,7 @@ class Program:
       accumulate: microbatches that a batch is computed in.
       remat: what the backward pass recomputes.
       dropout: whether dropout is compiled in (its rates are traced).
-      kernels: what computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
+      kernels: what computes products with adapters and the update, one of :data:`jaxtune.models.linear.KERNELS`.
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
     """
 
@@ -47,6 +47,11 @@ class Program:
     dropout: bool
     kernels: str
     mesh: jax.sharding.Mesh
+
+    @property
+    def optimizer(self) -> AdamW:
+        """What moves the trainable parameters."""
+        return AdamW(self.plan, self.kernels)
 
     def forward(
         self, params: Params, trainable: Any, batch: Batch, hyperparameters: Hyperparameters, seed: Array | None
@@ -100,10 +105,10 @@ class Program:
         denominator = jnp.maximum(weight, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient / denominator, gradients)
         rate = learning_rate(state.step, hyperparameters, self.schedule)
-        scales, weight_decays = self.plan.scales(hyperparameters)
-        trainable, moments, norm = adamw_update(
-            gradients, state.moments, state.trainable, rate, hyperparameters, scales, weight_decays
-        )
+        with self._mesh_in_context():
+            trainable, moments, norm = self.optimizer.apply(
+                gradients, state.moments, state.trainable, rate, hyperparameters
+            )
         after = TrainState(step=state.step + 1, trainable=trainable, moments=moments, seed=state.seed)
         metrics = {
             "loss": loss / denominator,

@@ -22,7 +22,6 @@ from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.objectives import Objective, cross_entropy
-from jaxtune.training.optimizer import init_moments, moment_shardings
 from jaxtune.training.state import TrainState
 from jaxtune.training.step import Metrics, Program
 from jaxtune.updates import UpdatePlan, save_adapter
@@ -225,7 +224,7 @@ class Trainer:
         return TrainState(
             step=jnp.int32(0),
             trainable=trainable,
-            moments=init_moments(trainable, hyperparameters),
+            moments=self.program.optimizer.init(trainable),
             seed=jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32),
         )
 
@@ -235,7 +234,7 @@ class Trainer:
         trainable = jax.tree.map(
             lambda leaf, axes: named_sharding(axes, leaf.shape, self.mesh), abstract.trainable, self.plan.axes()
         )
-        moments = moment_shardings(abstract.trainable, trainable, everywhere)
+        moments = self.program.optimizer.shardings(abstract.trainable, self.mesh)
         return TrainState(step=everywhere, trainable=trainable, moments=moments, seed=everywhere)
 
     def _values(self, overrides: Values | None) -> dict[str, jax.Array]:

@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Sequence
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
-
-from jaxtune.config.schema import Rule
-from jaxtune.updates.low_rank import Hyperparameters, per_layer, rule_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,12 +46,6 @@ class FullParameter:
         if self.share == 1.0:
             return trained.astype(value.dtype)
         return place_layers(value, trained, jnp.array(self.layers))
-
-    def gathered(self, rules: Sequence[Rule], name: str, hyperparameters: Hyperparameters) -> Float[Array, "..."]:
-        """One number of the rules for each trained layer, broadcastable to the trained stack."""
-        values = {i: rule_value(rules, i, name, hyperparameters) for i in set(self.rules)}
-        vector = per_layer(values, self.rules)
-        return vector[0] if self.layers is None else vector.reshape(-1, *(1 for _ in self.shape[1:]))
 
 
 def place_layers(

@@ -40,6 +40,13 @@ def rule_value(
     return hyperparameters[f"optimizer.{name}"] if value is None else value
 
 
+def rule_layers(rules: Sequence[int]) -> dict[int, tuple[int, ...] | None]:
+    """The layers of each rule, given the rule of each layer; None in place of all layers."""
+    found = {rule: tuple(i for i, other in enumerate(rules) if other == rule) for rule in sorted(set(rules))}
+    found.pop(NO_RULE, None)
+    return {rule: None if len(layers) == len(rules) else layers for rule, layers in found.items()}
+
+
 def per_layer(values: Mapping[int, Float[Array, ""] | float | int], layers: Sequence[int]) -> Float[Array, " layers"]:
     """The values of the rules that the layers match, as a vector; 0 where a layer matches none."""
     order = sorted(values)

@@ -7,7 +7,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxtyping import Array, Key, UInt32
+from jaxtyping import Array, Float, Key, UInt32
 
 from jaxtune.config.schema import FullRule, LowRankRule, Rule
 from jaxtune.errors import UserError, nearest
@@ -16,7 +16,7 @@ from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.linear import LowRankAdapter
 from jaxtune.updates.full import FullParameter
-from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, LowRankModule
+from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, LowRankModule, rule_layers, rule_value
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import Trained, table_rows
 
@@ -183,14 +183,21 @@ class ResolvedPlan:
         }
         return merged, adapters
 
-    def scales(self, hyperparameters: Hyperparameters) -> tuple[Trainable, Trainable]:
-        """For each trainable array, a factor on the learning rate and the weight decay, float32, broadcastable to it.
+    def rule_layers(self) -> Trainable:
+        """Which rule trains which layers of each trainable array: a mapping in place of the array.
 
-        Args:
-          hyperparameters: ``update.<i>.learning_rate_scale`` and ``weight_decay``, and ``optimizer.weight_decay`` for
-            rules without one.
+        Its values are layer numbers in the array, ascending, or None for all that there is; low-rank arrays have layers
+        of no rule as well, which nothing trains.
         """
-        return self._gathered("learning_rate_scale", hyperparameters), self._gathered("weight_decay", hyperparameters)
+        low_rank = {module.path: rule_layers(module.rules) for module in self.modules}
+        return {
+            "low_rank": {path: {"a": layers, "b": layers} for path, layers in low_rank.items()},
+            "full": {parameter.path: rule_layers(parameter.rules) for parameter in self.full},
+        }
+
+    def rule_value(self, rule: int, name: str, hyperparameters: Hyperparameters) -> Float[Array, ""] | float | int:
+        """A number of one rule, ``learning_rate_scale`` or ``weight_decay``; ``optimizer.weight_decay`` by default."""
+        return rule_value(self.rules, rule, name, hyperparameters)
 
     def axes(self) -> Trainable:
         """Logical axes of each trainable array, a tuple in place of the array, for sharding."""
@@ -229,15 +236,6 @@ class ResolvedPlan:
             for index, rank in zip(module.rules, module.ranks(self.rules, hyperparameters), strict=True):
                 if index != NO_RULE and not 1 <= rank <= module.capacity:
                     raise UserError(f"update.{index}.rank: {rank} is not between 1 and the capacity {module.capacity}")
-
-    def _gathered(self, name: str, hyperparameters: Hyperparameters) -> Trainable:
-        low_rank = {}
-        for module in self.modules:
-            vector = module.gathered(self.rules, name, hyperparameters)
-            value = vector[:, None, None] if module.stacked else vector[0]
-            low_rank[module.path] = {"a": value, "b": value}
-        full = {each.path: each.gathered(self.rules, name, hyperparameters) for each in self.full}
-        return {"low_rank": low_rank, "full": full}
 
     def _trained(self, hyperparameters: Hyperparameters) -> Iterator[Trained]:
         """What each rule trains of each module or parameter."""

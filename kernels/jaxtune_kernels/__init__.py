@@ -3,10 +3,18 @@
 from jaxtune_kernels.dropout import hash_words, keep_mask
 from jaxtune_kernels.linear_cross_entropy import linear_cross_entropy
 from jaxtune_kernels.low_rank import low_rank_matmul
-from jaxtune_kernels.masked_update import Selection, masked_update, put_blocks, share_out_blocks, take_blocks
+from jaxtune_kernels.masked_update import (
+    MaskedUpdate,
+    Selection,
+    masked_update,
+    put_blocks,
+    share_out_blocks,
+    take_blocks,
+)
 from jaxtune_kernels.masked_update.transformation import masked_transformation
 
 __all__ = [
+    "MaskedUpdate",
     "Selection",
     "hash_words",
     "keep_mask",

@@ -15,7 +15,14 @@ from jaxtune_kernels.dropout import hash_words
 from jaxtune_kernels.masked_update.blocks import Blocks, Selection
 from jaxtune_kernels.masked_update.gpu import masked_update_gpu
 from jaxtune_kernels.masked_update.operands import Operands, Results
-from jaxtune_kernels.masked_update.partition import Axes, Partition, carry_moments, share_out, update_tensor
+from jaxtune_kernels.masked_update.partition import (
+    Axes,
+    Partition,
+    carry_moments,
+    share_out,
+    update_tensor,
+    update_whole,
+)
 from jaxtune_kernels.masked_update.reference import masked_update_reference
 from jaxtune_kernels.masked_update.rules import RULES, Coefficients
 from jaxtune_kernels.masked_update.tpu import masked_update_tpu, unsupported
@@ -31,8 +38,8 @@ __all__ = ["BlockState", "MaskedUpdate", "Selection", "masked_update", "put_bloc
 class BlockState(NamedTuple):
     """The optimizer state of one tensor: nothing of it belongs to a block that is not selected."""
 
-    indices: Int32[Array, " n"]
-    """The numbers of the selected blocks."""
+    indices: Int32[Array, " n"] | None
+    """The numbers of the selected blocks; None if all are."""
     steps: Int32[Array, " n"]
     """How many updates each has had since it was selected, which AdamW's bias correction goes by."""
     moments: tuple[Float[Array, "n block_rows block_columns"], ...]
@@ -116,9 +123,10 @@ def masked_update(
             if selected is None:
                 return None
             _check_dtype(param.dtype)
-            shape = (selected.indices.shape[0], *Blocks.of(param.shape, selected.block).block)
-            moments = tuple(jnp.zeros(shape, moment_dtype) for _ in range(RULES[rule].moments))
-            return BlockState(selected.indices, jnp.zeros_like(selected.indices), moments)
+            blocks = Blocks.of(param.shape, selected.block)
+            count = blocks.count if selected.indices is None else selected.indices.shape[0]
+            moments = tuple(jnp.zeros((count, *blocks.block), moment_dtype) for _ in range(RULES[rule].moments))
+            return BlockState(selected.indices, jnp.zeros((count,), jnp.int32), moments)
 
         leaves, treedef = jax.tree.flatten(params)
         return treedef.unflatten([one(*leaf) for leaf in zip(leaves, treedef.flatten_up_to(selection), strict=True)])
@@ -145,9 +153,15 @@ def masked_update(
             if narrow and seed is None:
                 raise ValueError(f"rounding to {narrow[0]} needs a seed")
             steps = old.steps + 1
-            new, moments = update_tensor(
-                partition(param, old.block, cut), RULES[rule], choose, param, grad, old.moments,
-                old.indices, steps, coefficients, hash_words(0 if seed is None else seed, number),
+            where = partition(param, old.block, cut)
+            indices, plain = old.indices, implementation in (None, "xla", "reference")
+            # A kernel has nothing to skip where all is selected, and XLA makes one pass of it by itself.
+            update = update_whole if indices is None and plain and where.blocks.is_row_of_matrices else update_tensor
+            if indices is None:
+                indices = jnp.arange(where.blocks.count, dtype=jnp.int32)
+            new, moments = update(
+                where, RULES[rule], choose, param, grad, old.moments, indices, steps, coefficients,
+                hash_words(0 if seed is None else seed, number),
             )  # fmt: skip
             return new, BlockState(old.indices, steps, moments)
 
@@ -161,6 +175,8 @@ def masked_update(
         def one(old: BlockState | None, param: Array, selected: Selection | None, cut: Axes | None):
             if old is None or selected is None:
                 return None
+            if old.indices is None or selected.indices is None:
+                raise ValueError("a selection of all blocks stays; give indices to select others later")
             where = partition(param, selected.block, cut)
             moments, steps = carry_moments(where, old.moments, old.steps, old.indices, selected.indices)
             return BlockState(selected.indices, steps, moments)

@@ -26,7 +26,7 @@ class Selection:
 
     Attributes:
       indices: int32 ``[n]``, numbers of the selected blocks, each once, in ascending order. Their count is static, they
-        are traced.
+        are traced. None selects all blocks for good: then nothing is gathered or scattered.
       block: rows and columns of a block; None is all there are, so the default selects among the leading dimensions,
         and with one index of zero a matrix as a whole.
     """
@@ -78,6 +78,11 @@ class Blocks:
     def count(self) -> int:
         """How many blocks there are."""
         return math.prod(self.grid)
+
+    @property
+    def is_row_of_matrices(self) -> bool:
+        """Whether each block is a whole matrix, so that the tensor and all of its blocks differ in shape alone."""
+        return self.block == (self.rows, self.columns)
 
     @property
     def ragged(self) -> bool:

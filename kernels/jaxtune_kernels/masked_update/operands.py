@@ -31,7 +31,7 @@ class Operands(NamedTuple):
     """
 
     params: Float[Array, "g *leading rows columns"]
-    grads: Float[Array, "g *_"]
+    grads: Float[Array, " g *_"]
     moments: tuple[Float[Array, "g n block_rows block_columns"], ...]
     slots: Slots
     coefficients: Float[Array, "g 6"]

@@ -16,8 +16,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune_kernels.masked_update.blocks import Blocks
-from jaxtune_kernels.masked_update.operands import Operands, Results, Slots
-from jaxtune_kernels.masked_update.rules import Coefficients, Rule, corrections
+from jaxtune_kernels.masked_update.operands import Operands, Results, Slots, slot_terms
+from jaxtune_kernels.masked_update.rules import Coefficients, Rule, corrections, updated
 from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped
 
 Axes = Mapping[int, Sequence[str]]
@@ -168,6 +168,30 @@ def update_tensor(
         seed[None],
     )
     return new.reshape(param.shape), tuple(m[0] for m in moments)
+
+
+def update_whole(
+    partition: Partition,
+    rule: Rule,
+    choose: Callable[[Blocks, Operands], Callable[..., Results]],
+    param: Float[Array, "..."],
+    grad: Float[Array, "..."],
+    moments: tuple[Float[Array, "n block_rows block_columns"], ...],
+    indices: Int32[Array, " n"],
+    steps: Int32[Array, " n"],
+    coefficients: Coefficients,
+    seed: UInt32[Array, ""],
+) -> Results:
+    """:func:`update_tensor` of all blocks, each a whole matrix: element by element, which XLA itself maps and cuts."""
+    blocks = partition.blocks
+    rows, columns = blocks.first_elements(indices)
+    factors = (corrections(steps, jnp.asarray(b, jnp.float32)) for b in (coefficients.b1, coefficients.b2))
+    scalars = jnp.stack([jnp.asarray(c, jnp.float32) for c in coefficients])
+    stacked = [array.reshape(1, *moments[0].shape) for array in (param, grad, *moments)]
+    slots = jax.tree.map(lambda array: array[None], Slots(indices, rows, columns, *factors))
+    operands = Operands(stacked[0], stacked[1], tuple(stacked[2:]), slots, scalars[None], seed[None])
+    new, moved = updated(rule, *operands[:3], *slot_terms(operands))
+    return new.reshape(param.shape), tuple(m[0] for m in moved)
 
 
 def carry_moments(
