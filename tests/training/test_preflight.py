@@ -54,4 +54,4 @@ def test_memory_is_that_of_the_compiled_step(config):
 def test_a_directory_with_another_run_is_told(config):
     RunDirectory(config.directory).claim(with_overrides(config, {"train.seed": 5}))
     with pytest.raises(UserError, match=r"train\.seed: there 5, now 0"):
-        preflight(config)
+        preflight(config, directory=RunDirectory(config.directory))

@@ -47,6 +47,7 @@ def test_the_summary_tells_what_was_done(config, tmp_path):
         "checkpoints",
         "adapter",
         "summary.json",
+        "run.lock",
     }
 
 
