@@ -33,9 +33,8 @@ def test_reselect_carries_what_stays_and_starts_what_comes():
         mask = number_of_block(shape, block)[1](np.asarray(selection.indices))
         # A block that comes back, or comes, starts from zero: moments and the count that corrects them.
         moments = [np.where(mask, m, 0.0) for m in moments]
-        taken = np.where(mask, taken, 0)
         expected, moments = float64_steps("adamw", expected, moments, grads, mask, first=taken + 1, **COEFFICIENTS)
-        taken += len(grads)
+        taken = np.where(mask, taken + len(grads), 0)
         for grad in grads:
             params, state = optimizer.apply(
                 take_blocks(jnp.asarray(grad), selection), state, params, RATE, **COEFFICIENTS
