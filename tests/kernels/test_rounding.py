@@ -36,8 +36,8 @@ def test_unbiased(value):
 
 
 def test_what_bfloat16_holds_stays():
-    values = np.asarray([0.0, -0.0, 1.0, -1.5, 3.3895314e38, np.inf, -np.inf, 1e-40], np.float32)
-    values[-1] = np.uint32(0x00010000).view(np.float32)  # a subnormal number
+    subnormal = np.uint32(0x00010000).view(np.float32)
+    values = np.asarray([0.0, -0.0, 1.0, -1.5, 3.3895314e38, np.inf, -np.inf, subnormal], np.float32)
     words = jnp.full(values.shape, 0xFFFFFFFF, jnp.uint32)
     rounded = np.asarray(round_stochastically(jnp.asarray(values), words))
     np.testing.assert_array_equal(rounded.view(np.uint16), values.view(np.uint32) >> 16)
@@ -50,7 +50,7 @@ def test_nan_stays_nan():
 
 
 def test_small_steps_add_up():
-    """Sixteen thousand steps of a hundredth of a unit in the last place: rounding to nearest would not move at all."""
+    """Four hundred steps of a hundredth of a unit in the last place: rounding to nearest would not move at all."""
     value = jnp.full((64,), 1.0, jnp.bfloat16)
     step = 2.0**-7 / 100
     rows = jnp.arange(64, dtype=jnp.uint32)

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtune_kernels import Selection, masked_transformation, masked_update, share_out_blocks, take_blocks
 
-from tests.kernels.masked_update.oracle import COEFFICIENTS, RATE, dense, float64_steps, problem
+from tests.kernels.masked_update.oracle import COEFFICIENTS, RATE, dense, float64_steps, number_of_block, problem
 
 
 def _optimizer(implementation="xla", rule="adamw", **options):
@@ -26,17 +26,15 @@ def test_reselect_carries_what_stays_and_starts_what_comes():
     first, second = (Selection(jnp.asarray(i, jnp.int32), block) for i in ([0, 3, 7, 12], [1, 3, 12, 17]))
     optimizer = _optimizer()
     params, state = jnp.asarray(task.params), optimizer.init(jnp.asarray(task.params), first)
-    expected, moments, mask = task.params, [np.zeros(shape)] * 2, dense(np.ones((4, 0, 0)), [], shape, block)
-    started = np.zeros(shape)
+    expected, moments, taken = task.params, [np.zeros(shape)] * 2, np.zeros(shape)
     for selection, grads in ((first, task.grads[:2]), (second, task.grads[2:])):
         if selection is second:
             state = optimizer.reselect(state, params, selection)
-        mask = np.isin(problem_numbers(shape, block), np.asarray(selection.indices))
+        mask = number_of_block(shape, block)[1](np.asarray(selection.indices))
         # A block that comes back, or comes, starts from zero: moments and the count that corrects them.
         moments = [np.where(mask, m, 0.0) for m in moments]
-        started = np.where(mask, started, 0)
-        expected, moments = float64_steps("adamw", expected, moments, grads, mask, first=started + 1, **COEFFICIENTS)
-        started = np.where(mask, started + len(grads), 0)
+        expected, moments = float64_steps("adamw", expected, moments, grads, mask, first=taken + 1, **COEFFICIENTS)
+        taken = np.where(mask, taken + len(grads), 0)
         for grad in grads:
             params, state = optimizer.apply(
                 take_blocks(jnp.asarray(grad), selection), state, params, RATE, **COEFFICIENTS
@@ -45,12 +43,6 @@ def test_reselect_carries_what_stays_and_starts_what_comes():
     assert state.steps.tolist() == [3, 5, 5, 3]
     for ours, theirs in zip(state.moments, moments, strict=True):
         np.testing.assert_allclose(dense(ours, second.indices, shape, block), theirs, rtol=2e-6, atol=2e-6)
-
-
-def problem_numbers(shape, block):
-    from tests.kernels.masked_update.oracle import number_of_block
-
-    return number_of_block(shape, block)[0]
 
 
 def test_other_indices_and_scalars_compile_nothing():
@@ -134,7 +126,8 @@ def test_trials_from_one_start_in_a_scan():
 
     def train(params, rate):
         def body(carry, grad):
-            return optimizer.apply(grad, carry[1], carry[0], rate, **COEFFICIENTS)[::1], None
+            params, state = carry
+            return optimizer.apply(grad, state, params, rate, **COEFFICIENTS), None
 
         return jax.lax.scan(body, (params, optimizer.init(params, task.selection)), grads)[0][0]
 
