@@ -112,7 +112,7 @@ def test_a_step_holds_no_logits():
     logits = rows * length * vocabulary * 4
     print(f"temporaries: {ours / 2**20:.1f} MiB, with logits {theirs / 2**20:.1f} MiB")
     assert theirs > logits
-    assert ours < logits / 4
+    assert ours < logits / 3
 
 
 def test_the_bound_model_is_what_an_objective_is_promised():
@@ -130,6 +130,8 @@ def test_the_bound_model_is_what_an_objective_is_promised():
         TrainConfig(steps=1, batch_size=4, sequence_length=12),
         objective=objective,
     )
-    losses, _ = trainer.program.losses(trainer.params, trainer.init().trainable, made_batch(), trainer.hyperparameters)
+    losses, _ = trainer.program.losses(
+        trainer.params, trainer.init().trainable, trainer.place(made_batch()), trainer.hyperparameters
+    )
     assert seen == [True]
     np.testing.assert_allclose(losses, 0.0, atol=1e-4)
