@@ -213,6 +213,7 @@ class Decoder(nnx.Module):
             key_segments=segment_ids if cache is None else cache.written_segments(segment_ids),
             query_slots=None if cache is None else cache.index + slots,
             rows=rows,
+            mesh=self.mesh,
         )
 
     def _scanned(
