@@ -34,7 +34,8 @@ def test_over_eight_devices(target, trained, tied):
     program = compiled(TARGETS[target], "llama-3-8b", tied=tied, trained=trained, axes=(2, 4))
     text = instructions(program)
     assert "all-reduce" in text
-    assert not re.search("all-gather|all-to-all", text)
+    # libtpu has a thread that it calls all-to-all-emitter-barrier.
+    assert not re.search("all-gather|all-to-all(?!-emitter)", text)
     check_memory(program, "llama-3-8b", rows=4096, shards=4, trained=trained)
 
 
