@@ -18,6 +18,7 @@ from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare
 from jaxtune.models.linear import LowRankAdapter, linear
 from jaxtune.models.rotary import rotate
+from jaxtune.models.splash import splash_applies, splash_attend
 from jaxtune.parallel.sharding import projection_axes
 
 Adapters = Mapping[str, LowRankAdapter]
@@ -40,6 +41,7 @@ class Shared(NamedTuple):
         query_slots: The slot of each token of this call among the cache's; None without a cache.
         rows: Identities of the tokens, for dropout.
         kernels: What computes products with adapters.
+        mesh: What the activations lie on, or None.
     """
 
     table: Float[Array, "2 b s half"]
@@ -49,6 +51,7 @@ class Shared(NamedTuple):
     query_slots: Int32[Array, " s"] | None
     rows: UInt32[Array, "b s"] | None
     kernels: str
+    mesh: jax.sharding.Mesh | None
 
 
 class Layer(NamedTuple):
@@ -167,9 +170,13 @@ class Attention(nnx.Module):
         shared: Shared,
     ) -> Float[Array, "b kv g s d"]:
         config = self.config
+        cached = shared.query_slots is not None
+        splash = splash_applies(q.shape[3], config.head_dim, config.attention_soft_cap, cached, shared.mesh)
 
         def with_window(window: int | None) -> Callable:
             def branch(q: Array, k: Array, v: Array) -> Array:
+                if splash:
+                    return splash_attend(q, k, v, shared.query_segments, window, shared.mesh)
                 segments = shared.query_segments, shared.key_segments
                 return attend(q, k, v, *segments, shared.query_slots, window, config.attention_soft_cap)
 

@@ -227,6 +227,7 @@ class Decoder(nnx.Module):
             query_slots=None if cache is None else cache.index + slots,
             rows=rows,
             kernels=kernels,
+            mesh=self.mesh,
         )
 
     def _scanned(

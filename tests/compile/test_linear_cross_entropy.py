@@ -6,7 +6,7 @@ import re
 
 import pytest
 
-from tests.kernels.linear_cross_entropy.compiled import SHAPES, check_memory, compiled
+from tests.kernels.linear_cross_entropy.compiled import SHAPES, check_memory, compiled, instructions
 
 pytestmark = pytest.mark.compile
 
@@ -32,11 +32,14 @@ def test_on_one_device(target, shape, dtype, trained):
 @pytest.mark.parametrize("target", TARGETS)
 def test_over_eight_devices(target, trained, tied):
     program = compiled(TARGETS[target], "llama-3-8b", tied=tied, trained=trained, axes=(2, 4))
-    assert not re.search("all-gather|all-to-all", program.as_text())
+    text = instructions(program)
+    assert "all-reduce" in text
+    # libtpu has a thread that it calls all-to-all-emitter-barrier.
+    assert not re.search("all-gather|all-to-all(?!-emitter)", text)
     check_memory(program, "llama-3-8b", rows=4096, shards=4, trained=trained)
 
 
-@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("target", ["v5e", "h200"])
 def test_a_head_cut_along_its_inputs_too_is_gathered_once_and_not_over_the_vocabulary(target):
     program = compiled(TARGETS[target], "llama-3-8b", axes=(2, 4), fsdp=True)
     gathers = [line for line in program.as_text().splitlines() if re.search(r" all-gather(-start)?\(", line)]

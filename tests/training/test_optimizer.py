@@ -1,87 +1,138 @@
 """AdamW against torch's, and where its moments lie."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxtune.config.schema import FullRule, LowRankRule, TrainConfig
-from jaxtune.models import load_model
+from jaxtune.models import DecoderConfig, load_model
 from jaxtune.training import Trainer
-from jaxtune.training.optimizer import adamw_update, init_moments
+from jaxtune.training.optimizer import AdamW
 from jaxtune.updates import UpdatePlan
 
+CONFIG = DecoderConfig("llama", 11, 8, 12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4)
+# Layers of a stack under two rules and none, a stack of vectors under two, a matrix and a vector outside of stacks.
+RULES = [
+    FullRule(match="layers.0.{mlp.up,mlp_norm}", learning_rate_scale=0.5, weight_decay=0.3),
+    FullRule(match="layers.{1..2}.mlp_norm", learning_rate_scale=0.0),
+    FullRule(match="layers.2.mlp.up", weight_decay=0.0),
+    LowRankRule(match="layers.{0,1}.attention.q", rank=2, learning_rate_scale=2.0),
+    FullRule(match="{embed,final_norm}"),
+]
+PLAN = UpdatePlan(RULES).resolve(CONFIG)
 VALUES = {
     "optimizer.beta1": jnp.float32(0.8),
     "optimizer.beta2": jnp.float32(0.95),
     "optimizer.epsilon": jnp.float32(1e-3),
     "optimizer.clip_norm": jnp.float32(1.5),
+    "optimizer.weight_decay": jnp.float32(0.1),
 }
 RATES = (0.3, 0.05, 0.2, 0.0, 0.1, 0.02)
+# In the arrays' own numbering: the two trained layers of mlp.up are 0 and 1 of its stack.
+GROUPS = {
+    ("full", "layers.mlp.up.kernel"): {0: (0.5, 0.3), 1: (1.0, 0.0)},
+    ("full", "layers.mlp_norm.scale"): {0: (0.5, 0.3), 1: (0.0, 0.1), 2: (0.0, 0.1)},
+    ("low_rank", "layers.attention.q", "a"): {0: (2.0, 0.1), 1: (2.0, 0.1)},
+    ("low_rank", "layers.attention.q", "b"): {0: (2.0, 0.1), 1: (2.0, 0.1)},
+    ("full", "embed.table"): {None: (1.0, 0.1)},
+    ("full", "final_norm.scale"): {None: (1.0, 0.1)},
+}
 
 
-def test_several_steps_equal_those_of_torch():
+def started(generator):
+    shapes = jax.eval_shape(
+        lambda: PLAN.init(jax.random.key(0), {p.path: jnp.zeros(p.shape, jnp.float32) for p in PLAN.full})
+    )
+    return jax.tree.map(lambda leaf: generator.standard_normal(leaf.shape).astype(np.float32), shapes)
+
+
+def at(tree, path):
+    for name in path:
+        tree = tree[name]
+    return tree
+
+
+@pytest.mark.parametrize("kernels", ["auto", "interpret"])
+def test_several_steps_equal_those_of_torch(kernels):
     torch = pytest.importorskip("torch")
     generator = np.random.default_rng(0)
-    shapes = {"stack": (3, 4, 2), "matrix": (5, 3), "vector": (7,)}
-    start = {name: generator.standard_normal(shape).astype(np.float32) for name, shape in shapes.items()}
-    # A stack has a factor and a decay for each layer; torch gets each layer as a parameter group of its own.
-    scales = {"stack": np.array([1.0, 0.5, 0.0], np.float32)[:, None, None], "matrix": 2.0, "vector": 1.0}
-    decays = {"stack": np.array([0.0, 0.1, 0.3], np.float32)[:, None, None], "matrix": 0.2, "vector": 0.0}
-    theirs = {
-        (name, layer): torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
-        for name, array in start.items()
-        for layer, values in (enumerate(array) if name == "stack" else [(None, array)])
-    }
-
-    def of(table, key):
-        name, layer = key
-        return float(table[name] if layer is None else table[name][layer, 0, 0])
-
-    groups = [{"params": [value], "weight_decay": of(decays, key)} for key, value in theirs.items()]
+    start = started(generator)
+    theirs, groups = {}, []
+    for path, layers in GROUPS.items():
+        for layer, (scale, decay) in layers.items():
+            values = at(start, path) if layer is None else at(start, path)[layer]
+            theirs[path, layer] = torch.nn.Parameter(torch.tensor(values, dtype=torch.float64))
+            groups.append({"params": [theirs[path, layer]], "weight_decay": decay, "scale": scale})
     optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-3)
 
+    adamw = AdamW(PLAN, kernels)
     ours = jax.tree.map(jnp.asarray, start)
-    moments = init_moments(ours, VALUES)
-    update = jax.jit(adamw_update)
-    as_arrays = {name: jnp.asarray(value, jnp.float32) for name, value in scales.items()}
-    decay_arrays = {name: jnp.asarray(value, jnp.float32) for name, value in decays.items()}
+    moments = adamw.init(ours)
+    update = jax.jit(adamw.apply)
     norms = []
     for number, rate in enumerate(RATES):
         # Every other gradient is small enough not to be clipped.
-        size = 0.05 if number % 2 else 2.0
-        gradients = {n: (size * generator.standard_normal(s)).astype(np.float32) for n, s in shapes.items()}
-        for key, value in theirs.items():
-            name, layer = key
-            value.grad = torch.tensor(gradients[name] if layer is None else gradients[name][layer], dtype=torch.float64)
-        for group, key in zip(optimizer.param_groups, theirs, strict=True):
-            group["lr"] = rate * of(scales, key)
+        size = 0.02 if number % 2 else 2.0
+        gradients = jax.tree.map(lambda a, size=size: (size * generator.standard_normal(a.shape)).astype("f4"), start)
+        # The third layer's low-rank term has no rule: nothing depends on it, so its gradient is zero.
+        for part in ("a", "b"):
+            at(gradients, ("low_rank", "layers.attention.q", part))[2] = 0.0
+        for (path, layer), value in theirs.items():
+            values = at(gradients, path) if layer is None else at(gradients, path)[layer]
+            value.grad = torch.tensor(values, dtype=torch.float64)
+        for group in optimizer.param_groups:
+            group["lr"] = rate * group["scale"]
         expected_norm = float(torch.nn.utils.clip_grad_norm_(list(theirs.values()), 1.5))
         optimizer.step()
-        ours, moments, norm = update(
-            jax.tree.map(jnp.asarray, gradients), moments, ours, jnp.float32(rate), VALUES, as_arrays, decay_arrays
-        )
+        ours, moments, norm = update(jax.tree.map(jnp.asarray, gradients), moments, ours, jnp.float32(rate), VALUES)
         assert float(norm) == pytest.approx(expected_norm, rel=1e-6)
         norms.append(expected_norm)
-        for key, value in theirs.items():
-            name, layer = key
-            found = ours[name] if layer is None else ours[name][layer]
-            np.testing.assert_allclose(found, value.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=f"{key} {number}")
+        for (path, layer), value in theirs.items():
+            found = at(ours, path) if layer is None else at(ours, path)[layer]
+            np.testing.assert_allclose(found, value.detach().numpy(), rtol=2e-5, atol=2e-6, err_msg=f"{path} {layer}")
     assert min(norms) < 1.5 < max(norms)
-    # The layer whose factor is 0 has stood still; all others have moved.
-    np.testing.assert_array_equal(ours["stack"][2], start["stack"][2])
-    assert not np.isclose(ours["stack"][:2], start["stack"][:2]).any()
+    # Where the factor is 0, or no rule is, nothing has moved; all else has.
+    still = ("full", "layers.mlp_norm.scale"), ("low_rank", "layers.attention.q", "a")
+    np.testing.assert_array_equal(at(ours, still[0])[1:], at(start, still[0])[1:])
+    np.testing.assert_array_equal(at(ours, still[1])[2], at(start, still[1])[2])
+    assert not np.isclose(at(ours, still[1])[:2], at(start, still[1])[:2]).any()
+
+
+def test_moments_are_those_of_trained_layers_alone():
+    trainable = started(np.random.default_rng(0))
+    moments = AdamW(PLAN).init(trainable)
+    stack = at(moments, ("low_rank", "layers.attention.q", "a"))
+    assert [each.shape for each in stack[3].moments] == [(2, 8, 2), (2, 8, 2)]
+    held = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.dtype == jnp.float32)
+    assert held == 2 * sum(
+        at(trainable, path).size if layer is None else at(trainable, path)[layer].size
+        for path, layers in GROUPS.items()
+        for layer in layers
+    )
 
 
 def test_no_gradient_is_no_step_and_no_nan():
-    trainable = {"w": jnp.arange(3.0)}
-    zeros = {"w": jnp.zeros(3)}
-    none = {"w": jnp.float32(0.0)}
-    updated, _, norm = adamw_update(
-        zeros, init_moments(trainable, VALUES), trainable, jnp.float32(1.0), VALUES, {"w": jnp.float32(1.0)}, none
-    )
+    plan = UpdatePlan([FullRule(match="final_norm", weight_decay=0.0)]).resolve(CONFIG)
+    adamw = AdamW(plan)
+    trainable = {"low_rank": {}, "full": {"final_norm.scale": jnp.arange(8.0)}}
+    zeros = jax.tree.map(jnp.zeros_like, trainable)
+    updated, _, norm = adamw.apply(zeros, adamw.init(trainable), trainable, jnp.float32(1.0), VALUES)
     assert norm == 0
-    np.testing.assert_array_equal(updated["w"], trainable["w"])
+    np.testing.assert_array_equal(updated["full"]["final_norm.scale"], np.arange(8.0))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Moments:
+    """Moments of one array, by rule, in one list."""
+
+    states: dict
+
+    @property
+    def arrays(self):
+        return [moment for state in self.states.values() for moment in state.moments]
 
 
 def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
@@ -89,14 +140,13 @@ def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
     plan = UpdatePlan([FullRule(match="layers.*.mlp.up"), LowRankRule(match="layers.*.attention.q", rank=4)])
     trainer = Trainer(model, plan, TrainConfig(steps=2, batch_size=4, sequence_length=8))
     state = trainer.init()
-    leaves = jax.tree.leaves(state.trainable)
+    leaves, structure = jax.tree.flatten(state.trainable)
     assert any(not leaf.sharding.is_fully_replicated for leaf in leaves)
-    for moment in (state.moments.mu, state.moments.nu):
-        assert jax.tree.structure(moment) == jax.tree.structure(state.trainable)
-        for one, other in zip(jax.tree.leaves(moment), leaves, strict=True):
-            assert (one.shape, one.dtype) == (other.shape, jnp.float32)
-            assert one.sharding == other.sharding
-    assert state.moments.count.sharding.is_fully_replicated
+    for leaf, states in zip(leaves, structure.flatten_up_to(state.moments), strict=True):
+        moments = _Moments(states).arrays
+        assert len(moments) == 2
+        for moment in moments:
+            assert (moment.shape, moment.dtype, moment.sharding) == (leaf.shape, jnp.float32, leaf.sharding)
     # A kernel of 2 x 32 x 48 over fsdp 2 and tensor 2: a quarter of it on each device, of the moments as well.
-    shards = state.moments.nu["full"]["layers.mlp.up.kernel"].addressable_shards
-    assert {shard.data.shape for shard in shards} == {(2, 16, 24)}
+    (second, _) = _Moments(state.moments["full"]["layers.mlp.up.kernel"]).arrays
+    assert {shard.data.shape for shard in second.addressable_shards} == {(2, 16, 24)}

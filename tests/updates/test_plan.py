@@ -169,29 +169,33 @@ def test_another_choice_of_layers_runs_the_same_program():
     assert len(traces) == 1
 
 
-def test_scales_are_broadcastable_and_follow_the_rules(config):
+def test_each_layer_of_an_array_belongs_to_its_rule(config):
     rules = [
         low_rank("layers.{0,1}.attention.q", learning_rate_scale=2.0, weight_decay=0.5),
         low_rank("layers.2.attention.q", learning_rate_scale=3.0),
-        FullRule(match="layers.{0,1}.mlp.up.kernel", learning_rate_scale=0.1),
+        FullRule(match="layers.{1,3}.mlp.up.kernel", learning_rate_scale=0.1),
         FullRule(match="layers.2.mlp.up.kernel", weight_decay=0.25),
         FullRule(match="final_norm", weight_decay=0.0),
     ]
     plan = UpdatePlan(rules).resolve(config)
+    layers = plan.rule_layers()
     trainable = jax.eval_shape(plan.init, KEY, random_params(config))
-    rates, decays = jax.jit(plan.scales)(values_of(rules, optimizer__weight_decay=0.01))
-    for tree in (rates, decays):
-        jax.tree.map(lambda leaf, factor: np.broadcast_to(factor, leaf.shape), trainable, tree)
-    q = rates["low_rank"]["layers.attention.q"]["b"]
-    assert q.shape == (4, 1, 1)
-    np.testing.assert_allclose(np.ravel(q), [2.0, 2.0, 3.0, 0.0])
-    np.testing.assert_allclose(np.ravel(decays["low_rank"]["layers.attention.q"]["a"]), [0.5, 0.5, 0.01, 0.0])
-    np.testing.assert_allclose(np.ravel(rates["full"]["layers.mlp.up.kernel"]), [0.1, 0.1, 1.0], rtol=1e-6)
-    np.testing.assert_allclose(np.ravel(decays["full"]["layers.mlp.up.kernel"]), [0.01, 0.01, 0.25])
-    np.testing.assert_allclose(decays["full"]["final_norm.scale"], 0.0)
+    jax.tree.map(lambda leaf, of_rule: None, trainable, layers)
+    # Low-rank arrays have all layers; of what is trained itself only those that are, numbered anew.
+    assert layers["low_rank"]["layers.attention.q"] == {part: {0: (0, 1), 1: (2,)} for part in "ab"}
+    assert layers["full"]["layers.mlp.up.kernel"] == {2: (0, 2), 3: (1,)}
+    assert layers["full"]["final_norm.scale"] == {4: None}
+
+
+def test_numbers_of_a_rule_come_from_the_search_the_rule_or_the_optimizer(config):
+    rules = [low_rank("layers.*.attention.q", learning_rate_scale=2.0), FullRule(match="final_norm", weight_decay=0.25)]
+    plan = UpdatePlan(rules).resolve(config)
+    values = values_of(rules, optimizer__weight_decay=0.01)
+    assert plan.rule_value(0, "learning_rate_scale", values) == pytest.approx(2.0)
+    assert plan.rule_value(0, "weight_decay", values) == pytest.approx(0.01)
+    assert plan.rule_value(1, "weight_decay", values) == pytest.approx(0.25)
     # A decay that a search sets where the rule leaves it open.
-    _, decays = plan.scales(values_of(rules, update__1__weight_decay=0.7))
-    np.testing.assert_allclose(np.ravel(decays["low_rank"]["layers.attention.q"]["a"]), [0.5, 0.5, 0.7, 0.0])
+    assert plan.rule_value(0, "weight_decay", values_of(rules, update__0__weight_decay=0.7)) == pytest.approx(0.7)
 
 
 def test_axes_shard_the_trainable_arrays(config, mesh):

@@ -74,3 +74,15 @@ def check_memory(program, shape, *, rows, shards=1, trained=False):
     if trained:
         temporaries -= d * vocabulary * 4 // shards
     assert temporaries < rows * vocabulary * 4 // shards / 3, f"{temporaries / 2**20:.0f} MiB"
+
+
+def instructions(program) -> str:
+    """The compiled program, in which the names of its collectives can be looked for.
+
+    For some TPUs libtpu writes asynchronous collectives in a newer form than jaxlib can print; the serialised program
+    has the names too.
+    """
+    try:
+        return program.as_text()
+    except jax.errors.JaxRuntimeError:
+        return program.runtime_executable().serialize().decode("latin-1")
