@@ -102,7 +102,7 @@ def test_several_steps_equal_those_of_torch(kernels):
 
 
 def test_moments_are_those_of_trained_layers_alone():
-    trainable = started(np.random.default_rng(0))
+    trainable = jax.tree.map(jnp.asarray, started(np.random.default_rng(0)))
     moments = AdamW(PLAN).init(trainable)
     stack = at(moments, ("low_rank", "layers.attention.q", "a"))
     assert [each.shape for each in stack[3].moments] == [(2, 8, 2), (2, 8, 2)]
