@@ -82,7 +82,9 @@ def low_rank_matmul(
         dropout = (jnp.asarray(dropout_rate, jnp.float32), jnp.asarray(dropout_seed, jnp.uint32), rows)
     operands = (x, kernel, a, b, jnp.asarray(scale, jnp.float32), bias, dropout)
     if implementation is None:
-        favoured = jax.default_backend() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(x, kernel, b)
+        m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
+        problem = Problem(1, m, k, n, r, x.dtype.itemsize, kernel.dtype.itemsize, dropout is not None)
+        favoured = jax.default_backend() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(problem)
         implementation = "tpu" if favoured else "xla"
     if implementation == "reference":
         return low_rank_matmul_reference(*operands)
@@ -99,22 +101,20 @@ def low_rank_matmul(
     return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts, interpret), *operands)
 
 
-def tpu_kernel_moves_less(x: Float[Array, "*rows k"], kernel: Float[Array, "k n"], b: Float[Array, "r n"]) -> bool:
-    """Whether the TPU kernel moves fewer bytes, forward and backward, than XLA's passes could at the very least.
+def tpu_kernel_moves_less(problem: Problem) -> bool:
+    """Whether the TPU kernel plainly moves fewer bytes, forward and backward, than XLA's passes could at the least.
 
-    This is a count, not a measurement, and so the default only where it is plain: the kernel's side counts every
-    re-read of its blocks, XLA's side reads each operand once per pass. What XLA compiles for a TPU is three passes
-    (h from x; the frozen product, to a float32 array; that, plus h B, to y), so x is read twice and M × N float32
-    numbers are written and read again. Under a mesh the whole arrays are compared.
+    This is a count, not a measurement, so the kernel must win by a tenth: its side counts every re-read of its blocks,
+    XLA's side reads each operand once per pass. What XLA compiles for a TPU is three passes (h from x; the frozen
+    product, to a float32 array; that, plus h B, to y), so x is read twice and M × N float32 numbers are written and
+    read again. Under a mesh the whole arrays are compared.
     """
-    m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
     ours = least = 0
-    for inner, outer in ((k, n), (n, k)):
-        problem = Problem(1, m, inner, outer, r, x.dtype.itemsize, kernel.dtype.itemsize)
-        ours += hbm_bytes(problem, choose_tiles(problem))
-        once = (2 * m * inner + m * outer + r * (m + k + n)) * x.dtype.itemsize + k * n * kernel.dtype.itemsize
-        least += once + 2 * 4 * m * outer
-    return ours < least
+    for each in (problem, problem._replace(k=problem.n, n=problem.k)):
+        _, m, k, n, r = each[:5]
+        ours += hbm_bytes(each, choose_tiles(each))
+        least += (2 * m * k + m * n + r * (m + k + n)) * each.x_bytes + k * n * each.w_bytes + 2 * 4 * m * n
+    return ours < 0.9 * least
 
 
 def _can_be_cut(axes: Mapping[str, Sequence[str]] | None) -> bool:

@@ -32,7 +32,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtyping import Array, Float, UInt32
 
 from jaxtune_kernels.dropout import column_keys, drop_threshold, keep_bits, row_keys
-from jaxtune_kernels.low_rank.tpu_tiles import VMEM_LIMIT, Problem, Tiles, choose_tiles
+from jaxtune_kernels.low_rank.tpu_tiles import VMEM_LIMIT, Problem, Tiles, choose_tiles, hbm_bytes
 
 GroupedDropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
 
@@ -118,6 +118,10 @@ def low_rank_product(
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT
         ),
+        # What XLA plans around the kernel with, which it cannot look into.
+        cost_estimate=pl.CostEstimate(
+            flops=2 * g * m * (k * n + r * (k + n)), bytes_accessed=hbm_bytes(problem, tiles), transcendentals=0
+        ),
         name="low_rank_product",
     )(*operands.values())
     return y, h
@@ -197,8 +201,10 @@ def _body(problem: Problem, tiles: Tiles, transposed: bool, drop: str, refs: dic
 
     @pl.loop(0, tiles.groups * parts)
     def _(part: Any) -> None:
-        rows = slice(None) if parts == 1 else pl.ds(pl.multiple_of(part % parts * height, height), height)
-        work(part // parts, rows)
+        # lax's division is that of numbers that are not negative; the sign of others would be asked of a device.
+        first = lax.rem(part, parts) * height
+        rows = slice(None) if parts == 1 else pl.ds(pl.multiple_of(first, height), height)
+        work(lax.div(part, parts), rows)
 
 
 def _add_h(

@@ -108,8 +108,9 @@ def vmem_bytes(problem: Problem, tiles: Tiles) -> int:
         + groups * (_tile(r, inner, size) + _tile(r, columns, size))  # A, B
         + groups * (_tile(rows, columns, size) + _tile(rows, r, size))  # y, h
     )
+    blocks += _tile(1, columns, 4)  # bias
     if problem.dropout:
-        blocks += groups * _tile(rows, 1, 4)
+        blocks += groups * (_tile(rows, 1, 4) + _tile(1, max(inner, columns), 4))  # words of rows and columns
     scratch = groups * (_tile(rows, r, size) + _tile(rows, r, 4))
     if inner < problem.k:
         scratch += groups * _tile(rows, columns, 4)

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import Phase, given, settings
 from jax.experimental.pallas import tpu as pltpu
 from jaxtune_kernels import keep_mask
+from jaxtune_kernels.low_rank import tpu_kernel_moves_less
 from jaxtune_kernels.low_rank.tpu import _block_specs, low_rank_product
 from jaxtune_kernels.low_rank.tpu_tiles import VMEM_BUDGET, Problem, Tiles, choose_tiles, hbm_bytes, vmem_bytes
 
@@ -173,6 +174,19 @@ def test_bytes_are_those_that_a_walk_over_the_grid_fetches(problem):
                 total += math.prod(min(b, s - i * b) for b, s, i in zip(block, shape, index, strict=True)) * entry
             previous = index
     assert hbm_bytes(problem, tiles) == total
+
+
+@pytest.mark.parametrize(
+    ("m", "k", "n", "favoured"),
+    [
+        (8192, 4096, 4096, True),
+        (8192, 1024, 3072, True),
+        (8192, 4096, 14336, False),  # x, or the gradient, is read more than once
+        (8, 4096, 4096, False),  # decoding: nearly all is W, once, with either
+    ],
+)
+def test_the_default_follows_the_bytes(m, k, n, favoured):
+    assert tpu_kernel_moves_less(Problem(1, m, k, n, 16, 2, 2)) is favoured
 
 
 def test_x_is_read_once_at_the_shapes_of_a_layer():
