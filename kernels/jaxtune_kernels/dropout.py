@@ -34,6 +34,33 @@ def hash_words(*words: UInt32[Array, "*_"] | int) -> UInt32[Array, "*_"]:
     return state
 
 
+def row_keys(seed: UInt32[Array, "*#rows"] | int, rows: UInt32[Array, "*rows"]) -> UInt32[Array, "*rows"]:
+    """One word for each row identity, for :func:`keep_bits`."""
+    return hash_words(seed, 1, rows)
+
+
+def column_keys(
+    seed: UInt32[Array, "*#seeds"] | int, columns: int, first: UInt32[Array, ""] | int = 0
+) -> UInt32[Array, "*#seeds {columns}"]:
+    """One word for each of ``columns`` columns from column ``first`` on, for :func:`keep_bits`."""
+    index = jnp.arange(columns, dtype=jnp.uint32) + jnp.asarray(first, jnp.uint32)
+    return hash_words(jnp.asarray(seed, jnp.uint32)[..., None], 2, index)
+
+
+def drop_threshold(rate: Float[Array, "*rates"] | float) -> UInt32[Array, "*rates"]:
+    """The word below which a bit pattern means that the entry is dropped."""
+    return (jnp.asarray(rate, jnp.float32) * 2.0**32).astype(jnp.uint32)
+
+
+def keep_bits(row_key: Array, column_key: Array, threshold: Array) -> Bool[Array, "*shape"]:
+    """Which entries survive, for the words of their rows and columns, which broadcast against each other.
+
+    Rows and columns are hashed apart and joined by one more hash, so that an entry costs one mix32, and two rows whose
+    keys collide with a shift between them do not share a shifted mask, as they would in a counter sequence.
+    """
+    return mix32(row_key ^ column_key) >= threshold
+
+
 def keep_mask(
     seed: UInt32[Array, ""] | int, rows: UInt32[Array, "*rows"], columns: int, rate: Float[Array, ""] | float
 ) -> Bool[Array, "*rows columns"]:
@@ -48,9 +75,4 @@ def keep_mask(
     Returns:
       True where the entry is kept.
     """
-    # Rows and columns are hashed apart and joined by one more hash, so that an entry costs one mix32, and two rows
-    # whose keys collide with a shift between them do not share a shifted mask, as they would in a counter sequence.
-    row_key = hash_words(seed, 1, rows)
-    column_key = hash_words(seed, 2, jnp.arange(columns, dtype=jnp.uint32))
-    bits = mix32(row_key[..., None] ^ column_key)
-    return bits >= (jnp.asarray(rate, jnp.float32) * 2.0**32).astype(jnp.uint32)
+    return keep_bits(row_keys(seed, rows)[..., None], column_keys(seed, columns), drop_threshold(rate))
