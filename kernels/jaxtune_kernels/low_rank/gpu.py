@@ -14,19 +14,23 @@ from __future__ import annotations
 from typing import Literal
 
 import jax.numpy as jnp
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, UInt32
 
+from jaxtune_kernels.dropout import column_keys, drop_threshold, row_keys
 from jaxtune_kernels.low_rank.hopper import (
     COLUMN_MULTIPLE,
     MULTIPROCESSORS,
     RANK_MULTIPLE,
     ROW_MULTIPLE,
     SHARED_BYTES,
-    Dropout,
+    MaskKeys,
     extended,
 )
 from jaxtune_kernels.low_rank.hopper_down import down_projection
 from jaxtune_kernels.low_rank.hopper_matmul import Tiles, frozen_matmul, tiles_for
+
+# For each group its rate and seed, and an identity for each of its rows.
+Dropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
 
 # The block of B for a tile stays in shared memory, beside at least three stages.
 LARGEST_RANK = 128
@@ -48,6 +52,7 @@ def low_rank_product(
     *,
     transposed: bool,
     drop: Literal["input", "output"],
+    first_column: UInt32[Array, ""] | int = 0,
     tiles: Tiles | None = None,
     multiprocessors: int = MULTIPROCESSORS,
 ) -> tuple[Float[Array, "g m n"], Float[Array, "g m r"]]:
@@ -70,6 +75,8 @@ def low_rank_product(
         :func:`jaxtune_kernels.dropout.keep_mask`, over k columns or, on the output, n.
       transposed: how W lies.
       drop: where the mask sits.
+      first_column: the index, in the whole array, of the first column that the mask is drawn for, where that dimension
+        is cut over devices.
       tiles: by default :func:`tiles_for` the shape.
       multiprocessors: of the device; persistent blocks to launch.
 
@@ -90,17 +97,32 @@ def low_rank_product(
         raise ValueError(f"{tiles} take {tiles.shared_bytes(rank)} bytes of shared memory at rank {rank}")
     if not groups * m * n:
         return jnp.zeros((groups, m, n), x.dtype), jnp.zeros((groups, m, rank), x.dtype)
+    keys = boost = None
     if dropout is not None:
         rate, seed, rows = dropout
-        dropout = rate, seed, extended(rows, ROW_MULTIPLE)
+        columns = x.shape[2] if drop == "input" else n
+        keys = MaskKeys(
+            row_keys(seed[:, None], extended(rows, ROW_MULTIPLE)),
+            extended(column_keys(seed, columns, first_column), COLUMN_MULTIPLE),
+            drop_threshold(rate),
+        )
+        boost = 1.0 / (1.0 - rate)
+        scale = scale if drop == "input" else scale * boost
     if bias is not None:
         bias = extended(bias.astype(jnp.float32), COLUMN_MULTIPLE)
-    on_input, on_output = (dropout if drop == side else None for side in ("input", "output"))
-    if on_output is not None:
-        scale = scale / (1.0 - on_output[0])
     a = extended(jnp.swapaxes(a, 1, 2).astype(x.dtype), RANK_MULTIPLE, COLUMN_MULTIPLE)
     b = extended((scale[:, None, None] * b).astype(x.dtype), RANK_MULTIPLE, COLUMN_MULTIPLE)
     x, w = extended(x, ROW_MULTIPLE, COLUMN_MULTIPLE), extended(w, COLUMN_MULTIPLE, COLUMN_MULTIPLE)
-    h = down_projection(x, a, on_input)
-    y = frozen_matmul(x, w, h, b, bias, on_output, transposed=transposed, tiles=tiles, multiprocessors=multiprocessors)
+    h = down_projection(x, a, *((keys, boost) if drop == "input" else (None, None)))
+    y = frozen_matmul(
+        x,
+        w,
+        h,
+        b,
+        bias,
+        keys if drop == "output" else None,
+        transposed=transposed,
+        tiles=tiles,
+        multiprocessors=multiprocessors,
+    )
     return y[:, :m, :n], h[:, :m, :rank]

@@ -7,12 +7,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental.pallas import mosaic_gpu as plgpu
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, UInt32
 
-from jaxtune_kernels.dropout import column_keys, drop_threshold, keep_bits, row_keys
-
-# For each group its rate and seed, and an identity for each of its rows.
-Dropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
+from jaxtune_kernels.dropout import keep_bits
 
 # Streaming multiprocessors of an H100 SXM and of an H200.
 MULTIPROCESSORS = 132
@@ -31,16 +28,8 @@ class MaskKeys(NamedTuple):
     """What the masks of all groups are drawn from."""
 
     rows: UInt32[Array, "g m"]
-    columns: UInt32[Array, "g _"]
+    columns: UInt32[Array, "g columns"]
     thresholds: UInt32[Array, " g"]
-
-
-def mask_keys(dropout: Dropout | None, columns: int) -> MaskKeys | None:
-    """The keys of each group's mask over ``columns`` columns."""
-    if dropout is None:
-        return None
-    rate, seed, rows = dropout
-    return MaskKeys(row_keys(seed[:, None], rows), column_keys(seed, columns), drop_threshold(rate))
 
 
 def keep_block(row_key: Array, column_key: Array, threshold: Array) -> Array:

@@ -16,11 +16,10 @@ from jaxtune_kernels.low_rank.hopper import (
     DEPTH,
     SHARED_BYTES,
     WARPGROUP_ROWS,
-    Dropout,
+    MaskKeys,
     drain,
     keep_block,
     load_vector,
-    mask_keys,
     release_all,
     swizzled,
 )
@@ -30,9 +29,9 @@ _STAGES = 5
 
 
 def down_projection(
-    x: Float[Array, "g m k"], a: Float[Array, "g r k"], dropout: Dropout | None
+    x: Float[Array, "g m k"], a: Float[Array, "g r k"], keys: MaskKeys | None, boost: Float[Array, " g"] | None
 ) -> Float[Array, "g m r"]:
-    """``h = mask(x) / (1 - rate) · aᵀ`` in x's dtype, summed in float32.
+    """``h = mask(x) aᵀ · boost`` in x's dtype, summed in float32.
 
     A block has 64 rows and all of k, of which each consumer takes half, so x is read once. Without dropout that is what
     it costs: 2 m k bytes. With it an entry takes about eleven integer operations; at 64 in a cycle and multiprocessor
@@ -42,14 +41,15 @@ def down_projection(
     Args:
       x: m a multiple of 8 and k of 64.
       a: r a multiple of 16 and at most 128.
+      keys: of masks over k columns; None for no mask.
+      boost: 1 / (1 - rate), where there is a mask.
     """
     groups, m, k = x.shape
     rank = a.shape[1]
     steps = pl.cdiv(k, CONSUMERS * DEPTH)
     stage_bytes = 2 * CONSUMERS * DEPTH * (WARPGROUP_ROWS + rank)
     stages = min(_STAGES, steps, (SHARED_BYTES - 6 * WARPGROUP_ROWS * rank) // stage_bytes)
-    boost = None if dropout is None else 1.0 / (1.0 - dropout[0])
-    masked = dropout is not None
+    masked = keys is not None
 
     def body(
         x_ref: Any, a_ref: Any, boost_ref: Any, keys_ref: Any, h_ref: Any,
@@ -144,4 +144,4 @@ def down_projection(
         thread_name="warpgroup",
         kernel_name="low_rank_down_projection",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )(x, a, boost, mask_keys(dropout, x.shape[2]))
+    )(x, a, boost, keys)

@@ -23,11 +23,10 @@ from jaxtune_kernels.low_rank.hopper import (
     RANK_MULTIPLE,
     SHARED_BYTES,
     WARPGROUP_ROWS,
-    Dropout,
+    MaskKeys,
     drain,
     keep_block,
     load_vector,
-    mask_keys,
     release_all,
     swizzled,
 )
@@ -86,7 +85,7 @@ def frozen_matmul(
     h: Float[Array, "g m r"],
     b: Float[Array, "g r n"],
     bias: Float[Array, " n"] | None,
-    dropout: Dropout | None,
+    keys: MaskKeys | None,
     *,
     transposed: bool,
     tiles: Tiles,
@@ -104,12 +103,13 @@ def frozen_matmul(
       w: [k, n], or [n, k] with ``transposed``; n a multiple of 64.
       b: r a multiple of 16, scaled.
       bias: float32.
+      keys: of masks over n columns; None for no mask.
     """
     groups, m, k = x.shape
     _, rank, n = b.shape
     steps = pl.cdiv(k, DEPTH)
     row_tiles, column_tiles = pl.cdiv(m, tiles.rows), pl.cdiv(n, tiles.columns)
-    masked = dropout is not None
+    masked = keys is not None
 
     def body(
         x_ref: Any, w_ref: Any, h_ref: Any, b_ref: Any, bias_ref: Any, keys_ref: Any, y_ref: Any,
@@ -249,4 +249,4 @@ def frozen_matmul(
         thread_name="warpgroup",
         kernel_name="low_rank_frozen_matmul",
         compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
-    )(x, w, h, b, bias, mask_keys(dropout, n))
+    )(x, w, h, b, bias, keys)
