@@ -23,6 +23,7 @@ LAYERS = {
 }
 # Rows, width and vocabulary of a head.
 HEADS = {"small": (64, 32, 500), "qwen": (8192, 1024, 151936), "llama": (8192, 4096, 128256)}
+BLOCK_ROWS = 8
 SCALE, RATE, SEED = 0.5, 0.1, 7
 
 
@@ -160,7 +161,7 @@ def _peft(x: Any, w: Any, a: Any, b: Any, g: Any, backward: bool, dropout: bool)
 
 
 def masked_update(arguments: argparse.Namespace, dtype: Any) -> Iterator[Case]:
-    """AdamW over whole rows of a tensor, of which all, a half, or a tenth are selected; beside optax over all of it."""
+    """AdamW over a tensor in blocks of eight rows, of which all, a half, or a tenth are selected; beside optax over all of it."""
     for label, (_, k, n) in LAYERS[arguments.shape].items():
         for share in (1.0, 0.5, 0.1):
             yield _masked_update_case(label, (k, n), share, dtype)
@@ -171,9 +172,10 @@ def _masked_update_case(label: str, shape: tuple[int, int], share: float, dtype:
     from jaxtune_kernels.masked_update import Selection
 
     param, grad = normal(0, *shape, dtype=dtype), normal(1, *shape, dtype=dtype)
-    chosen = np.sort(np.random.default_rng(0).permutation(shape[0])[: round(share * shape[0])]).astype(np.int32)
-    # Blocks of one row.
-    selection, selected = Selection(jnp.asarray(chosen), (1, None)), grad[chosen][:, None, :]
+    blocks = shape[0] // BLOCK_ROWS
+    chosen = np.sort(np.random.default_rng(0).permutation(blocks)[: round(share * blocks)]).astype(np.int32)
+    selection = Selection(jnp.asarray(chosen), (BLOCK_ROWS, None))
+    selected = grad.reshape(blocks, BLOCK_ROWS, shape[1])[chosen]
 
     def ours(implementation: str) -> tuple[Launch, Wait] | str:
         optimizer = masked_update(implementation=implementation)
@@ -246,9 +248,12 @@ def linear_cross_entropy(arguments: argparse.Namespace, dtype: Any) -> Iterator[
     runs["logits in full"] = program(whole)
     try:
         import tokamax
+        from absl import flags
     except ImportError as error:
         runs["tokamax"] = str(error)
     else:
+        # Else it reads its settings from this script's command line.
+        flags.FLAGS.mark_as_parsed()
         runs["tokamax"] = program(lambda x, w, y: tokamax.linear_softmax_cross_entropy_loss(x, y, w))
     work = 4 * rows * width * vocabulary
     moved = (2 * rows * width + width * vocabulary) * hidden.dtype.itemsize
