@@ -161,7 +161,7 @@ def _peft(x: Any, w: Any, a: Any, b: Any, g: Any, backward: bool, dropout: bool)
 
 
 def masked_update(arguments: argparse.Namespace, dtype: Any) -> Iterator[Case]:
-    """AdamW over a tensor in blocks of eight rows, of which all, a half, or a tenth are selected; beside optax over all of it."""
+    """AdamW over a tensor in blocks of eight rows: all of them, a half, a tenth. Beside it, optax over the tensor."""
     for label, (_, k, n) in LAYERS[arguments.shape].items():
         for share in (1.0, 0.5, 0.1):
             yield _masked_update_case(label, (k, n), share, dtype)
