@@ -21,7 +21,8 @@ from unittest import mock
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax._src.pallas.mosaic.interpret import utils
+from jax._src.core import eval_jaxpr
+from jax._src.pallas.mosaic.interpret import thread_map, utils
 from jax._src.pallas.mosaic_gpu.interpret import gpu_callbacks, interpret_pallas_call, jaxpr_interpret
 from jax._src.pallas.mosaic_gpu.interpret.params import InterpretGPUParams, force_gpu_interpret_mode
 from jax._src.pallas.mosaic_gpu.primitives import load_p
@@ -122,6 +123,21 @@ def _interpret(self, jaxpr, token, *args, original=jaxpr_interpret.JaxprInterpre
     return original(self, jaxpr.replace(eqns=equations), token, *args)
 
 
+class _CompileOnce:
+    """Runs the body of a kernel, which the interpreter itself compiles again for each warpgroup of each block."""
+
+    def __init__(self):
+        self._programs: dict[int, tuple[object, jax.stages.Compiled]] = {}
+        self._lock = threading.Lock()
+
+    def __call__(self, jaxpr, consts, *args):
+        with self._lock:
+            if id(jaxpr) not in self._programs:
+                program = jax.jit(lambda consts, *args: eval_jaxpr(jaxpr, consts, *args) and None)
+                self._programs[id(jaxpr)] = jaxpr, program.lower(consts, *args).compile()
+        self._programs[id(jaxpr)][1](consts, *args)
+
+
 @contextlib.contextmanager
 def hopper_interpreter() -> Iterator[None]:
     """Within it, Mosaic-GPU kernels that are traced run on the CPU."""
@@ -132,6 +148,7 @@ def hopper_interpreter() -> Iterator[None]:
             (gpu_callbacks, "copy_smem_to_gmem", _copy_smem_to_gmem),
             (gpu_callbacks, "wgmma", _wgmma),
             (jaxpr_interpret.JaxprInterpreter, "interpret", _interpret),
+            (thread_map, "_run_jaxpr", _CompileOnce()),
         ):
             stack.enter_context(mock.patch.object(owner, name, function))
         stack.enter_context(force_gpu_interpret_mode(InterpretGPUParams(uninitialized_memory="nan")))

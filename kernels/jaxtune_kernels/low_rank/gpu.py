@@ -92,9 +92,10 @@ def low_rank_product(
         raise ValueError(f"x and w must both be bfloat16 or float16 for the Hopper kernel, not {x.dtype} and {w.dtype}")
     if not 1 <= rank <= LARGEST_RANK:
         raise ValueError(f"the Hopper kernel takes ranks from 1 to {LARGEST_RANK}, not {rank}")
-    tiles = tiles or tiles_for(groups * m, n, rank, multiprocessors)
-    if tiles.shared_bytes(rank) > SHARED_BYTES:
-        raise ValueError(f"{tiles} take {tiles.shared_bytes(rank)} bytes of shared memory at rank {rank}")
+    vectors = (bias is not None) + (dropout is not None and drop == "output")
+    tiles = tiles or tiles_for(groups * m, n, rank, vectors, multiprocessors)
+    if (needed := tiles.shared_bytes(rank, vectors)) > SHARED_BYTES:
+        raise ValueError(f"{tiles} take {needed} bytes of shared memory at rank {rank}, of {SHARED_BYTES}")
     if not groups * m * n:
         return jnp.zeros((groups, m, n), x.dtype), jnp.zeros((groups, m, rank), x.dtype)
     keys = boost = None

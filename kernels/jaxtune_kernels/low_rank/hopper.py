@@ -13,8 +13,8 @@ from jaxtune_kernels.dropout import keep_bits
 
 # Streaming multiprocessors of an H100 SXM and of an H200.
 MULTIPROCESSORS = 132
-# What one block may take of a multiprocessor's 232,448 bytes, with a margin for barriers and the compiler's scratch.
-SHARED_BYTES = 228_000
+# What a block may take of a multiprocessor's 232,448 bytes: some are for barriers and for alignment.
+SHARED_BYTES = 231_424
 # TMA writes blocks in the tiles that wgmma reads, 8 rows of up to 128 bytes; an array consists of whole ones.
 ROW_MULTIPLE, COLUMN_MULTIPLE, RANK_MULTIPLE = 8, 64, 16
 # Two warpgroups multiply, each 64 rows at a time, the M of wgmma; a third one has TMA bring what they need.
@@ -22,6 +22,9 @@ CONSUMERS = 2
 WARPGROUP_ROWS = 64
 # Columns of a block of x: 128 bytes, the widest swizzle.
 DEPTH = COLUMN_MULTIPLE
+
+# Nothing is reduced over warps, so no scratch is kept for it.
+COMPILER_PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, reduction_scratch_bytes=0)
 
 
 class MaskKeys(NamedTuple):

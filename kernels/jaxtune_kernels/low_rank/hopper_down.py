@@ -12,6 +12,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jaxtune_kernels.low_rank.hopper import (
+    COMPILER_PARAMS,
     CONSUMERS,
     DEPTH,
     SHARED_BYTES,
@@ -47,7 +48,7 @@ def down_projection(
     groups, m, k = x.shape
     rank = a.shape[1]
     steps = pl.cdiv(k, CONSUMERS * DEPTH)
-    stage_bytes = 2 * CONSUMERS * DEPTH * (WARPGROUP_ROWS + rank)
+    stage_bytes = CONSUMERS * DEPTH * (2 * (WARPGROUP_ROWS + rank) + 4)
     stages = min(_STAGES, steps, (SHARED_BYTES - 6 * WARPGROUP_ROWS * rank) // stage_bytes)
     masked = keys is not None
 
@@ -143,5 +144,5 @@ def down_projection(
         num_threads=CONSUMERS + 1,
         thread_name="warpgroup",
         kernel_name="low_rank_down_projection",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=COMPILER_PARAMS,
     )(x, a, boost, keys)

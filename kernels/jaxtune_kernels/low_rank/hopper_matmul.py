@@ -17,6 +17,7 @@ from jax.experimental.pallas import mosaic_gpu as plgpu
 from jaxtyping import Array, Float
 
 from jaxtune_kernels.low_rank.hopper import (
+    COMPILER_PARAMS,
     CONSUMERS,
     DEPTH,
     MULTIPROCESSORS,
@@ -53,14 +54,14 @@ class Tiles(NamedTuple):
         """Rows of one tile of y."""
         return CONSUMERS * WARPGROUP_ROWS
 
-    def shared_bytes(self, rank: int) -> int:
-        """Bytes of shared memory that a tile takes with operands of two bytes."""
+    def shared_bytes(self, rank: int, vectors: int = 1) -> int:
+        """Bytes of shared memory, for operands of two bytes and vectors of columns: a bias, the keys of a mask."""
         stages = self.stages * (self.rows + self.columns) * DEPTH
         low_rank = RANK_MULTIPLE * pl.cdiv(rank, RANK_MULTIPLE) * (self.rows + self.columns)
-        return 2 * (stages + low_rank + 2 * self.rows * self.chunk)
+        return 2 * (stages + low_rank + 2 * self.rows * self.chunk) + 4 * (self.rows + vectors * self.columns)
 
 
-def tiles_for(rows: int, columns: int, rank: int, multiprocessors: int = MULTIPROCESSORS) -> Tiles:
+def tiles_for(rows: int, columns: int, rank: int, vectors: int = 1, multiprocessors: int = MULTIPROCESSORS) -> Tiles:
     """The tiles for a product of ``rows`` × ``columns``, all groups together.
 
     Of 128 × 256 and 128 × 128 it takes the one whose waves over the multiprocessors cost less. A multiply-accumulate
@@ -70,7 +71,7 @@ def tiles_for(rows: int, columns: int, rank: int, multiprocessors: int = MULTIPR
 
     def fitting(width: int) -> Tiles | None:
         options = (Tiles(width, stages, chunk) for stages in (4, 3) for chunk in (64, 32))
-        return next((tiles for tiles in options if tiles.shared_bytes(rank) <= SHARED_BYTES), None)
+        return next((tiles for tiles in options if tiles.shared_bytes(rank, vectors) <= SHARED_BYTES), None)
 
     def cost(tiles: Tiles) -> float:
         count = pl.cdiv(rows, tiles.rows) * pl.cdiv(columns, tiles.columns)
@@ -248,5 +249,5 @@ def frozen_matmul(
         num_threads=CONSUMERS + 1,
         thread_name="warpgroup",
         kernel_name="low_rank_frozen_matmul",
-        compiler_params=plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup),
+        compiler_params=COMPILER_PARAMS,
     )(x, w, h, b, bias, keys)
