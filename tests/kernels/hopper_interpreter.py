@@ -8,7 +8,9 @@ the hardware does and it does not (jax 0.10) are added here, so that kernels nee
 - An operand of ``wgmma`` may be a transposed view of shared memory, and the left one may lie in registers.
 - ``plgpu.load``.
 
-All uninitialised memory, the outputs and shared memory too, holds NaN (the largest value, for integers).
+All uninitialised memory, the outputs and shared memory too, holds NaN (the largest value, for integers). Copies and
+plain accesses of shared memory that no barrier orders are an error; the interpreter sees no such thing of ``wgmma``,
+which it does at once.
 """
 
 from __future__ import annotations
@@ -151,9 +153,11 @@ def hopper_interpreter() -> Iterator[None]:
             (thread_map, "_run_jaxpr", _CompileOnce()),
         ):
             stack.enter_context(mock.patch.object(owner, name, function))
-        stack.enter_context(force_gpu_interpret_mode(InterpretGPUParams(uninitialized_memory="nan")))
+        parameters = InterpretGPUParams(uninitialized_memory="nan", detect_races=True)
+        stack.enter_context(force_gpu_interpret_mode(parameters))
         try:
             yield
+            assert not interpret_pallas_call.get_races().races_found, "a barrier is missing"
         except BaseException:
             # A kernel that failed leaves its memory behind, and the next one would trip over it.
             interpret_pallas_call.reset_gpu_interpret_mode_state()

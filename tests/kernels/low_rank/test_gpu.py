@@ -39,7 +39,7 @@ def _inputs(groups, m, k, n, rank, seed, transposed, ranks=None):
     return x, w, a, b, scale, bias, (rate, seeds, rows)
 
 
-def _float64(x, w, a, b, scale, bias, dropout, transposed, drop):
+def _float64(x, w, a, b, scale, bias, dropout, transposed, drop, first_column):
     """y and h from the definition, and for each the largest sum of absolute values that goes into an entry."""
     x, w, a, b, scale = (np.asarray(v).astype(np.float64) for v in (x, w, a, b, scale))
     w = w.T if transposed else w
@@ -47,8 +47,8 @@ def _float64(x, w, a, b, scale, bias, dropout, transposed, drop):
     factor = np.ones((x.shape[0], x.shape[1], columns))
     if dropout is not None:
         for group, (rate, seed, rows) in enumerate(zip(*dropout, strict=True)):
-            mask = keep_mask(jnp.asarray(seed), jnp.asarray(rows), columns, jnp.asarray(rate))
-            factor[group] = np.asarray(mask) / (1.0 - np.float64(rate))
+            mask = keep_mask(jnp.asarray(seed), jnp.asarray(rows), first_column + columns, jnp.asarray(rate))
+            factor[group] = np.asarray(mask)[:, first_column:] / (1.0 - np.float64(rate))
 
     def product(x, w, a, b, bias):
         h = (x * factor if drop == "input" else x) @ a
@@ -59,13 +59,14 @@ def _float64(x, w, a, b, scale, bias, dropout, transposed, drop):
     return product(x, w, a, b, bias), [v.max() for v in product(*(np.abs(v) for v in (x, w, a, b, bias)))]
 
 
-def _check(inputs, *, transposed, drop, tiles=None, multiprocessors=2):
+def _check(inputs, *, transposed, drop, tiles=None, multiprocessors=2, first_column=0):
     options = {"transposed": transposed, "drop": drop, "tiles": tiles, "multiprocessors": multiprocessors}
+    options["first_column"] = first_column
     with hopper_interpreter():
         found = jax.block_until_ready(
             jax.jit(functools.partial(low_rank_product, **options))(*jax.tree.map(jnp.asarray, inputs))
         )
-    expected, magnitudes = _float64(*inputs, transposed, drop)
+    expected, magnitudes = _float64(*inputs, transposed, drop, first_column)
     for name, ours, theirs, magnitude in zip("yh", found, expected, magnitudes, strict=True):
         assert ours.dtype == jnp.bfloat16
         error = np.abs(np.asarray(ours).astype(np.float64) - theirs).max() / magnitude
@@ -118,8 +119,9 @@ def test_groups_of_different_ranks_with_dropout(drop, transposed):
     _check(inputs, transposed=transposed, drop=drop, tiles=Tiles(128, 3, 64))
 
 
-def test_weight_orientation_and_side_of_the_mask_are_independent():
-    _check(_inputs(1, 8, 64, 64, 16, 1, True), transposed=True, drop="input", tiles=Tiles(128, 3, 32))
+def test_weight_orientation_side_of_the_mask_and_first_column_are_independent():
+    inputs = _inputs(1, 8, 64, 64, 16, 1, True)
+    _check(inputs, transposed=True, drop="input", tiles=Tiles(128, 3, 32), first_column=100)
 
 
 def test_a_large_rank():
