@@ -107,7 +107,7 @@ def test_odd_shapes_against_float64(**drawn):
 
 
 @pytest.mark.slow
-@_odd_shapes(4, m=700, k=400, n=600, rank=LARGEST_RANK)
+@_odd_shapes(6, m=700, k=400, n=600, rank=LARGEST_RANK)
 def test_larger_odd_shapes_against_float64(**drawn):
     _check_odd_shape(**drawn)
 
