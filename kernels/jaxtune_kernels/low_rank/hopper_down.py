@@ -35,9 +35,9 @@ def down_projection(
     """``h = mask(x) aᵀ · boost`` in x's dtype, summed in float32.
 
     A block has 64 rows and all of k, of which each consumer takes half, so x is read once. Without dropout that is what
-    it costs: 2 m k bytes. With it an entry takes about eleven integer operations; at 64 in a cycle and multiprocessor
-    that is as long again as the reading, which goes on meanwhile. The mask is applied in registers, on the way from
-    shared memory to the tensor cores, where XLA would write the masked x and read it again.
+    it costs: 2 m k bytes. With it an entry takes about eleven integer operations, of which a multiprocessor does 64 in
+    a cycle: counted, not measured, as long as the reading, which goes on meanwhile. The mask is applied in registers,
+    on the way from shared memory to the tensor cores; a masked x is never written.
 
     Args:
       x: m a multiple of 8 and k of 64.

@@ -65,8 +65,8 @@ def tiles_for(rows: int, columns: int, rank: int, vectors: int = 1, multiprocess
     """The tiles for a product of ``rows`` × ``columns``, all groups together.
 
     Of 128 × 256 and 128 × 128 it takes the one whose waves over the multiprocessors cost less. A multiply-accumulate
-    of the small tile counts 1.1, since it reads more shared memory. A rank whose blocks leave no room for three
-    stages beside a wide tile takes the narrow one.
+    of the small tile counts 1.1, since it reads more shared memory; that number is assumed, not measured. A rank whose
+    blocks leave no room for three stages beside a wide tile takes the narrow one.
     """
 
     def fitting(width: int) -> Tiles | None:
