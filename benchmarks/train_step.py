@@ -17,10 +17,7 @@ Needs the extra ``peers`` for the comparison; without torch the peer's columns s
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
-import os
-import platform
 import statistics
 import sys
 import tempfile
@@ -30,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from common import machine
 
 SHAPES = {
     "30m": {"hidden_size": 384, "intermediate_size": 1024, "layers": 12, "heads": 6, "kv_heads": 6, "vocab_size": 8192},
@@ -243,24 +241,6 @@ def process_peak() -> int | None:
     return int(line.split()[1]) * 1024
 
 
-def processor() -> str:
-    """The processor's name; platform tells no more than the architecture on Linux."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def version(name: str) -> str | None:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -319,15 +299,7 @@ def main() -> None:
         "steps": arguments.steps,
         "warmup": arguments.warmup,
     }
-    import jax
-
-    result["machine"] = {
-        "device": jax.devices()[0].device_kind,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("jax", "jaxlib", "torch", "transformers", "peft")},
-    }
+    result["machine"] = machine(("jax", "jaxlib", "torch", "transformers", "peft"))
     print(json.dumps(result) if arguments.json else as_text(result))
 
 
