@@ -5,6 +5,7 @@ Which attention a platform gets:
 - TPU: this one, for what it can do (:func:`splash_applies`). Documents are told apart inside the kernel, by segment
   ids, and windows are part of its static mask: both are tested in interpret mode against our own attention, and the
   kernel is compiled for TPUs inside the scanned decoder. Blocks of keys that no query can see are never computed.
+  It can be differentiated once: derivatives of a whole training step need another platform.
 - CPU, cached decoding, soft caps: our own.
 - GPU: our own. cuDNN's attention, which ``jax.nn.dot_product_attention`` can select, sees no segment ids. It could be
   given a mask of s × s for each row, or the offsets of packed segments, but neither can be run without the hardware,

@@ -45,6 +45,7 @@ def linear_cross_entropy(
 
     Sums are float32; operands of matmuls have hidden's dtype, and the gradient of the logits is rounded to it. There
     are exact gradients with respect to hidden, head and both parts of ``low_rank``; only those asked for cost anything.
+    Derivatives of these gradients do hold the logits.
 
     Args:
       hidden: states, in the compute dtype.

@@ -34,6 +34,7 @@ from jaxtyping import Array, Float
 from jaxtune_kernels.linear_cross_entropy import blocks
 from jaxtune_kernels.linear_cross_entropy.blocks import Axes, Terms
 from jaxtune_kernels.linear_cross_entropy.operands import Rows, Term
+from jaxtune_kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,7 +113,8 @@ def _differentiable(layout: Layout) -> Callable[[Terms, Rows], Array]:
         _check_rows(differentiated[1])
         wanted, trained = (tuple(getattr(term, part) for term in differentiated[0]) for part in ("states", "matrix"))
         terms, rows = jax.tree.map(lambda leaf: leaf.value, (terms, rows), is_leaf=_is_primal)
-        losses, log_total, gradients = _losses(layout, wanted)(terms, rows)
+        found = _differentiable_again(_losses(layout, wanted), functools.partial(_dense_losses, wanted))
+        losses, log_total, gradients = found(terms, rows)
         # What a matrix' gradient takes is kept only where one is wanted.
         kept = (terms, rows, log_total) if any(trained) else None
         return losses, (gradients, kept, _Static(trained, tuple(term.transposed for term in terms)))
@@ -125,7 +127,9 @@ def _differentiable(layout: Layout) -> Callable[[Terms, Rows], Array]:
         )
         matrices = (None,) * len(states)
         if kept is not None:
-            sums = _matrix_gradients(layout, static.trained)(*kept, cotangents)
+            function = _matrix_gradients(layout, static.trained)
+            dense = functools.partial(_dense_matrix_gradients, static.trained)
+            sums = _differentiable_again(function, dense)(*kept, cotangents)
             matrices = tuple(
                 None if total is None else total.astype(term.matrix.dtype)
                 for total, term in zip(sums, kept[0], strict=True)
@@ -134,6 +138,50 @@ def _differentiable(layout: Layout) -> Callable[[Terms, Rows], Array]:
 
     function.defvjp(forward, backward, symbolic_zeros=True)
     return function
+
+
+def _differentiable_again(function: Callable[..., Any], dense: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` with the derivative of ``dense``, which computes the same and holds the logits.
+
+    For derivatives of the derivative: of a whole training step with respect to its learning rate, say. Where they are
+    not asked for, or not used under ``jax.jit``, nothing is held.
+    """
+
+    @jax.custom_vjp
+    def again(*operands: Any) -> Any:
+        return function(*operands)
+
+    again.defvjp(
+        lambda *operands: (function(*operands), operands),
+        lambda operands, cotangents: jax.vjp(dense, *operands)[1](cotangents),
+    )
+    return again
+
+
+def _dense_losses(wanted: tuple[bool, ...], terms: Terms, rows: Rows) -> Any:
+    """What :func:`blocks.losses` gives. The logarithms are left out: nothing is differentiated through them."""
+
+    def total(states: tuple[Array, ...]) -> tuple[Array, Array]:
+        placed = tuple(Term(x, term.matrix, term.transposed) for x, term in zip(states, terms, strict=True))
+        losses = linear_cross_entropy_reference(placed, rows)
+        return losses.sum(), losses
+
+    gradients, losses = jax.grad(total, has_aux=True)(tuple(term.states for term in terms))
+    gradients = tuple(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
+    return losses, jnp.zeros_like(losses), gradients
+
+
+def _dense_matrix_gradients(
+    wanted: tuple[bool, ...], terms: Terms, rows: Rows, _log_total: Array, cotangents: Array
+) -> Any:
+    """What :func:`blocks.matrix_gradients` gives, as a function of the terms alone: the logarithms are made of them."""
+
+    def total(matrices: tuple[Array, ...]) -> Array:
+        placed = tuple(Term(term.states, x, term.transposed) for x, term in zip(matrices, terms, strict=True))
+        return jnp.sum(cotangents * linear_cross_entropy_reference(placed, rows))
+
+    gradients = jax.grad(total)(tuple(term.matrix.astype(jnp.float32) for term in terms))
+    return tuple(gradient if want else None for gradient, want in zip(gradients, wanted, strict=True))
 
 
 def _is_primal(leaf: Any) -> bool:

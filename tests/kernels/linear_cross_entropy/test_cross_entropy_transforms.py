@@ -137,6 +137,23 @@ def test_inside_a_scan_with_remat():
     close(*(jax.jit(jax.value_and_grad(lambda head, i=i: total(head, i)))(made.head) for i in ("xla", "reference")))
 
 
+def test_derivatives_of_the_derivative():
+    made = problem((9,), 6, 7, rank=2, seed=8)
+
+    def curvature(hidden, head, low_rank, implementation):
+        loss = objective(made, implementation, block=4)
+        slopes = jax.grad(loss, argnums=(0, 1, 2))(hidden, head, low_rank)
+        return sum(jnp.sum(jnp.sin(30 * leaf)) for leaf in jax.tree.leaves(slopes))
+
+    operands = made.hidden, made.head, made.low_rank
+    ours, theirs = (
+        jax.jit(jax.grad(lambda *each, i=i: curvature(*each, i), argnums=(0, 1, 2)))(*operands)
+        for i in ("xla", "reference")
+    )
+    close(ours, theirs, rtol=1e-3, atol=1e-4)
+    assert max(float(jnp.max(jnp.abs(leaf))) for leaf in jax.tree.leaves(theirs)) > 0.1
+
+
 def test_a_loss_that_is_not_used_has_no_gradient():
     made = problem((6,), 4, 5)
 
