@@ -1,5 +1,6 @@
 # make quickstart   sets up .venv and runs the first search (no network needed after installation)
 # make test         sets up the test environment and runs all tests
+# make test-compile compiles the kernels for TPUs and NVIDIA GPUs that are not here: hundreds of programs, an hour or two
 # make lint         style and types
 #
 # PYTHON picks the interpreter, VENV the environment's folder.
@@ -14,13 +15,16 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test test-compile lint format clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/jaxtune search configs/quickstart.yaml
 
 test: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
+
+test-compile: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -n $(WORKERS) -m compile tests/compile $(PYTEST_ARGS)
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .

@@ -93,4 +93,11 @@ def compile_for_target(function: Callable[..., Any], *arguments: Any, **options:
     if not devices:
         raise ValueError("no argument has a sharding over the devices of a target")
     platform = "cuda" if devices[0].platform == "gpu" else devices[0].platform
-    return jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,)).compile()
+    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    # What was compiled for a device that is not here can be written to the cache, but not read back.
+    jax.config.update("jax_enable_compilation_cache", False)
+    try:
+        return lowered.compile()
+    finally:
+        jax.config.update("jax_enable_compilation_cache", cached)
