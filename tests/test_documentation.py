@@ -66,3 +66,10 @@ def test_python_page(data, capsys):
     log_p = np.take_along_axis(logs, batch["targets"][..., None], axis=-1)[..., 0]
     expected = np.average(-((1 - np.exp(log_p)) ** 2) * log_p, weights=batch["weights"])
     assert trainer.evaluate(trainer.init(), [batch]).loss == pytest.approx(expected, rel=1e-4)
+
+
+@pytest.mark.parametrize("example", range(4), ids=["layout", "low_rank", "masked_update", "linear_cross_entropy"])
+def test_kernels_page(example):
+    code = python_blocks("kernels/README.md")
+    assert len(code) == 4
+    exec(code[example], {"__name__": "example"})  # each asserts what it claims
