@@ -23,6 +23,7 @@ from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, Float, Int32
 
 from jaxtune.models.attention import RESIDUALS
+from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import partition_spec
 
 # The kernel's blocks are multiples of the 128 lanes of a vector register; larger ones than this fill the memory of a
@@ -41,8 +42,7 @@ def splash_applies(length: int, head_dim: int, soft_cap: float | None, cached: b
         cached: Whether keys of earlier calls are attended to.
         mesh: What the arrays lie on; None for the default device.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    return platform == "tpu" and soft_cap is None and not cached and length % _LANES == 0 and head_dim % 64 == 0
+    return platform(mesh) == "tpu" and soft_cap is None and not cached and length % _LANES == 0 and head_dim % 64 == 0
 
 
 @functools.lru_cache(maxsize=32)

@@ -48,6 +48,11 @@ def peak_flops(device: jax.Device | None = None) -> float | None:
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in kind), None)
 
 
+def platform(mesh: jax.sharding.Mesh | None = None) -> str:
+    """``cpu``, ``gpu`` or ``tpu``: of the mesh's devices, or the one that jax uses by itself."""
+    return jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
+
+
 def check_kernels(kernels: str, mesh: jax.sharding.Mesh) -> None:
     """Refuses Pallas kernels on a mesh whose devices have none.
 

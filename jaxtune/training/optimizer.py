@@ -11,6 +11,7 @@ import optax
 from jaxtune_kernels import MaskedUpdate, Selection, masked_update
 from jaxtyping import Array, Float
 
+from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.updates import ResolvedPlan
@@ -107,7 +108,7 @@ class AdamW:
         return jax.tree.map(places, trainable, self.plan.axes(), jax.eval_shape(self.init, trainable))
 
     def _update(self, dimensions: int, axes: dict[int, tuple[str, ...]] | None = None) -> MaskedUpdate:
-        choices = {"auto": None, "pallas": jax.default_backend(), "interpret": "tpu"}
+        choices = {"auto": None, "pallas": platform(), "interpret": "tpu"}
         # Vectors, stacked or not, are too small to be worth a launch of their own.
         implementation = choices.get(self.kernels, self.kernels) if dimensions > 2 else "xla"
         interpret = self.kernels == "interpret" and implementation == "tpu"
