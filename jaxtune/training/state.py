@@ -16,7 +16,7 @@ class TrainState:
     Attributes:
       step: optimizer steps done, int32 scalar.
       trainable: the float32 parameters of the update plan.
-      moments: the optimizer's state, congruent with ``trainable``.
+      moments: the optimizer's state: in place of each array of ``trainable``, moments by rule.
       seed: of dropout, uint32 scalar; a step draws from (seed, step).
     """
 
