@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
+from jax.experimental.compilation_cache import compilation_cache
 
 from jaxtune.errors import UserError, nearest
 
@@ -94,10 +95,16 @@ def compile_for_target(function: Callable[..., Any], *arguments: Any, **options:
         raise ValueError("no argument has a sharding over the devices of a target")
     platform = "cuda" if devices[0].platform == "gpu" else devices[0].platform
     lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
-    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     # What was compiled for a device that is not here can be written to the cache, but not read back.
-    jax.config.update("jax_enable_compilation_cache", False)
+    cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
+    _use_compilation_cache(False)
     try:
         return lowered.compile()
     finally:
-        jax.config.update("jax_enable_compilation_cache", cached)
+        _use_compilation_cache(cached)
+
+
+def _use_compilation_cache(use: bool) -> None:
+    jax.config.update("jax_enable_compilation_cache", use)
+    # jax looks at the setting once, unless it is told to look again.
+    compilation_cache.reset_cache()
