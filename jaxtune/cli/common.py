@@ -58,8 +58,9 @@ def start_devices() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     from jaxtune.parallel.distributed import start as join
-    from jaxtune.parallel.platform import enable_compilation_cache
+    from jaxtune.parallel.platform import enable_compilation_cache, leave_out_absent_accelerators
 
+    leave_out_absent_accelerators()
     join()
     enable_compilation_cache()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 
 import jax
@@ -30,6 +31,10 @@ _PEAK_FLOPS = {
 }
 
 
+# NVIDIA's, those of its Jetson boards, of Windows' Linux, of AMD, and of TPUs.
+_DEVICE_FILES = ("nvidia[0-9]*", "nvmap", "dxg", "kfd", "accel*", "vfio/[0-9]*")
+
+
 def compute_dtype(name: str = "auto") -> jnp.dtype:
     """The dtype of activations and frozen weights.
 
@@ -44,8 +49,24 @@ def compute_dtype(name: str = "auto") -> jnp.dtype:
 
 def peak_flops(device: jax.Device | None = None) -> float | None:
     """Peak bfloat16 FLOP/s of a device by its data sheet, or None where none is known (CPUs)."""
-    kind = (device or jax.devices()[0]).device_kind
+    return _peak_of_kind((device or jax.devices()[0]).device_kind)
+
+
+def _peak_of_kind(kind: str) -> float | None:
     return next((peak for part, peak in _PEAK_FLOPS.items() if part in kind), None)
+
+
+def leave_out_absent_accelerators() -> None:
+    """Tells jax to use the CPU alone where Linux has no device file of any accelerator; before jax is used.
+
+    jax starts every plugin that is installed, also one that is there for its compiler alone (the extra ``targets``),
+    and these complain at length where their hardware is missing. A choice of the user's (``JAX_PLATFORMS``) stays.
+    """
+    chosen = jax.config.jax_platforms  # pyright: ignore[reportAttributeAccessIssue]
+    if chosen or sys.platform != "linux":
+        return
+    if not any(any(Path("/dev").glob(pattern)) for pattern in _DEVICE_FILES):
+        jax.config.update("jax_platforms", "cpu")
 
 
 def platform(mesh: jax.sharding.Mesh | None = None) -> str:

@@ -1,0 +1,65 @@
+"""What differs between platforms."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import Mesh
+
+from jaxtune.errors import UserError
+from jaxtune.parallel import platform as platforms
+from jaxtune.parallel.targets import target_devices
+
+
+@pytest.fixture
+def chosen():
+    """The platforms that jax is told to use, as if nobody had chosen any; put back afterwards."""
+    before = jax.config.jax_platforms
+    jax.config.update("jax_platforms", None)
+    yield lambda: jax.config.jax_platforms
+    jax.config.update("jax_platforms", before)
+
+
+@pytest.mark.parametrize(
+    ("files", "expected"), [([], "cpu"), (["null"], "cpu"), (["nvidia0"], None), (["accel0"], None), (["vfio/3"], None)]
+)
+def test_accelerators_without_a_device_file_are_left_out(monkeypatch, tmp_path, chosen, files, expected):
+    for name in files:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.setattr(platforms, "Path", lambda _: Path(tmp_path))
+    monkeypatch.setattr(platforms, "sys", SimpleNamespace(platform="linux"))
+    platforms.leave_out_absent_accelerators()
+    assert chosen() == expected
+
+
+def test_a_choice_of_platforms_stays(monkeypatch, tmp_path, chosen):
+    monkeypatch.setattr(platforms, "Path", lambda _: Path(tmp_path))
+    jax.config.update("jax_platforms", "cuda,cpu")
+    platforms.leave_out_absent_accelerators()
+    assert chosen() == "cuda,cpu"
+
+
+@pytest.mark.parametrize("target", ["v5e:2x2", "h200:1", None])
+def test_pallas_kernels_are_refused_where_there_are_none(target):
+    devices = jax.devices()[:1] if target is None else target_devices(target)
+    mesh = Mesh(np.array(devices), ("data",))
+    for kernels in ("auto", "xla", "interpret"):
+        platforms.check_kernels(kernels, mesh)
+    if target is not None:
+        platforms.check_kernels("pallas", mesh)
+        return
+    with pytest.raises(UserError, match=r"kernels: 'pallas' needs TPUs or .*, not 'cpu'; choose 'auto' or 'xla'"):
+        platforms.check_kernels("pallas", mesh)
+
+
+@pytest.mark.parametrize(
+    ("kind", "peak"),
+    [("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("cpu", None)],
+)
+def test_the_peak_is_that_of_the_device_and_not_of_one_with_a_shorter_name(kind, peak):
+    assert platforms._peak_of_kind(kind) == peak
