@@ -17,12 +17,19 @@ from common import Launch, Wait
 
 # Rows, columns into and out of a layer.
 LAYERS = {
+    # The shape that benchmarks/train_step.py trains on CPU.
+    "laptop": {"q": (2048, 384, 384), "up": (2048, 384, 1024)},
     "small": {"layer": (64, 96, 128)},
     "qwen": {"queries": (8192, 1024, 2048), "up": (8192, 1024, 3072), "down": (8192, 3072, 1024)},
     "llama": {"attention": (8192, 4096, 4096), "up": (8192, 4096, 14336), "down": (8192, 14336, 4096)},
 }
 # Rows, width and vocabulary of a head.
-HEADS = {"small": (64, 32, 500), "qwen": (8192, 1024, 151936), "llama": (8192, 4096, 128256)}
+HEADS = {
+    "small": (64, 32, 500),
+    "laptop": (2048, 384, 8192),
+    "qwen": (8192, 1024, 151936),
+    "llama": (8192, 4096, 128256),
+}
 BLOCK_ROWS = 8
 SCALE, RATE, SEED = 0.5, 0.1, 7
 
@@ -66,7 +73,7 @@ def compiled(function: Callable[..., Any], *operands: Any) -> tuple[Launch, Wait
 def implementations(package: str) -> list[str]:
     """What the kernel's ``implementation=`` offers, without the definition and without names for the same thing."""
     offered = get_args(importlib.import_module(package).Implementation)
-    return [name for name in offered if name not in ("reference", "pallas")]
+    return [name for name in offered if name not in ("reference", "pallas", "interpret")]
 
 
 def low_rank(arguments: argparse.Namespace, dtype: Any) -> Iterator[Case]:

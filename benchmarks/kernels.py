@@ -70,8 +70,8 @@ def main() -> None:
     on_cpu = jax.default_backend() == "cpu"
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kernel", choices=KERNELS, nargs="*", default=list(KERNELS))
-    parser.add_argument("--shape", choices=LAYERS, default="small" if on_cpu else "llama")
-    parser.add_argument("--rank", type=int, nargs="*", default=[4] if on_cpu else [8, 16])
+    parser.add_argument("--shape", choices=LAYERS, default="laptop" if on_cpu else "llama")
+    parser.add_argument("--rank", type=int, nargs="*", default=[16] if on_cpu else [8, 16])
     parser.add_argument("--groups", type=int, nargs="*", default=[1, 8])
     parser.add_argument("--dropout", action="store_true", help=f"with dropout {RATE} on the low-rank term")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32" if on_cpu else "bfloat16")
