@@ -19,7 +19,7 @@ TARGETS = {"v5e": "v5e:4x2", "v5p": "v5p:2x2x2", "v6e": "v6e:4x2", "h200": "h200
 @pytest.mark.parametrize("target", TARGETS)
 def test_on_one_device(target, shape, dtype, trained):
     program = compiled(TARGETS[target], shape, dtype=dtype, tied=shape != "llama-3-8b", trained=trained)
-    check_memory(program, shape, rows=8192, trained=trained)
+    check_memory(program, shape, rows=8192, trained=trained, rounded=dtype == "float32" and target != "h200")
     d, vocabulary = SHAPES[shape]
     text = program.as_text()
     assert f"[8192,{vocabulary}]" not in text
