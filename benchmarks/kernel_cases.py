@@ -137,10 +137,7 @@ def _peft(x: Any, w: Any, a: Any, b: Any, g: Any, backward: bool, dropout: bool)
         return str(error)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = getattr(torch, x.dtype.name)
-
-    def tensor(array: Any, kind: Any = dtype) -> Any:
-        return torch.from_numpy(np.array(array, np.float32)).to(device, kind)
-
+    tensor = functools.partial(_tensor, device=device, dtype=dtype)
     layer = torch.nn.Linear(*w.shape, bias=False)
     model = torch.nn.Sequential(layer)
     rank = a.shape[1]
@@ -150,8 +147,8 @@ def _peft(x: Any, w: Any, a: Any, b: Any, g: Any, backward: bool, dropout: bool)
     )
     adapted = model[0]
     adapted.base_layer.weight.data = tensor(w).T.contiguous()
-    adapted.lora_A["default"].weight.data = tensor(a, torch.float32).T.contiguous()
-    adapted.lora_B["default"].weight.data = tensor(b, torch.float32).T.contiguous()
+    adapted.lora_A["default"].weight.data = tensor(a, dtype=torch.float32).T.contiguous()
+    adapted.lora_B["default"].weight.data = tensor(b, dtype=torch.float32).T.contiguous()
     model.to(device).train()
     inputs, gradient = tensor(x).requires_grad_(backward), tensor(g)
 
@@ -165,6 +162,36 @@ def _peft(x: Any, w: Any, a: Any, b: Any, g: Any, backward: bool, dropout: bool)
         return y
 
     return launch, lambda _: torch.cuda.synchronize() if device == "cuda" else None
+
+
+def _tensor(array: Any, *, device: str, dtype: Any) -> Any:
+    import torch
+
+    return torch.from_numpy(np.array(array, np.float32)).to(device, dtype)
+
+
+def _liger(hidden: Any, head: Any, targets: Any) -> tuple[Launch, Wait] | str:
+    """Liger's fused linear cross-entropy, which is written in Triton."""
+    try:
+        import torch
+        from liger_kernel.transformers.fused_linear_cross_entropy import LigerFusedLinearCrossEntropyLoss
+    except ImportError as error:
+        return str(error)
+    if not torch.cuda.is_available():
+        return "needs a GPU"
+    dtype = getattr(torch, hidden.dtype.name)
+    states = _tensor(hidden, device="cuda", dtype=dtype).requires_grad_()
+    weight = _tensor(head, device="cuda", dtype=dtype).T.contiguous()
+    classes = torch.from_numpy(np.array(targets)).to("cuda", torch.int64)
+    loss = LigerFusedLinearCrossEntropyLoss(reduction="sum")
+
+    def launch() -> Any:
+        value = loss(weight, states, classes)
+        value.backward()
+        states.grad = None
+        return value
+
+    return launch, lambda _: torch.cuda.synchronize()
 
 
 def masked_update(arguments: argparse.Namespace, dtype: Any) -> Iterator[Case]:
@@ -233,7 +260,7 @@ def _in_place(function: Callable[..., Any], state: Any, param: Any) -> tuple[Lau
 
 
 def linear_cross_entropy(arguments: argparse.Namespace, dtype: Any) -> Iterator[Case]:
-    """The loss under a frozen head and its gradient for the hidden states; beside logits in full, and tokamax."""
+    """The loss under a frozen head and its gradient for the hidden states; beside full logits, Liger and tokamax."""
     from jaxtune_kernels import linear_cross_entropy
 
     rows, width, vocabulary = HEADS[arguments.shape]
@@ -253,6 +280,7 @@ def linear_cross_entropy(arguments: argparse.Namespace, dtype: Any) -> Iterator[
 
     runs = {name: program(ours(name)) for name in implementations("jaxtune_kernels.linear_cross_entropy")}
     runs["logits in full"] = program(whole)
+    runs["Liger"] = _liger(hidden, head, targets)
     try:
         import tokamax
         from absl import flags

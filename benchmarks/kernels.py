@@ -9,7 +9,7 @@ result written once, whatever an implementation really moves.
     python benchmarks/kernels.py --kernel low_rank --shape llama --rank 8 16 --groups 1 8 --json
 
 Implementations that do not run on the device are named below the table with the reason; a kernel that is not installed
-is left out. tokamax, and torch with PEFT, are measured where they are installed.
+is left out. tokamax, Liger, and torch with PEFT, are measured where they are installed.
 """
 
 from __future__ import annotations
