@@ -1,4 +1,4 @@
-"""Forward and backward of one layer with low-rank adapters, compiled for a TPU, and what its text must not hold."""
+"""Forward and backward of one layer with low-rank adapters, compiled for devices that are not here, and its text."""
 
 from __future__ import annotations
 
@@ -15,6 +15,9 @@ from jaxtune.parallel.mesh import AXES, make_mesh
 from jaxtune.parallel.targets import compile_for_target, target_devices
 
 EIGHT = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
+GPUS = {"h200": "h200:8"}
+# A pass is one launch on a TPU, and two on a GPU, the first of which makes h.
+LAUNCHES = {"tpu": 2, "gpu": 4}
 ROWS, RANK, TRIALS = 8192, 16, 8
 PREFETCHES = ("copy-done", "custom-call")
 
@@ -38,15 +41,16 @@ MODES = {
 
 
 class Program(NamedTuple):
-    """The compiled text, and the shape of the W that a device works with."""
+    """The compiled text, the shape of the W that a device works with, and whose kernel it is."""
 
     text: str
     weight: tuple[int, int]
+    platform: str
 
     @property
     def launches(self) -> int:
         """Kernels in the text."""
-        return self.text.count('custom_call_target="tpu_custom_call"')
+        return len(re.findall(r'custom_call_target="(?:tpu_custom_call|mosaic_gpu_v2)"', self.text))
 
 
 def compile_layer(
@@ -58,7 +62,8 @@ def compile_layer(
     """
     data, fsdp, tensor = mode.mesh
     size = data * fsdp * tensor
-    mesh = make_mesh(data, fsdp, tensor, devices=target_devices(EIGHT[kind])[:size])
+    mesh = make_mesh(data, fsdp, tensor, devices=target_devices({**EIGHT, **GPUS}[kind])[:size])
+    platform = "gpu" if kind in GPUS else "tpu"
     axes = {"rows": ("data", "fsdp"), "inputs": mode.inputs, "outputs": mode.outputs}
     rows = ROWS // mode.trials
     fsdp_side = "fsdp" if size > 1 else None
@@ -83,7 +88,7 @@ def compile_layer(
     def layer(x, w, a, b, scale, rate, seed, g):
         def call(x, a, b, scale, w):
             noise = {"dropout_rate": rate, "dropout_seed": seed} if dropout else {}
-            return low_rank_matmul(x, w, a, b, scale, implementation="tpu", axes=axes, **noise)
+            return low_rank_matmul(x, w, a, b, scale, implementation=platform, axes=axes, **noise)
 
         y, pullback = jax.vjp(call, x, a, b, scale, w)
         return y, pullback(g)[: 5 if trained else 4]
@@ -93,12 +98,15 @@ def compile_layer(
     with jax.set_mesh(mesh):
         compiled = compile_for_target(layer, x, w, a, b, scalar, scalar, seed, g)
     shares = [dict(zip(AXES, mode.mesh, strict=True))[cut[0]] if cut else 1 for cut in (mode.inputs, mode.outputs)]
-    return Program(compiled.as_text(), (k // shares[0], n // shares[1]))
+    return Program(compiled.as_text(), (k // shares[0], n // shares[1]), platform)
 
 
-def check(program: Program) -> None:
-    """Two launches, forward and backward, for however many trials; W neither computed, copied nor wrongly gathered."""
-    assert program.launches == 2
+def check(program: Program, gather_opcodes: frozenset[str] = frozenset()) -> None:
+    """As many launches for however many trials; W neither computed, copied nor wrongly gathered.
+
+    ``gather_opcodes`` are further instructions that may give W: those that a gather is made of.
+    """
+    assert program.launches == LAUNCHES[program.platform]
     assert " while(" not in program.text
     k, n = program.weight
     shapes = {f"[{k},{n}]", f"[{n},{k}]"}
@@ -108,7 +116,11 @@ def check(program: Program) -> None:
     weights = {
         opcode for shape, place, opcode in results if shape in shapes and not (opcode in PREFETCHES and "S(1)" in place)
     }
-    assert weights <= {"parameter", "bitcast", "get-tuple-element", "all-gather", "all-gather-done"}, weights
+    allowed = {"parameter", "bitcast", "get-tuple-element", "all-gather", "all-gather-done", *gather_opcodes}
+    assert weights <= allowed, weights
+    # Nor inside of a fusion: the gradient of W would be a product.
+    products = re.findall(r"= \w+(\[[\d,]+\])\S* dot\(", program.text)
+    assert not shapes & set(products), products
     for gathered in re.findall(r"= (.*?) all-gather(?:-start)?\(", program.text):
         # The plan gathers W, A and B over fsdp, and nothing that has rows.
         for shape in re.findall(r"\[([\d,]+)\]", gathered):
@@ -118,7 +130,8 @@ def check(program: Program) -> None:
 
 def _weight_sizes(k: int, n: int) -> set[int]:
     """Sizes of dimensions of W, A and B, before and after a gather over two devices, with a trial axis."""
-    return {k, n, k // 2, n // 2, RANK, TRIALS, 1}
+    # A gather of B along its columns is one of rows, both shares beneath each other.
+    return {k, n, k // 2, n // 2, RANK, 2 * RANK, TRIALS, 1}
 
 
 def _entry(axes: tuple[str, ...]) -> str | None:

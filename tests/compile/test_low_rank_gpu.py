@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.kernels.low_rank.hopper_compile import compile_product
+from tests.low_rank_programs import MODES, check, compile_layer
 
 pytestmark = pytest.mark.compile
 
@@ -19,6 +20,14 @@ LAYERS = {
     "qwen3-0.6b up": (1024, 3072),
     "qwen3-0.6b down": (3072, 1024),
 }
+
+
+@pytest.mark.parametrize("layer", ["llama-3-8b attention", "llama-3-8b up", "qwen3-0.6b queries"])
+@pytest.mark.parametrize("mode", list(MODES))
+def test_forward_and_backward_alone_and_over_eight_devices(layer, mode):
+    # Along its second dimension a GPU gathers W by a transpose, a gather and another transpose.
+    transposes = {"transpose", "fusion"} if mode == "rows cut" else ()
+    check(compile_layer("h200", "bfloat16", *LAYERS[layer], MODES[mode]), frozenset(transposes))
 
 
 @pytest.mark.parametrize("dropout", [False, True], ids=["plain", "dropout"])
