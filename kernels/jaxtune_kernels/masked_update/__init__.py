@@ -153,16 +153,18 @@ def masked_update(
             if narrow and seed is None:
                 raise ValueError(f"rounding to {narrow[0]} needs a seed")
             steps = old.steps + 1
-            where = partition(param, old.block, cut)
-            indices, plain = old.indices, implementation in (None, "xla", "reference")
+            where, draw = partition(param, old.block, cut), hash_words(0 if seed is None else seed, number)
             # A kernel has nothing to skip where all is selected, and XLA makes one pass of it by itself.
-            update = update_whole if indices is None and plain and where.blocks.is_row_of_matrices else update_tensor
-            if indices is None:
-                indices = jnp.arange(where.blocks.count, dtype=jnp.int32)
-            new, moments = update(
-                where, RULES[rule], choose, param, grad, old.moments, indices, steps, coefficients,
-                hash_words(0 if seed is None else seed, number),
-            )  # fmt: skip
+            if old.indices is None and where.blocks.is_row_of_matrices and implementation in (None, "xla"):
+                new, moments = update_whole(
+                    where.blocks, RULES[rule], param, grad, old.moments, steps, coefficients, draw
+                )
+            else:
+                every = jnp.arange(where.blocks.count, dtype=jnp.int32)
+                new, moments = update_tensor(
+                    where, RULES[rule], choose, param, grad, old.moments,
+                    every if old.indices is None else old.indices, steps, coefficients, draw,
+                )  # fmt: skip
             return new, BlockState(old.indices, steps, moments)
 
         leaves, treedef = jax.tree.flatten(params)

@@ -171,19 +171,17 @@ def update_tensor(
 
 
 def update_whole(
-    partition: Partition,
+    blocks: Blocks,
     rule: Rule,
-    choose: Callable[[Blocks, Operands], Callable[..., Results]],
     param: Float[Array, "..."],
     grad: Float[Array, "..."],
-    moments: tuple[Float[Array, "n block_rows block_columns"], ...],
-    indices: Int32[Array, " n"],
+    moments: tuple[Float[Array, "n rows columns"], ...],
     steps: Int32[Array, " n"],
     coefficients: Coefficients,
     seed: UInt32[Array, ""],
 ) -> Results:
     """:func:`update_tensor` of all blocks, each a whole matrix: element by element, which XLA itself maps and cuts."""
-    blocks = partition.blocks
+    indices = jnp.arange(blocks.count, dtype=jnp.int32)
     rows, columns = blocks.first_elements(indices)
     factors = (corrections(steps, jnp.asarray(b, jnp.float32)) for b in (coefficients.b1, coefficients.b2))
     scalars = jnp.stack([jnp.asarray(c, jnp.float32) for c in coefficients])

@@ -262,3 +262,32 @@ def test_what_bad_arguments_get():
         masked_update().apply(params[:10], state, params, 0.1)
     with pytest.raises(ValueError, match="columns must be a multiple of 128"):
         masked_update(implementation="tpu").apply(params, state, params, 0.1)
+
+
+@pytest.mark.parametrize("implementation", IMPLEMENTATIONS)
+@pytest.mark.parametrize("shape", [(3, 24, 130), (16, 128), (7,)])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_selection_of_everything_is_that_of_all_blocks(implementation, shape, dtype):
+    generator = np.random.default_rng(0)
+    params, grad = (jnp.asarray(generator.standard_normal(shape), dtype) for _ in range(2))
+    count = shape[0] if len(shape) == 3 else 1
+    results = []
+    for indices in (None, jnp.arange(count)):
+        optimizer = _optimizer(implementation=implementation, moment_dtype=dtype)
+        state, moved = optimizer.init(params, Selection(indices)), params
+        for number in range(2):
+            moved, state = optimizer.apply(grad, state, moved, RATE, **COEFFICIENTS, seed=number)
+        results.append((moved, state.moments, state.steps))
+    for everything, listed in zip(*map(jax.tree.leaves, results), strict=True):
+        # Two programs: rounding may differ by a bit, and so a stochastic rounding goes the other way where it is close.
+        unequal = _bits(everything.reshape(-1)) != _bits(listed.reshape(-1))
+        assert np.mean(unequal) < 0.02 or dtype == "float32"
+        np.testing.assert_allclose(*(np.asarray(v, np.float32) for v in (everything, listed)), rtol=1e-2, atol=1e-5)
+    assert not np.array_equal(results[0][0], params)
+
+
+def test_a_selection_of_everything_stays():
+    optimizer, params = _optimizer(), jnp.ones((2, 8, 128))
+    state = optimizer.init(params, Selection(None))
+    with pytest.raises(ValueError, match="a selection of all blocks stays"):
+        optimizer.reselect(state, params, Selection(jnp.arange(1)))
