@@ -82,7 +82,7 @@ def check_kernels(kernels: str, mesh: jax.sharding.Mesh) -> None:
     """
     device = mesh.devices.flat[0]
     capability = getattr(device, "compute_capability", "")
-    if kernels == "pallas" and device.platform != "tpu" and not str(capability).startswith("9."):
+    if kernels == "pallas" and platform(mesh) != "tpu" and not str(capability).startswith("9."):
         raise UserError(
             f"kernels: 'pallas' needs TPUs or GPUs of the Hopper generation, not {device.device_kind!r}; "
             "choose 'auto' or 'xla'"

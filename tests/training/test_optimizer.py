@@ -1,7 +1,5 @@
 """AdamW against torch's, and where its moments lie."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -124,15 +122,9 @@ def test_no_gradient_is_no_step_and_no_nan():
     np.testing.assert_array_equal(updated["full"]["final_norm.scale"], np.arange(8.0))
 
 
-@dataclasses.dataclass(frozen=True)
-class _Moments:
-    """Moments of one array, by rule, in one list."""
-
-    states: dict
-
-    @property
-    def arrays(self):
-        return [moment for state in self.states.values() for moment in state.moments]
+def of_all_rules(states):
+    """The moments of one array in one list."""
+    return [moment for state in states.values() for moment in state.moments]
 
 
 def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
@@ -143,10 +135,10 @@ def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
     leaves, structure = jax.tree.flatten(state.trainable)
     assert any(not leaf.sharding.is_fully_replicated for leaf in leaves)
     for leaf, states in zip(leaves, structure.flatten_up_to(state.moments), strict=True):
-        moments = _Moments(states).arrays
+        moments = of_all_rules(states)
         assert len(moments) == 2
         for moment in moments:
             assert (moment.shape, moment.dtype, moment.sharding) == (leaf.shape, jnp.float32, leaf.sharding)
     # A kernel of 2 x 32 x 48 over fsdp 2 and tensor 2: a quarter of it on each device, of the moments as well.
-    (second, _) = _Moments(state.moments["full"]["layers.mlp.up.kernel"]).arrays
+    second, _ = of_all_rules(state.moments["full"]["layers.mlp.up.kernel"])
     assert {shard.data.shape for shard in second.addressable_shards} == {(2, 16, 24)}

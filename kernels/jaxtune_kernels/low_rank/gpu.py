@@ -6,7 +6,7 @@ the same accumulator, so y is written once and never read.
 
 TMA fills with zeros what a tile reads beyond an array's edge, and does not write beyond it, so shapes need not be whole
 tiles. What it cannot do is part of a swizzle atom: the rows of a group are a multiple of 8, k and n of 64. Other shapes
-work too, but XLA then extends x and W by zeros and cuts y, which copies them; :func:`is_aligned` tells.
+work too, but XLA then extends x and W by zeros and cuts y, which copies them.
 """
 
 from __future__ import annotations
@@ -34,11 +34,6 @@ Dropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
 
 # The block of B for a tile stays in shared memory, beside at least three stages.
 LARGEST_RANK = 128
-
-
-def is_aligned(m: int, k: int, n: int) -> bool:
-    """Whether x, W and y go through the kernels as they are, without a copy."""
-    return m % ROW_MULTIPLE == 0 and k % COLUMN_MULTIPLE == 0 and n % COLUMN_MULTIPLE == 0
 
 
 def low_rank_product(

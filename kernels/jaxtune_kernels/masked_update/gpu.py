@@ -49,15 +49,11 @@ def masked_update_gpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpr
         out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (params, *moments)],
         input_output_aliases={first: 0, **{first + 2 + i: 1 + i for i in range(len(moments))}},
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
-        cost_estimate=pl.CostEstimate(
-            flops=20 * moments[0].size, transcendentals=moments[0].size, bytes_accessed=operands.bytes_touched()
-        ),
+        cost_estimate=operands.cost(),
         interpret=interpret,
         name="masked_update",
     )(*scalars, params, grads, *moments)
-    return new.reshape(operands.params.shape), tuple(
-        m.reshape(old.shape) for m, old in zip(moments, operands.moments, strict=True)
-    )
+    return operands.results(new, moments)
 
 
 def _tile(blocks: Blocks) -> tuple[int, int]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
+from jax.experimental import pallas as pl
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune_kernels.masked_update.rules import Coefficients, Corrections
@@ -47,6 +49,16 @@ class Operands(NamedTuple):
         elements = self.moments[0].size
         written = sum(value.dtype.itemsize for value in (self.params, *self.moments))
         return elements * (2 * written + self.grads.dtype.itemsize)
+
+    def cost(self) -> pl.CostEstimate:
+        """What XLA is told of a kernel that touches no more than it must."""
+        elements = self.moments[0].size
+        return pl.CostEstimate(flops=20 * elements, transcendentals=elements, bytes_accessed=self.bytes_touched())
+
+    def results(self, params: Array, moments: Sequence[Array]) -> Results:
+        """Parameters and moments that a kernel has worked on in another shape, shaped as here."""
+        shaped = tuple(new.reshape(old.shape) for new, old in zip(moments, self.moments, strict=True))
+        return params.reshape(self.params.shape), shaped
 
 
 Results = tuple[Any, tuple[Any, ...]]

@@ -85,15 +85,11 @@ def masked_update_tpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpr
             dimension_semantics=("parallel", "arbitrary", "arbitrary"),
             vmem_limit_bytes=_VMEM_LIMIT,
         ),
-        cost_estimate=pl.CostEstimate(
-            flops=20 * moments[0].size, transcendentals=moments[0].size, bytes_accessed=operands.bytes_touched()
-        ),
+        cost_estimate=operands.cost(),
         interpret=interpret,
         name="masked_update",
     )(*scalars, params, grads, *moments)
-    return new.reshape(operands.params.shape), tuple(
-        m.reshape(old.shape) for m, old in zip(moments, operands.moments, strict=True)
-    )
+    return operands.results(new, moments)
 
 
 def unsupported(blocks: Blocks, operands: Operands) -> str | None:
