@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 from collections.abc import Mapping
 from typing import Any
 
@@ -22,7 +23,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jaxtune.reports import write_report
     from jaxtune.search.run import preflight_search, search
-    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
     if arguments.dry_run:
@@ -32,7 +33,7 @@ def run(arguments: argparse.Namespace) -> int:
     with stop_signals() as should_stop:
         summary = search(
             config,
-            listener=lambda title: ProgressDisplay(title=title),
+            listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
             on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
             should_stop=should_stop,
