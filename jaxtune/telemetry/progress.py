@@ -56,6 +56,11 @@ class ProgressBoard:
         if self._progress is not None:
             self._progress.update(task, completed=step, metrics=text)
 
+    def refresh(self) -> None:
+        """Draws at once, without waiting for the next tick."""
+        if self._progress is not None:
+            self._progress.refresh()
+
     def remove(self, task: TaskID) -> None:
         """Takes a bar away."""
         if self._progress is not None:

@@ -29,10 +29,11 @@ def test_plain_lines_where_there_is_no_terminal():
 
 def test_a_bar_with_tokens_per_second_and_the_time_left_on_a_terminal():
     output = io.StringIO()
-    display = ProgressDisplay(ProgressBoard(Console(file=output, width=160, force_terminal=True, color_system=None)))
+    board = ProgressBoard(Console(file=output, width=160, force_terminal=True, color_system=None))
+    display = ProgressDisplay(board)
     display.on_start(4, 20)
     display.on_metrics(10, METRICS)
-    display._progress.refresh()
+    board.refresh()
     display.on_end()
     shown = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", output.getvalue())
     assert "10/20" in shown
@@ -65,6 +66,7 @@ def test_trials_side_by_side_have_a_bar_each():
     displays[1].on_end()
     displays[1].on_end()
     displays[0].on_metrics(7, {"loss": 0.25})
+    board.refresh()
     for display in displays:
         display.on_end()
     drawn = output.getvalue()
@@ -72,5 +74,6 @@ def test_trials_side_by_side_have_a_bar_each():
     assert "7/10" in drawn
     # The next run's bar starts afresh.
     displays[0].on_start(0, 4)
+    board.refresh()
     displays[0].on_end()
     assert "0/4" in output.getvalue()
