@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config
 
 EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
 
@@ -19,16 +23,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs a study; the same command again goes on where it stopped."""
     config = start(arguments)
-
-    from jaxtune.reports import write_report
-    from jaxtune.search.run import preflight_search, search
-    from jaxtune.telemetry.progress import ProgressDisplay
-    from jaxtune.training.signals import stop_signals
-
     if arguments.dry_run:
+        from jaxtune.search.run import preflight_search
+
         checked = preflight_search(config)
         emit(checked, arguments.json, _dry_text(checked))
         return 0
+    return run_study(config, as_json=arguments.json)
+
+
+def run_study(config: Config, *, as_json: bool) -> int:
+    """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
+    from jaxtune.reports import write_report
+    from jaxtune.search.run import search
+    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.training.signals import stop_signals
+
     with stop_signals() as should_stop:
         summary = search(
             config,
@@ -38,10 +48,11 @@ def run(arguments: argparse.Namespace) -> int:
             should_stop=should_stop,
         )
     if summary is None:
-        emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")
+        again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"
+        emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
     write_report(config.directory)
-    emit(summary, arguments.json, _text(summary, config.directory))
+    emit(summary, as_json, _text(summary, config.directory))
     return 0
 
 

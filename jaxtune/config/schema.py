@@ -325,6 +325,9 @@ class SearchConfig(Section):
     initial: PositiveInt = Field(
         default=6, description="Trials of the space-filling design, before the surrogate proposes."
     )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
+    )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )

@@ -7,6 +7,18 @@ from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Study
+from jaxtune.search.table import trials
 from jaxtune.search.trial import Trial
 
-__all__ = ["Interrupted", "Journal", "Outcome", "Space", "Study", "TestOutcome", "Trial", "TrialRunner", "read_journal"]
+__all__ = [
+    "Interrupted",
+    "Journal",
+    "Outcome",
+    "Space",
+    "Study",
+    "TestOutcome",
+    "Trial",
+    "TrialRunner",
+    "read_journal",
+    "trials",
+]

@@ -99,7 +99,9 @@ class Journal:
         directory = Path(run_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILENAME
-        self._lock = acquire_lock(directory / LOCK_FILENAME, "study")
+        self._lock = acquire_lock(
+            directory / LOCK_FILENAME, "study", f"wait, or stop it with: jaxtune study stop {directory}"
+        )
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.records: list[dict[str, Any]] = self._recover()

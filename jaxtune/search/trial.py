@@ -149,7 +149,8 @@ class History:
 
     Attributes:
       trials: by number.
-      promoted: numbers in the order of promotion.
+      promoted: numbers in the order of promotion. A change of the study opens the ranking anew: of those promoted
+        before it, only the ones whose end is still to come stay first in line.
       untuned: the base model on the test split.
     """
 
@@ -169,6 +170,9 @@ class History:
             number = record["trial"]
             directory = run_dir / "trials" / f"{number:03d}"
             self.trials[number] = TrialState(Trial(number, record["configuration"], directory))
+            return
+        if event == "changed":
+            self.promoted = [number for number in self.promoted if self.trials[number].final is None]
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)
