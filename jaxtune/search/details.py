@@ -24,9 +24,10 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
       trial: the trial's number.
 
     Returns:
-      ``trial``, ``status``, ``source`` with the trials ``told`` and ``pending`` when it was proposed, ``configuration``,
-      ``early``, ``final`` and ``test`` (None where there is no such outcome), ``promoted`` (``rank``, ``estimate``),
-      ``curve`` and ``validation_curve`` as ``[step, loss]`` pairs, ``directory`` and ``command``.
+      ``trial``, ``status``, ``source`` with the trials ``told`` and ``pending`` when it was proposed,
+      ``configuration``, ``early``, ``final`` and ``test`` (None where there is no such outcome), ``promoted``
+      (``rank``, ``estimate``), ``curve`` and ``validation_curve`` as ``[step, loss]`` pairs, ``directory`` and
+      ``command``.
 
     Raises:
       UserError: there is no study or no such trial, or the journal is damaged.

@@ -13,6 +13,8 @@ from jaxtune.config import parse_value
 from jaxtune.errors import UserError, nearest
 from jaxtune.search.journal import FILENAME
 
+SUMMARY_FILENAME = "summary.json"
+
 
 def study_directory(run_dir: str | os.PathLike[str]) -> Path:
     """The directory, if there is a study in it.

@@ -1,8 +1,8 @@
 """Changing a study that has begun: more trials, other promotions, a configuration by hand, a value held fast.
 
 The journal stays append-only: a ``changed`` record holds the new settings, a trial by hand is a ``proposed`` record
-whose source is ``hand``. Then ``config.yaml`` is rewritten to say the same. Killed in between, the journal is the truth:
-extending the study again, by nothing, writes the file.
+whose source is ``hand``. Then ``config.yaml`` is rewritten to say the same. Killed in between, the journal is the
+truth: extending the study again, by nothing, writes the file.
 """
 
 from __future__ import annotations
@@ -16,12 +16,11 @@ from typing import Any
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
-from jaxtune.search.directory import study_directory
+from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
 from jaxtune.search.header import amended_header, check_header, check_records, check_room, study_header
 from jaxtune.search.journal import Journal
 from jaxtune.search.run import check_space, check_trials, reference_point
 from jaxtune.search.space import Space, canonical
-from jaxtune.search.summary import FILENAME as SUMMARY
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import History, replay
 from jaxtune.training.experiment import Experiment
@@ -201,7 +200,7 @@ def _write(
     """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
     directory = journal.path.parent
     if changed or added:
-        (directory / SUMMARY).unlink(missing_ok=True)
+        (directory / SUMMARY_FILENAME).unlink(missing_ok=True)
     if changed:
         journal.append("changed", **changed)
     for number, configuration in added.items():

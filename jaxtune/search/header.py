@@ -15,7 +15,7 @@ CHANGEABLE = ("trials", "promote", "fixed")
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-_FREE_SECTIONS = ("run_dir", "name", "telemetry", "search")
+FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 
 def study_header(
@@ -34,7 +34,7 @@ def study_header(
         "objective": {"name": search.objective, "direction": direction},
         **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed", "fixed"}),
         "reference": dict(reference),
-        "config": {key: value for key, value in base.items() if key not in _FREE_SECTIONS},
+        "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
     }
 
 

@@ -15,11 +15,10 @@ import yaml
 
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
-from jaxtune.search.directory import study_directory
+from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
 from jaxtune.search.header import amended_header, lookup
 from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
 from jaxtune.search.outcome import Outcome
-from jaxtune.search.summary import FILENAME as SUMMARY
 from jaxtune.search.trial import History, TrialState, replay
 
 STATES = ("waiting", "training", "paused", "scored", "promoted", "finishing", "finished", "failed")
@@ -250,7 +249,7 @@ def _early_step(directory: Path, fraction: float) -> int | None:
 
 def _phase(recorded: Recorded) -> str:
     states = recorded.history.trials.values()
-    if (recorded.directory / SUMMARY).is_file():
+    if (recorded.directory / SUMMARY_FILENAME).is_file():
         return "finished"
     if sum(state.early is not None for state in states) < recorded.header["trials"]:
         return "scoring"
