@@ -71,6 +71,8 @@ def extend(
     directory = study_directory(run_dir)
     with Journal(directory) as journal:
         header = amended_header(journal.records, journal.path)
+        if header.get("experiment"):
+            raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
         config = _recorded_config(directory, header)
         settings = search_config(config)
         reference = reference_overrides(config)

@@ -32,6 +32,7 @@ def study_header(
     return {
         "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
         "objective": {"name": search.objective, "direction": direction},
+        "experiment": None,
         **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed", "fixed"}),
         "reference": dict(reference),
         "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
