@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
+from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
@@ -130,10 +131,10 @@ def _changes(
         if not separator:
             raise UserError(f"{override!r}: expected {_SETTINGS[0]}=… or {_SETTINGS[1]}=…")
         if key not in _SETTINGS:
-            raise UserError(
-                f"{key}: cannot change in a study that has begun, as its trials would not compare any more"
-                f"{nearest(key, _SETTINGS)}"
-            )
+            begun = f"{key}: cannot change in a study that has begun"
+            if key.removeprefix("search.") in SearchConfig.model_fields:
+                raise UserError(f"{begun}, as its trials would not compare; {' and '.join(_SETTINGS)} can")
+            raise UserError(f"{begun}{nearest(key, _SETTINGS)}")
         changes[key] = parse_value(text)
     for key in freed:
         if key not in now:

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.search.directory import train_command
+from jaxtune.search.runner import TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
@@ -64,7 +65,7 @@ def search(
     return summary
 
 
-def make_study(config: Config, runner: TrainerRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
+def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
     """The study of a configuration, over a runner."""
     settings = search_config(config)
     reference = reference_overrides(config)

@@ -63,8 +63,9 @@ class StudyStatus:
       phase: ``scoring``, ``finishing`` (the promoted trials), ``testing``, ``finished``, or ``failed``: every trial
         diverged.
       holder: who runs it; None where nobody does.
-      planned: ``search.trials``.
-      promote: ``search.promote``.
+      experiment: whose trials these are; None for a search.
+      planned: ``search.trials``; how many there are where that is not fixed beforehand.
+      promote: ``search.promote``; None for an experiment.
       fixed: searched keys that are held fast.
       trials: in order.
       best: number of the trial with the best final score; before there is one, with the best early score.
@@ -78,8 +79,9 @@ class StudyStatus:
     direction: str
     phase: str
     holder: Holder | None
+    experiment: str | None
     planned: int
-    promote: int
+    promote: int | None
     fixed: dict[str, Any]
     trials: list[TrialStatus]
     best: int | None
@@ -99,6 +101,7 @@ class StudyStatus:
             "phase": self.phase,
             "running": None if self.holder is None else dataclasses.asdict(self.holder),
             "objective": {"name": self.objective, "direction": self.direction},
+            "experiment": self.experiment,
             "planned": self.planned,
             "promote": self.promote,
             "fixed": self.fixed,
@@ -154,7 +157,7 @@ def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:
     path = directory / FILENAME
     records = read_journal(directory)
     header = amended_header(records, path)
-    for name in ("space", "objective", "fraction", "trials", "promote"):
+    for name in ("space", "objective", "fraction"):
         if name not in header:
             raise UserError(f"{path}, line 1: the record of the study lacks {name!r}; restore it")
     return Recorded(directory, header, records, replay(records[1:], directory, path))
@@ -175,21 +178,22 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         for number, state in sorted(history.trials.items())
     ]
     states, best = list(history.trials.values()), best_trial(recorded)
-    tests = [outcome for outcome in (history.untuned, *(state.test for state in states)) if outcome is not None]
+    outcomes = [outcome for state in states for outcome in (*state.outcomes, state.test)]
+    outcomes = [outcome for outcome in (*outcomes, history.untuned) if outcome is not None]
     return StudyStatus(
         directory=recorded.directory,
         objective=header["objective"]["name"],
         direction=header["objective"]["direction"],
         phase=_phase(recorded),
         holder=holder,
-        planned=header["trials"],
-        promote=header["promote"],
+        experiment=header.get("experiment"),
+        planned=header.get("trials") or len(trials),
+        promote=header.get("promote"),
         fixed=header["fixed"],
         trials=trials,
         best=None if best is None else best.trial.id,
         steps=sum(trial.step for trial in trials),
-        seconds=sum(max(0.0, outcome.seconds) for state in states for outcome in state.outcomes)
-        + sum(max(0.0, outcome.seconds) for outcome in tests),
+        seconds=float(sum(max(0.0, outcome.seconds) for outcome in outcomes)),
         last=recorded.records[-1].get("time") or 0.0,
     )
 
@@ -251,9 +255,9 @@ def _phase(recorded: Recorded) -> str:
     states = recorded.history.trials.values()
     if (recorded.directory / SUMMARY_FILENAME).is_file():
         return "finished"
-    if sum(state.early is not None for state in states) < recorded.header["trials"]:
+    if sum(bool(state.outcomes) for state in states) < (recorded.header.get("trials") or 1):
         return "scoring"
-    if not any(state.ranked for state in states):
+    if all(state.failed for state in states):
         return "failed"
     return "testing" if recorded.records[-1]["event"] == "tested" else "finishing"
 

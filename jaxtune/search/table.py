@@ -54,7 +54,7 @@ def _outcomes(state: TrialState) -> dict[str, Any]:
         "test_score": None if test is None else test.score,
         "steps": max((outcome.steps_run for outcome in state.outcomes), default=0),
         "total_steps": state.total_steps,
-        "seconds": sum(outcome.seconds for outcome in state.outcomes),
+        "seconds": float(sum(outcome.seconds for outcome in state.outcomes)),
     }
 
 

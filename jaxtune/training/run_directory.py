@@ -85,8 +85,17 @@ class RunDirectory:
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
             raise UserError(
                 f"run_dir: {self.path} holds another run; it differs in\n{shown}{more}\n"
-                f"choose another directory with run_dir=…, or remove that one"
+                f"choose another directory with run_dir=…, or remove that one{self._extensible(different)}"
             )
+
+    def _extensible(self, different: list[str]) -> str:
+        """How a study that differs only in what may change after its start goes on."""
+        if not self.study or not set(different) <= {"search.trials", "search.promote", "search.fixed"}:
+            return ""
+        return (
+            f"; to go on with it as it is: jaxtune search {self.config_path}; to change it: jaxtune study extend "
+            f"{self.path} …"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

@@ -41,10 +41,11 @@ def text(status: StudyStatus) -> str:
     ]
     counts = ", ".join(f"{count} {state}" for state in STATES if (count := status.count(state)))
     fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
+    kind = f" (experiment {status.experiment})" if status.experiment else ""
+    ended = f"; the best {status.promote} go to the end" if status.promote is not None else ""
     lines = [
-        f"{status.directory}: {status.phase}",
-        f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}; "
-        f"the best {status.promote} are finished{fixed}",
+        f"{status.directory}: {status.phase}{kind}",
+        f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}{ended}{fixed}",
         f"{status.steps:,} steps in {duration(status.seconds)} of training and scoring",
         running(status),
     ]
@@ -63,7 +64,8 @@ def running(status: StudyStatus) -> str:
     idle = f"nobody runs it; the last record is {duration(now - status.last)} old"
     if status.phase == "finished":
         return idle
-    return f"{idle}; to go on: jaxtune search {status.directory / 'config.yaml'}"
+    command = f"study {status.experiment}" if status.experiment else "search"
+    return f"{idle}; to go on: jaxtune {command} {status.directory / 'config.yaml'}"
 
 
 def duration(seconds: float) -> str:
