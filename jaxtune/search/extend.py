@@ -79,6 +79,8 @@ def extend(
         reference = reference_overrides(config)
         here = study_header(
             settings,
+            # "auto" is what the study began with.
+            population=header["population"] if settings.population == "auto" else settings.population,
             direction=direction(settings.objective),
             reference=reference,
             base=config.model_dump(mode="json"),
@@ -206,6 +208,9 @@ def _write(
         (directory / SUMMARY_FILENAME).unlink(missing_ok=True)
     if changed:
         journal.append("changed", **changed)
+    if added and 0 not in {record.get("trial") for record in journal.records}:
+        reference = {"configuration": reference_overrides(config), "source": "reference"}
+        journal.append("proposed", trial=0, **reference, told=[], pending=[])
     for number, configuration in added.items():
         journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
     file, text = directory / "config.yaml", dump_config(config)

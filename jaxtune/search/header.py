@@ -19,12 +19,13 @@ FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 
 def study_header(
-    search: SearchConfig, *, direction: str, reference: Mapping[str, Any], base: Mapping[str, Any]
+    search: SearchConfig, *, population: int, direction: str, reference: Mapping[str, Any], base: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The fields of a journal's first record.
 
     Args:
       search: the study's settings.
+      population: trials that train at a time.
       direction: ``min`` or ``max``.
       reference: dotted overrides that make trial 0.
       base: the resolved configuration, nested.
@@ -33,7 +34,8 @@ def study_header(
         "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
         "objective": {"name": search.objective, "direction": direction},
         "experiment": None,
-        **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed", "fixed"}),
+        **search.model_dump(include={"fraction", "trials", "promote", "initial", "seed", "fixed"}),
+        "population": population,
         "reference": dict(reference),
         "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
     }

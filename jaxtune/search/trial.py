@@ -33,6 +33,7 @@ class TrialState:
 
     Attributes:
       trial: the trial.
+      known: the trials that were scored when it was proposed.
       total_steps: its full length in optimizer steps; None until it is scored.
       early: the outcome at the fraction.
       final: the outcome at the end.
@@ -42,6 +43,7 @@ class TrialState:
     """
 
     trial: Trial
+    known: tuple[int, ...] = ()
     total_steps: int | None = None
     early: Outcome | None = None
     final: Outcome | None = None
@@ -170,10 +172,13 @@ class History:
         if event == "proposed":
             number = record["trial"]
             directory = run_dir / "trials" / f"{number:03d}"
-            self.trials[number] = TrialState(Trial(number, record["configuration"], directory))
+            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
             return
         if event == "changed":
             self.promoted = [number for number in self.promoted if self.trials[number].final is None]
+            if self.trials:
+                # The next proposal need not take for pending what is long scored.
+                self.trials[max(self.trials)].known = self._scored()
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)
@@ -193,6 +198,9 @@ class History:
                 state.final = read_outcome(record)
         else:
             raise ValueError(f"unknown event {event!r}")
+
+    def _scored(self) -> tuple[int, ...]:
+        return tuple(index for index, state in self.trials.items() if state.early is not None)
 
 
 def replay(records: Sequence[Mapping[str, Any]], run_dir: Path, path: Path) -> History:
