@@ -86,6 +86,7 @@ def extend(
             base=config.model_dump(mode="json"),
         )
         check_header(journal.records, here, journal.path)
+        check_records(journal.records, Space(settings.space), journal.path)
         history = replay(journal.records[1:], directory, journal.path)
         changes = _changes(settings.fixed, overrides, fixed or {}, freed)
         if added:
@@ -93,7 +94,6 @@ def extend(
         changed = with_overrides(config, changes, origin="study extend: ")
         check_space(changed)
         space = Space(settings.space, dotted(changed), search_config(changed).fixed)
-        check_records(journal.records, space, journal.path)
         numbered = _numbered(changed, space, history, added)
         _check_trials(changed, space, history, numbered)
         new = {name: value for name, value in search_config(changed).model_dump().items() if header.get(name) != value}

@@ -9,6 +9,7 @@ from typing import Any
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.search.directory import train_command
+from jaxtune.search.journal import check_free
 from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import TrialRunner
 from jaxtune.search.space import Point, Space
@@ -54,6 +55,7 @@ def search(
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
         return finished
+    check_free(directory.path)
     experiment = Experiment(config)
     runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
     check_trials(config, runner)

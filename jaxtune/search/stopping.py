@@ -16,7 +16,7 @@ _PAUSE = 0.1  # seconds between two looks at the lock
 
 
 def stop_study(
-    run_dir: str | os.PathLike[str], *, timeout: float, on_asked: Callable[[Holder], None] = lambda holder: None
+    run_dir: str | os.PathLike[str], *, timeout: float | int, on_asked: Callable[[Holder], None] = lambda holder: None
 ) -> tuple[Holder | None, bool]:
     """Asks the process that holds a study's lock to stop cleanly (``SIGTERM``) and waits until it has let go.
 

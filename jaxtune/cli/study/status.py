@@ -68,7 +68,7 @@ def running(status: StudyStatus) -> str:
     return f"{idle}; to go on: jaxtune {command} {status.directory / 'config.yaml'}"
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: float | int) -> str:
     """A time span in its two largest units; one that a clock set back made negative is none."""
     rest = round(max(0.0, seconds))
     if rest < 60:

@@ -22,6 +22,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks the process that runs a study to save and end, and waits until it has."""
+    from jaxtune.search.directory import SUMMARY_FILENAME
     from jaxtune.search.stopping import stop_study
 
     if not arguments.timeout >= 0:
@@ -31,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
         on_asked=lambda holder: say(f"asked {holder.text} to stop; it saves the trials under way first"),
     )
-    again = f"to go on: jaxtune search {Path(arguments.run_dir) / 'config.yaml'}"
+    over = (Path(arguments.run_dir) / SUMMARY_FILENAME).is_file()
+    again = "it is finished" if over else f"to go on: jaxtune search {Path(arguments.run_dir) / 'config.yaml'}"
     result = {"run_dir": arguments.run_dir, "was_running": None if holder is None else holder.text, "stopped": stopped}
     if holder is None:
         text = f"nobody runs {arguments.run_dir}; {again}"
