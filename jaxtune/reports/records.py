@@ -16,6 +16,7 @@ import yaml
 
 from jaxtune.errors import UserError, nearest
 from jaxtune.reports.formatting import finite
+from jaxtune.search.header import amended_header
 from jaxtune.search.journal import FILENAME as JOURNAL
 from jaxtune.search.journal import read_journal
 from jaxtune.search.summary import FILENAME as SUMMARY
@@ -117,7 +118,7 @@ def read_study(directory: Path) -> StudyRecord:
     records = read_journal(directory)
     if not records or records[0]["event"] != "study":
         raise UserError(f"{journal}, line 1: no record of a study; the journal is empty or its first line was removed")
-    header = records[0]
+    header = amended_header(records, journal)
     history = replay(records[1:], directory, journal)
     config = header.get("config") or {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.

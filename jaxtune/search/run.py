@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.search.directory import train_command
+from jaxtune.search.journal import check_free
 from jaxtune.search.population_size import population_size
-from jaxtune.search.space import Space
+from jaxtune.search.runner import TrialRunner
+from jaxtune.search.space import Point, Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
@@ -53,6 +55,7 @@ def search(
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
         return finished
+    check_free(directory.path)
     experiment = Experiment(config)
     runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
     check_trials(config, runner)
@@ -68,7 +71,7 @@ def search(
     return summary
 
 
-def make_study(config: Config, runner: TrainerRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
+def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
     """The study of a configuration, over a runner."""
     settings = search_config(config)
     reference = reference_overrides(config)
@@ -93,7 +96,7 @@ def check_space(config: Config) -> None:
       UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
     """
     settings = search_config(config)
-    for dimension in Space(settings.space, dotted(config)).dimensions:
+    for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
         _check_varied(dimension.key, "search.space")
         for value in dimension.samples():
             with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
@@ -112,14 +115,27 @@ def _check_varied(key: str, where: str) -> None:
         )
 
 
-def check_trials(config: Config, runner: TrainerRunner) -> None:
+def reference_point(config: Config, space: Space) -> Point | None:
+    """Where the reference lies in a configuration's space; None outside it."""
+    reference = reference_overrides(config)
+    inside = bool(_reference_in_space(config, reference))
+    return space.point(dotted(with_overrides(config, reference))) if inside else None
+
+
+def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[str, Any]] = ()) -> None:
     """Tries trials with values of every searched key, and the reference, against the opened model and data.
+
+    Args:
+      config: with a ``search`` section.
+      runner: over the opened experiment.
+      added: configurations by hand to try as well.
 
     Raises:
       UserError: a value does not fit the model, its context, the devices or the data, or the fraction of its steps is
         less than a step.
     """
     trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
+    trials += [("--add: ", dict(configuration)) for configuration in added]
     for dimension in Space(search_config(config).space).dimensions:
         trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
     for origin, overrides in trials:
@@ -158,9 +174,7 @@ def _reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[st
 
 def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:
     """The command line that trains the winner by itself."""
-    overrides = [f"{key}={value}" for key, value in configuration.items()]
-    target = f"run_dir={config.directory}-winner"
-    return shlex.join(["jaxtune", "train", str(Path(config.directory) / "config.yaml"), *overrides, target])
+    return train_command(config.directory, configuration, f"{config.directory}-winner")
 
 
 def preflight_search(config: Config) -> dict[str, Any]:

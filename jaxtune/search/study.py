@@ -16,7 +16,8 @@ from typing import Any, Literal
 
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.journal import Journal, difference
+from jaxtune.search.header import check_header, check_records, check_room, lookup, study_header
+from jaxtune.search.journal import Journal
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
@@ -25,9 +26,6 @@ from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, rep
 
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
 Phase = Literal["early", "final"]
-
-# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-_FREE_SECTIONS = ("run_dir", "name", "telemetry", "search")
 
 
 class _Stopped(Exception):
@@ -47,22 +45,6 @@ class _Request:
 class _Proposed:
     request: _Request
     proposal: Proposal
-
-
-def _lookup(nested: Any, key: str) -> Any:
-    """The value of a dotted key in a nested configuration.
-
-    Raises:
-      KeyError: there is no such key.
-    """
-    for part in key.split("."):
-        if isinstance(nested, list | tuple) and part.isdigit() and int(part) < len(nested):
-            nested = nested[int(part)]
-        elif isinstance(nested, Mapping) and part in nested:
-            nested = nested[part]
-        else:
-            raise KeyError(key)
-    return nested
 
 
 class Study:
@@ -110,7 +92,7 @@ class Study:
         self.direction: Literal["min", "max"] = direction
         self.reference = dict(search.reference if reference is None else reference)
         self.base = {} if base is None else dict(base)
-        self.space = Space(search.space, known_keys)
+        self.space = Space(search.space, known_keys, search.fixed)
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(search.initial, runner.capacity + 1)
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
@@ -120,18 +102,14 @@ class Study:
         self._stop, self._stopping = stop, False
         self._compilations = runner.compilations
         self._sign = 1.0 if direction == "min" else -1.0
-        size, wanted = self.space.size, search.trials - (not self.reference_in_space)
-        if size is not None and wanted > size:
-            raise UserError(
-                f"search.trials is {search.trials}, but search.space holds only {size} configurations; lower "
-                f"search.trials to {size + search.trials - wanted}, or widen the space"
-            )
+        if not search.fixed:  # else it depends on what was tried before
+            check_room(self.space, search.trials, {0: self._reference_point})
 
     def _locate_reference(self, config: Mapping[str, Any] | None) -> Point | None:
         def value(key: str) -> Any:
             if config is not None:
-                return _lookup(config, key)
-            return self.reference[key] if key in self.reference else _lookup(self.base, key)
+                return lookup(config, key)
+            return self.reference[key] if key in self.reference else lookup(self.base, key)
 
         try:
             return self.space.point({key: value(key) for key in self.space.keys})
@@ -177,29 +155,23 @@ class Study:
 
     def _open(self) -> History:
         """Checks that the journal is this study's, or starts it, and reads it back."""
-        search = self.search
-        header = {
-            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
-            "objective": {"name": search.objective, "direction": self.direction},
-            **search.model_dump(include={"fraction", "trials", "promote", "initial", "seed"}),
-            "population": self.runner.capacity,
-            "reference": self.reference,
-            "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
-        }
+        header = study_header(
+            self.search,
+            population=self.runner.capacity,
+            direction=self.direction,
+            reference=self.reference,
+            base=self.base,
+        )
         records, path = self._journal.records, self._journal.path
+        if records:
+            check_header(records, header, path)
+            check_records(records, self.space, path)
+        history = replay(records[1:], self.run_dir, path)
+        points = {number: self._point(state) for number, state in history.trials.items()}
+        check_room(self.space, self.search.trials, {0: self._reference_point} | points)
         if not records:
             self._record("study", **header)
-            return History()
-        if records[0]["event"] != "study":
-            raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-        for name, value in header.items():
-            key = "" if name == "config" else f"search.{name}"
-            found = difference(records[0].get(name), value, key)
-            if found is not None:
-                raise UserError(
-                    f"{path} is the journal of another study: {found}; choose another run_dir, or set it back"
-                )
-        return replay(records[1:], self.run_dir, path)
+        return history
 
     def _record(self, event: str, **fields: Any) -> None:
         record = self._journal.append(event, **fields)
@@ -366,10 +338,15 @@ class Study:
         trials = self._history.trials
         if trials[0].ranked and trials[0].final is None and 0 not in running:
             return trials[0]
-        promising = [number for number in order if trials[number].finished or number in running]
-        if len(promising) >= self.search.promote:
-            return None
-        return next((trials[n] for n in order if trials[n].final is None and n not in running), None)
+        promising = 0
+        for number in order:
+            if promising == self.search.promote:
+                return None
+            if trials[number].finished or number in running:
+                promising += 1
+            elif trials[number].final is None:
+                return trials[number]
+        return None
 
     def _ranking(self) -> list[tuple[int, float]]:
         """Trials that may be promoted with what each is worth (in the objective's direction), best first.

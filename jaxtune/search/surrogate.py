@@ -211,8 +211,10 @@ class Surrogate:
                     point = candidates[int(np.argmax(fitted.expected_improvement(candidates)))]
         return Proposal(self.space.configuration(point), source)
 
-    def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> tuple[Point, _Fitted]:
-        """The point of largest expected improvement, and what it was found with."""
+    def _improve(
+        self, trial: int, told: Sequence[Observation], pending: Sequence[Point]
+    ) -> tuple[Point | None, _Fitted]:
+        """The point of largest expected improvement (None where keys are fixed), and what it was found with."""
         from skopt import Optimizer
         from skopt.space import Space as SkoptSpace
         from skopt.utils import normalize_dimensions
@@ -239,7 +241,9 @@ class Surrogate:
             # A repeated point is dealt with by the caller, and a length scale at its bound is no news with few scores.
             warnings.simplefilter("ignore")
             optimizer.tell(points, values)
-            point = self.space.snap(optimizer.ask() or [])
+            # Where keys are fixed, the best point of the whole space laid onto the slice is not the best of the slice:
+            # the caller then looks for that among points of the slice.
+            point = None if self.space.fixed else self.space.snap(optimizer.ask() or [])
         return point, _Fitted(optimizer.models[-1], optimizer.space, lie)
 
     def _untaken(self, trial: int, taken: set[tuple[Any, ...]], *, count: int) -> list[Point]:

@@ -108,7 +108,8 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _outcome(record: Mapping[str, Any]) -> Outcome:
+def read_outcome(record: Mapping[str, Any]) -> Outcome:
+    """The outcome that a journal record (``scored``, ``finished``, ``failed``) tells."""
     return Outcome(
         score=_number(record["score"]),
         standard_error=None if record["standard_error"] is None else _number(record["standard_error"]),
@@ -151,7 +152,8 @@ class History:
 
     Attributes:
       trials: by number.
-      promoted: numbers in the order of promotion.
+      promoted: numbers in the order of promotion. A change of the study opens the ranking anew: of those promoted
+        before it, only the ones whose end is still to come stay first in line.
       untuned: the base model on the test split.
     """
 
@@ -170,8 +172,13 @@ class History:
         if event == "proposed":
             number = record["trial"]
             directory = run_dir / "trials" / f"{number:03d}"
-            known = tuple(index for index, state in self.trials.items() if state.early is not None)
-            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), known)
+            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
+            return
+        if event == "changed":
+            self.promoted = [number for number in self.promoted if self.trials[number].final is None]
+            if self.trials:
+                # The next proposal need not take for pending what is long scored.
+                self.trials[max(self.trials)].known = self._scored()
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)
@@ -186,11 +193,14 @@ class History:
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
             if record["phase"] == "early":
-                state.early = _outcome(record)
+                state.early = read_outcome(record)
             else:
-                state.final = _outcome(record)
+                state.final = read_outcome(record)
         else:
             raise ValueError(f"unknown event {event!r}")
+
+    def _scored(self) -> tuple[int, ...]:
+        return tuple(index for index, state in self.trials.items() if state.early is not None)
 
 
 def replay(records: Sequence[Mapping[str, Any]], run_dir: Path, path: Path) -> History:

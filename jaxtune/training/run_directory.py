@@ -77,14 +77,25 @@ class RunDirectory:
                 )
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        # What an experiment computes from its trials may change; its journal guards what decides the trials.
+        keys = (key for key in there.keys() | here.keys() if not key.startswith("study."))
+        different = sorted(key for key in keys if there.get(key) != here.get(key))
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
             raise UserError(
                 f"run_dir: {self.path} holds another run; it differs in\n{shown}{more}\n"
-                f"choose another directory with run_dir=…, or remove that one"
+                f"choose another directory with run_dir=…, or remove that one{self._extensible(different)}"
             )
+
+    def _extensible(self, different: list[str]) -> str:
+        """How a study that differs only in what may change after its start goes on."""
+        if not self.study or not set(different) <= {"search.trials", "search.promote", "search.fixed"}:
+            return ""
+        return (
+            f"; to go on with it as it is: jaxtune search {self.config_path}; to change it: jaxtune study extend "
+            f"{self.path} …"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:
