@@ -1,0 +1,1 @@
+"""The experiments of the paper, each one command with a report."""
