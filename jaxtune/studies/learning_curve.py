@@ -153,6 +153,7 @@ class Curve:
     """A fitted learning curve with its intervals.
 
     Attributes:
+      sizes: documents, ascending.
       law: the curve through the means of all seeds.
       means: the mean score of each size.
       errors: their standard errors, over seeds and test documents.
@@ -160,6 +161,7 @@ class Curve:
       confidence: coverage of the intervals.
     """
 
+    sizes: tuple[int, ...]
     law: PowerLaw
     means: Float[np.ndarray, " sizes"]
     errors: Float[np.ndarray, " sizes"]
@@ -202,7 +204,7 @@ def fit_curve(measured: Measured, *, samples: int, confidence: float, seed: int 
         return fit_power_law(measured.sizes, scores, direction=measured.direction, limit=measured.limit)
 
     errors = drawn.std(axis=0, ddof=1)
-    return Curve(fit(means), means, errors, tuple(fit(scores) for scores in drawn), confidence)
+    return Curve(measured.sizes, fit(means), means, errors, tuple(fit(scores) for scores in drawn), confidence)
 
 
 def group_curves(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -11,8 +10,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int
 
-from jaxtune.config import Config, hyperparameters
 from jaxtune.data import train_batches
+from jaxtune.data.pipeline import Plan
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -83,14 +82,11 @@ class SizeRunner:
         """
         begin = time.perf_counter()
         size, seed = trial.configuration[SIZE], trial.configuration[SEED]
-        config, examples = self._config(seed), self.experiment.examples["train"]
-        batches = train_batches(
-            [examples[place] for place in self.places(size, seed)],
-            batch_size=config.train.batch_size,
-            sequence_length=config.train.sequence_length,
-            seed=seed,
-            packing=config.data.packing,
-        )
+        config, examples = self.experiment.config, self.experiment.examples["train"]
+        layout = {"sequence_length": config.train.sequence_length, "seed": seed, "packing": config.data.packing}
+        chosen = [examples[place] for place in self.places(size, seed)]
+        rows = len(Plan(chosen, **layout).rows(0))
+        batches = train_batches(chosen, batch_size=config.train.batch_size, **layout)
         checkpoints = Checkpoints(trial.directory / "checkpoints")
         writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
         try:
@@ -111,7 +107,7 @@ class SizeRunner:
             checkpoints.close()
         if result.stopped == "signal":
             raise Interrupted
-        metrics = {**result.metrics, "examples": float(len(self.places(size, seed)))}
+        metrics = {**result.metrics, "passes": result.step * config.train.batch_size / rows}
         seconds = time.perf_counter() - begin
         if best is None or score is None:
             return Outcome(math.nan, None, result.step, seconds, metrics, diverged=True)
@@ -135,10 +131,6 @@ class SizeRunner:
             if self._score != "loss":
                 score, examples = task.metrics[self._score], task.per_example(self._score)
         return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
-
-    def _config(self, seed: int) -> Config:
-        config = self.experiment.config
-        return config.model_copy(update={"train": config.train.model_copy(update={"seed": seed})})
 
     def _best(self, trial: Trial) -> TrainState:
         checkpoints = Checkpoints(trial.directory / "checkpoints")
