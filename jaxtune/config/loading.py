@@ -12,7 +12,8 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
-from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule, Section
+from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
+from jaxtune.config.section import Section
 from jaxtune.errors import UserError, nearest
 
 SectionType = TypeVar("SectionType", bound=BaseModel)

@@ -26,7 +26,7 @@ from jaxtune.search.trial import History, TrialState, outcome_fields, replay, te
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-_FREE_SECTIONS = ("run_dir", "name", "telemetry", "search")
+FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 
 class _Stopped(Exception):
@@ -179,9 +179,10 @@ class Study:
         header = {
             "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
             "objective": {"name": search.objective, "direction": self.direction},
+            "experiment": None,
             **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed"}),
             "reference": self.reference,
-            "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
+            "config": {key: value for key, value in self.base.items() if key not in FREE_SECTIONS},
         }
         records, path = self._journal.records, self._journal.path
         if not records:

@@ -106,7 +106,8 @@ def _number(value: Any) -> float:
     return float(value)
 
 
-def _outcome(record: Mapping[str, Any]) -> Outcome:
+def read_outcome(record: Mapping[str, Any]) -> Outcome:
+    """The outcome that a journal record (``scored``, ``finished``, ``failed``) tells."""
     return Outcome(
         score=_number(record["score"]),
         standard_error=None if record["standard_error"] is None else _number(record["standard_error"]),
@@ -183,9 +184,9 @@ class History:
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
             if record["phase"] == "early":
-                state.early = _outcome(record)
+                state.early = read_outcome(record)
             else:
-                state.final = _outcome(record)
+                state.final = read_outcome(record)
         else:
             raise ValueError(f"unknown event {event!r}")
 

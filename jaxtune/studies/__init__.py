@@ -1,1 +1,1 @@
-"""The experiments of the paper, each one command with a report."""
+"""The experiments that test a search's claims on the user's own model and data (arXiv:2407.13906)."""

@@ -77,7 +77,9 @@ class RunDirectory:
                 )
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        # What an experiment computes from its trials may change; its journal guards what decides the trials.
+        keys = (key for key in there.keys() | here.keys() if not key.startswith("study."))
+        different = sorted(key for key in keys if there.get(key) != here.get(key))
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""

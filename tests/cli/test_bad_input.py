@@ -87,6 +87,7 @@ def test_a_truncated_checkpoint_is_refused(refused, config_file, tiny_model, tmp
     ("arguments", "parts"),
     [
         (["trian", "x.yaml"], ["'train'"]),
+        (["study", "early-scroe", "x.yaml"], ["jaxtune study", "'early-score'"]),
         (["train"], ["CONFIG"]),
         (["train", "missing.yaml"], ["missing.yaml"]),
         (["train", "x.yaml", "--jsn"], ["--jsn"]),

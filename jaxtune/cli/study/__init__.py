@@ -1,0 +1,17 @@
+"""``jaxtune study``: the table of its commands; one file each."""
+
+from __future__ import annotations
+
+from jaxtune.cli.dispatch import Commands
+
+COMMANDS = {
+    "early-score": "train every trial to its end: how well do scores at a fraction foretell the final ones?",
+}
+
+GROUP = Commands(
+    "jaxtune study",
+    "jaxtune.cli.study",
+    COMMANDS,
+    usage="usage: jaxtune study COMMAND CONFIG [key=value ...] [--json]",
+    examples=("jaxtune study early-score configs/studies/early-score.yaml",),
+)

@@ -1,0 +1,120 @@
+"""What an experiment leaves: ``summary.json``, figures and a page, in ``docs/experiments/<study>-<name>/``."""
+
+from __future__ import annotations
+
+import json
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config
+from jaxtune.files import write_atomically
+from jaxtune.reports import svg
+from jaxtune.search.journal import plain
+
+# Beside the palette of the report's page: what a figure that stands alone needs.
+_STYLE = """
+svg { background: var(--paper); }
+text { font: 12px var(--sans); fill: var(--muted); }
+.title { font-weight: 500; }
+.name { font-weight: 600; fill: var(--ink); }
+.grid { stroke: var(--faint); }
+.axis, .tick { stroke: var(--rule); }
+.guide { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
+.stroke { fill: none; stroke: var(--colour, var(--accent)); stroke-width: 2; stroke-linejoin: round; }
+.thin .stroke { stroke-width: 1.2; stroke-opacity: 0.8; }
+.dashed .stroke { stroke-dasharray: 6 4; }
+.whisker { stroke: var(--colour, var(--accent)); stroke-width: 1.6; }
+.band { fill: var(--colour, var(--accent)); fill-opacity: 0.16; }
+.dot { fill: var(--colour, var(--accent)); }
+.ring { fill: var(--paper); stroke: var(--colour, var(--accent)); stroke-width: 2; }
+.first { --colour: var(--accent); }
+.second { --colour: var(--finished); }
+.third { --colour: var(--promoted); }
+.fourth { --colour: var(--failed); }
+.quiet { --colour: var(--scored); }
+"""
+
+
+def output_directory(config: Config, study: str) -> Path:
+    """The folder of an experiment's results: ``study.output``, or ``docs/experiments/<study>-<name>``."""
+    return Path(config.study.output or f"docs/experiments/{study}-{config.name}")
+
+
+def standalone(drawing: ET.Element) -> str:
+    """A drawing (:mod:`jaxtune.reports.svg`) as a file of its own, light or dark as its reader prefers.
+
+    It brings the report's palette and a background, so it reads on any page.
+    """
+    css = files("jaxtune.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
+    palette = css[: css.index("* { box-sizing")]
+    root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **drawing.attrib})
+    width, height = drawing.attrib["viewBox"].split()[2:]
+    root.attrib |= {"width": width, "height": height}
+    ET.SubElement(root, "style").text = palette + _STYLE
+    svg.element(root, "rect", width=width, height=height, style="fill: var(--paper)")
+    root.extend(drawing)
+    return ET.tostring(root, encoding="unicode") + "\n"
+
+
+def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
+    """Rows of text under their common keys, numbers to the right."""
+    header = list(rows[0])
+    numeric = [all(_like_a_number(row[name]) for row in rows) for name in header]
+    lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---:" if right else "---" for right in numeric) + "|"]
+    lines += ["| " + " | ".join(row[name].replace("|", "\\|") for name in header) + " |" for row in rows]
+    return "\n".join(lines)
+
+
+def _like_a_number(text: str) -> bool:
+    return not any(character.isalpha() for character in text)
+
+
+def write_output(
+    directory: Path,
+    summary: Mapping[str, Any],
+    *,
+    title: str,
+    text: Sequence[str],
+    figures: Mapping[str, ET.Element] | None = None,
+) -> dict[str, Any]:
+    """Writes an experiment's folder; each file appears as a whole, ``summary.json`` last.
+
+    Args:
+      directory: the folder, made if it is missing.
+      summary: for programs; ``command`` (what made it), ``machine`` (of :func:`jaxtune.telemetry.environment.machine`)
+        and ``budget`` (steps_run, seconds, compilations) are shown on the page as well.
+      title: of the page.
+      text: the page's paragraphs, tables and figures (``![…](name.svg)``), as Markdown.
+      figures: file name without ``.svg`` -> drawing.
+
+    Returns:
+      The summary as it was written: numbers that are not finite are null.
+
+    Raises:
+      OSError: a file cannot be written; those written before stay.
+    """
+    written = plain(summary)
+    for name, drawing in (figures or {}).items():
+        write_atomically(directory / f"{name}.svg", standalone(drawing))
+    page = [f"# {title}", *text, *_provenance(written)]
+    write_atomically(directory / "README.md", "\n\n".join(page) + "\n")
+    contents = json.dumps(written, indent=2, allow_nan=False, ensure_ascii=False)
+    write_atomically(directory / "summary.json", contents + "\n")
+    return written
+
+
+def _provenance(summary: Mapping[str, Any]) -> list[str]:
+    """The end of a page: the command, the effort, the machine, the versions."""
+    machine, budget = summary["machine"], summary["budget"]
+    versions = ", ".join(f"{name} {version}" for name, version in machine["versions"].items() if version)
+    return [
+        "## How it was made",
+        f"```\n{summary['command']}\n```",
+        f"{budget['steps_run']:,} optimizer steps, {budget['seconds']:,.0f} s of training and scoring, train step "
+        f"compiled {budget['compilations']} times. {machine['cores']} cores of {machine['processor']}, device "
+        f"{machine['device']}; Python {machine['python']}, {versions}. All numbers are in "
+        "[summary.json](summary.json).",
+    ]
