@@ -259,7 +259,7 @@ def _curve(summary: Summary) -> ET.Element:
     return plot.root
 
 
-def _draw_curve(plot: svg.Plot, curve: Mapping[str, Sequence[Number]]) -> None:
+def _draw_curve(plot: svg.Plot, curve: Mapping[str, Any]) -> None:
     """The fitted curve and its band; 0 documents lie at the left end of the axis."""
     floor = plot.y.low
 

@@ -31,12 +31,13 @@ class StudyTrials:
     """The trials of one experiment in its run directory, which is locked while this is open.
 
     Args:
-      config: resolved; its ``search`` section says what a score is.
+      config: resolved; its ``search`` section, if it has one, says what a score is.
       experiment: name of the experiment: ``early-score``.
       runner: trains and scores trials.
       settings: what else decides which trials there are and where they are scored; a run directory in which these, or
         the configuration, were others is refused.
       planned: how many trials there will be; None where that is not known yet.
+      objective: what a score is, where there is no search.
       on_event: is told every journal record, and ``started`` before a trial trains.
       should_stop: asked between trials.
 
@@ -52,6 +53,7 @@ class StudyTrials:
         *,
         settings: Mapping[str, Any],
         planned: int | None = None,
+        objective: str | None = None,
         on_event: Event | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
@@ -62,7 +64,7 @@ class StudyTrials:
         self._added = 0
         self._journal = Journal(self.run_dir)
         try:
-            self.history = self._open(_header(config, experiment, settings, planned))
+            self.history = self._open(_header(config, experiment, settings, planned, objective))
         except BaseException:
             self._journal.close()
             raise
@@ -108,7 +110,7 @@ class StudyTrials:
         """
         runner = self.runner if runner is None else runner
         due = [(trial, step) for trial, step in targets if self.outcome(trial, step) is None]
-        for trial, step, outcome, compilations in _run_all(runner, self._starting(due)):
+        for trial, step, outcome, compilations in _run_all(runner, self._starting(due, runner)):
             total = runner.total_steps(trial)
             last = step == total
             event = "failed" if outcome.failed else "finished" if last else "scored"
@@ -199,12 +201,12 @@ class StudyTrials:
         self._remember(record)
         self._emit(event, fields["trial"], record)
 
-    def _starting(self, targets: Iterable[Target]) -> Iterator[Target]:
+    def _starting(self, targets: Iterable[Target], runner: TrialRunner) -> Iterator[Target]:
         """The targets, each announced when it is about to start."""
         for trial, step in targets:
             self._check_stop()
             trial.directory.mkdir(parents=True, exist_ok=True)
-            phase = "final" if step == self.runner.total_steps(trial) else "early"
+            phase = "final" if step == runner.total_steps(trial) else "early"
             self._emit("started", trial.id, {"step": step, "phase": phase, "configuration": trial.configuration})
             yield trial, step
 
@@ -225,20 +227,24 @@ def _run_all(runner: TrialRunner, targets: Iterable[Target]) -> Iterator[tuple[T
         yield trial, step, outcome, runner.compilations - compiled
 
 
-def _header(config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None) -> dict[str, Any]:
+def _header(
+    config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None, objective: str | None
+) -> dict[str, Any]:
     """The journal's first record: what a search's has, so that whatever reads a search's journal reads this one."""
-    search = search_config(config)
+    search = config.search
+    space = {} if search is None else search.space
+    name = search_config(config).objective if objective is None else objective
     base = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return plain(
         {
             "experiment": experiment,
             "settings": dict(settings),
-            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
-            "objective": {"name": search.objective, "direction": direction(search.objective)},
+            "space": {key: value.model_dump(exclude_none=True) for key, value in space.items()},
+            "objective": {"name": name, "direction": direction(name)},
             "fraction": 1.0,
             "trials": planned,
-            "seed": search.seed,
-            "reference": reference_overrides(config),
+            "seed": None if search is None else search.seed,
+            "reference": {} if search is None else reference_overrides(config),
             "config": base,
         }
     )
