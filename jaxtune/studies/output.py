@@ -5,58 +5,18 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.files import write_atomically
-from jaxtune.reports import svg
 from jaxtune.search.journal import plain
-
-# Beside the palette of the report's page: what a figure that stands alone needs.
-_STYLE = """
-svg { background: var(--paper); }
-text { font: 12px var(--sans); fill: var(--muted); }
-.title { font-weight: 500; }
-.name { font-weight: 600; fill: var(--ink); }
-.grid { stroke: var(--faint); }
-.axis, .tick { stroke: var(--rule); }
-.guide { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
-.stroke { fill: none; stroke: var(--colour, var(--accent)); stroke-width: 2; stroke-linejoin: round; }
-.thin .stroke { stroke-width: 1.2; stroke-opacity: 0.8; }
-.dashed .stroke { stroke-dasharray: 6 4; }
-.whisker { stroke: var(--colour, var(--accent)); stroke-width: 1.6; }
-.band { fill: var(--colour, var(--accent)); fill-opacity: 0.16; }
-.dot { fill: var(--colour, var(--accent)); }
-.ring { fill: var(--paper); stroke: var(--colour, var(--accent)); stroke-width: 2; }
-.first { --colour: var(--accent); }
-.second { --colour: var(--finished); }
-.third { --colour: var(--promoted); }
-.fourth { --colour: var(--failed); }
-.quiet { --colour: var(--scored); }
-"""
+from jaxtune.studies.drawing import standalone
 
 
 def output_directory(config: Config, study: str) -> Path:
     """The folder of an experiment's results: ``study.output``, or ``docs/experiments/<study>-<name>``."""
     return Path(config.study.output or f"docs/experiments/{study}-{config.name}")
-
-
-def standalone(drawing: ET.Element) -> str:
-    """A drawing (:mod:`jaxtune.reports.svg`) as a file of its own, light or dark as its reader prefers.
-
-    It brings the report's palette and a background, so it reads on any page.
-    """
-    css = files("jaxtune.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
-    palette = css[: css.index("* { box-sizing")]
-    root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **drawing.attrib})
-    width, height = drawing.attrib["viewBox"].split()[2:]
-    root.attrib |= {"width": width, "height": height}
-    ET.SubElement(root, "style").text = palette + _STYLE
-    svg.element(root, "rect", width=width, height=height, style="fill: var(--paper)")
-    root.extend(drawing)
-    return ET.tostring(root, encoding="unicode") + "\n"
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:

@@ -6,6 +6,7 @@ from jaxtune.cli.dispatch import Commands
 
 COMMANDS = {
     "early-score": "train every trial to its end: how well do scores at a fraction foretell the final ones?",
+    "ablation": "set the winner's hyperparameters back to the reference, one at a time: which of them mattered?",
 }
 
 GROUP = Commands(
