@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtune.reports import formatting, svg
 from jaxtune.reports.formatting import MINUS, SPACE, Number
+from jaxtune.studies.drawing import legend, whisker
 from jaxtune.studies.output import markdown_table
 
 Summary = Mapping[str, Any]
@@ -155,10 +156,10 @@ def text(summary: Summary) -> list[str]:
         f"The score is the {name} on the test split, {better} is better. Subsets are nested and drawn "
         f"{drawn}, anew for each of {seeds} seeds; what is drawn are documents, with all of their examples. Every size "
         f"trains at most {training['steps']:,} steps of {training['batch_size']} rows with "
-        f"{training['sequence_length']} positions on one schedule{early}: a small set is repeated, of a large one a part "
-        "may stay unseen (*passes*). "
-        f"Each run is evaluated on the validation split every {training['evaluate_every']} steps, and the model of its "
-        "best evaluation is measured. The *standard error* is that of the mean over seeds and test documents, "
+        f"{training['sequence_length']} positions on one schedule{early}: a small set is repeated, of a large one "
+        f"a part may stay unseen (*passes*). Each run is evaluated on the validation "
+        f"split every {training['evaluate_every']} steps, and the model of its best evaluation is measured. The "
+        "*standard error* is that of the mean over seeds and test documents, "
         f"*between seeds* the standard deviation of single runs.",
         f"*The curve* is c {'+' if objective['direction'] == 'min' else MINUS} a (n + n0)^{MINUS}b, by least squares "
         f"through the mean scores: c = {formatting.number(summary['ceiling']['value'])}, a = "
@@ -250,12 +251,9 @@ def _curve(summary: Summary) -> ET.Element:
         x = plot.x(summary["saturation"])
         svg.element(plot.root, "line", class_="guide", x1=x, x2=x, y1=plot.top, y2=plot.bottom)
         svg.element(plot.root, "text", "gains end", class_="name", x=x + 6, y=plot.top + 12)
-    legend = [("first", "mean ± standard error"), ("quiet", "one seed"), ("second", "fitted curve with its interval")]
-    for place, (colour, words) in enumerate(legend):
-        group = svg.element(plot.root, "g", class_=colour)
-        x = plot.left + 190.0 * place
-        svg.element(group, "circle", class_="dot", cx=x + 5, cy=32, r=4)
-        svg.element(group, "text", words, x=x + 16, y=36)
+    meanings = [("first", "mean ± standard error"), ("quiet", "one seed"), ("second", "fitted curve with its interval")]
+    for place, (colour, words) in enumerate(meanings):
+        legend(plot.root, words, colour, plot.left + 190.0 * place + 5, 36)
     return plot.root
 
 
@@ -278,7 +276,7 @@ def _draw_means(plot: svg.Plot, points: Sequence[tuple[Number, Number, Number]])
     for size, mean, error in points:
         x = plot.x(size)
         low, high = (plot.y(min(max(end, plot.y.low), plot.y.high)) for end in (mean - error, mean + error))
-        svg.element(group, "line", class_="whisker", x1=x, x2=x, y1=low, y2=high)
+        whisker(group, (x, low), (x, high))
         svg.element(group, "circle", class_="dot", cx=x, cy=plot.y(mean), r=4)
 
 
