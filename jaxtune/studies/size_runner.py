@@ -56,6 +56,12 @@ class SizeRunner:
         self._test_batches = experiment.loss_batches("test")
         self._evaluator = experiment.evaluator("test")
         self._test_documents = documents(experiment.examples["test"], experiment.config.data.explode)
+        self._started: tuple[Trial, int] | None = None
+
+    @property
+    def capacity(self) -> int:
+        """Trials differ in their data, which a population shares: one at a time."""
+        return 1
 
     @property
     def compilations(self) -> int:
@@ -73,6 +79,24 @@ class SizeRunner:
         if seed not in self._orders:
             self._orders[seed] = sampling_order(self.documents, self._sampling, seed)
         return self.documents.examples(self._orders[seed][:size])
+
+    def start(self, trial: Trial, until: int) -> None:
+        """Takes a trial, which :meth:`wait` trains."""
+        self._started = trial, until
+
+    def wait(self) -> list[tuple[Trial, Outcome]]:
+        """Trains the trial that was started.
+
+        Raises:
+          Interrupted: it was told to stop; the state is saved.
+        """
+        assert self._started is not None, "nothing was started"
+        (trial, until), self._started = self._started, None
+        return [(trial, self.run(trial, until))]
+
+    def close(self) -> None:
+        """Gives up a trial that was started and not trained."""
+        self._started = None
 
     def run(self, trial: Trial, until: int) -> Outcome:
         """Trains a trial, from its checkpoint on if it has one, until its end or until its patience is over.

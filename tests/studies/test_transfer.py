@@ -66,7 +66,7 @@ def test_a_study_from_command_to_page(config_file, tmp_path, capsys):
     records = read_journal(tmp_path / "run")
     assert sum(record["event"] == "finished" for record in records) == 4 * 6
     study(config_file, output=tmp_path / "again")
-    assert json.loads(capsys.readouterr().out) == {**summary, "command": summary["command"].replace("out", "again")}
+    assert json.loads(capsys.readouterr().out) == {**summary, "command": summary["command"].replace("/out", "/again")}
     assert read_journal(tmp_path / "run") == records
 
 
