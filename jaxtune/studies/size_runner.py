@@ -92,13 +92,13 @@ class SizeRunner:
         """
         assert self._started is not None, "nothing was started"
         (trial, until), self._started = self._started, None
-        return [(trial, self.run(trial, until))]
+        return [(trial, self._train(trial, until))]
 
     def close(self) -> None:
         """Gives up a trial that was started and not trained."""
         self._started = None
 
-    def run(self, trial: Trial, until: int) -> Outcome:
+    def _train(self, trial: Trial, until: int) -> Outcome:
         """Trains a trial, from its checkpoint on if it has one, until its end or until its patience is over.
 
         Raises:

@@ -14,7 +14,7 @@ from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
-from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.runner import Interrupted, TrialRunner, run_all
 from jaxtune.search.study import FREE_SECTIONS, Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
@@ -109,21 +109,26 @@ class StudyTrials:
           Interrupted: it was told to stop; the same calls go on from there.
         """
         runner = self.runner if runner is None else runner
-        due = [(trial, step) for trial, step in targets if self.outcome(trial, step) is None]
-        for trial, step, outcome, compilations in _run_all(runner, self._starting(due, runner)):
-            total = runner.total_steps(trial)
-            last = step == total
-            event = "failed" if outcome.failed else "finished" if last else "scored"
-            self._append(
-                event,
-                trial=trial.id,
-                configuration=trial.configuration,
-                step=step,
-                total_steps=total,
-                **outcome_fields(outcome),
-                phase="final" if last else "early",
-                compilations=compilations,
-            )
+        due = {trial.id: (trial, step) for trial, step in targets if self.outcome(trial, step) is None}
+        compiled = runner.compilations
+        try:
+            for trial, outcome in run_all(runner, self._starting(due.values(), runner)):
+                total, step = runner.total_steps(trial), due[trial.id][1]
+                last = step == total
+                event = "failed" if outcome.failed else "finished" if last else "scored"
+                self._append(
+                    event,
+                    trial=trial.id,
+                    configuration=trial.configuration,
+                    step=step,
+                    total_steps=total,
+                    **outcome_fields(outcome),
+                    phase="final" if last else "early",
+                    compilations=runner.compilations - compiled,
+                )
+                compiled = runner.compilations
+        finally:
+            runner.close()
 
     def outcome(self, trial: Trial, step: int) -> Outcome | None:
         """What a trial came to at a step: its score there, or the divergence before it; None if it is not known yet."""
@@ -176,7 +181,7 @@ class StudyTrials:
     def _open(self, header: Mapping[str, Any]) -> History:
         records, path = self._journal.records, self._journal.path
         if not records:
-            self._journal.append("study", **header, machine=machine(PACKAGES))
+            self._journal.append("study", **header, population=self.runner.capacity, machine=machine(PACKAGES))
             return History()
         if records[0]["event"] != "study":
             raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
@@ -217,14 +222,6 @@ class StudyTrials:
     def _check_stop(self) -> None:
         if self._should_stop():
             raise Interrupted
-
-
-def _run_all(runner: TrialRunner, targets: Iterable[Target]) -> Iterator[tuple[Trial, int, Outcome, int]]:
-    """Trains one target after the other: trial, step, outcome, and how often the step was compiled for it."""
-    for trial, step in targets:
-        compiled = runner.compilations
-        outcome = runner.run(trial, step)
-        yield trial, step, outcome, runner.compilations - compiled
 
 
 def _header(
