@@ -253,7 +253,7 @@ def _curve(summary: Summary) -> ET.Element:
         svg.element(plot.root, "text", "gains end", class_="name", x=x + 6, y=plot.top + 12)
     meanings = [("first", "mean ± standard error"), ("quiet", "one seed"), ("second", "fitted curve with its interval")]
     for place, (colour, words) in enumerate(meanings):
-        legend(plot.root, words, colour, plot.left + 190.0 * place + 5, 36)
+        legend(plot.root, words, colour, plot.left + 190.0 * place + 5, 36.0)
     return plot.root
 
 

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from jaxtune.config import Config, hyperparameters, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.files import check_writable
 from jaxtune.search.outcome import Outcome
+from jaxtune.search.population_size import population_size
 from jaxtune.search.run import check_space, check_trials
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.study import Event
@@ -164,6 +166,7 @@ def _open(
     try:
         runner = TrainerRunner(Experiment(config), listener=named, should_stop=should_stop)
         check_trials(config, runner)
+        runner.capacity = population_size(runner, Path(config.directory))
     except UserError as error:
         raise UserError(str(error) if name == FULL else f"study.transfer.settings.{name}: {error}") from error
     return runner
