@@ -32,7 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     """Writes ``report.html`` from a study's files alone, or serves it."""
     if not arguments.serve:
         for option in ("port", "host", "public"):
-            if getattr(arguments, option) not in (None, False):
+            given = getattr(arguments, option)
+            if given is not None and given is not False:  # port 0 is given
                 raise UserError(f"--{option}: only goes with --serve")
     directory = _directory(arguments)
 

@@ -12,6 +12,7 @@ import hashlib
 import ipaddress
 import json
 import socket
+import sys
 import threading
 from collections.abc import Callable
 from http import HTTPStatus
@@ -142,8 +143,10 @@ class PageServer(ThreadingHTTPServer):
         self.socket.bind(self.server_address)
         self.server_address = self.socket.getsockname()
 
-    def handle_error(self, request: object, client_address: object) -> None:
-        """A reader that went away in the middle of an answer is no error."""
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """A reader that went away in the middle of an answer is no error; anything else is told."""
+        if not isinstance(sys.exception(), ConnectionError | TimeoutError):
+            super().handle_error(request, client_address)
 
     @property
     def port(self) -> int:
@@ -178,7 +181,7 @@ class _Handler(BaseHTTPRequestHandler):
         if not self.any_name and not _is_loopback_name(self.headers.get("Host", "")):
             self.send_error(HTTPStatus.FORBIDDEN, "Ask for this page as localhost")
             return
-        document = self.page.documents().get(urlsplit(self.path).path)
+        document = self.page.documents().get(self.path.partition("?")[0])
         if document is None:
             self.send_error(HTTPStatus.NOT_FOUND)
             return
@@ -200,7 +203,10 @@ class _Handler(BaseHTTPRequestHandler):
 
 def _is_loopback_name(host: str) -> bool:
     """Whether a Host header names this machine's loopback interface; its port may be that of a tunnel."""
-    name = urlsplit(f"//{host}").hostname or ""
+    try:
+        name = urlsplit(f"//{host}").hostname or ""
+    except ValueError:
+        return False
     return name == "localhost" or _is_loopback(name)
 
 

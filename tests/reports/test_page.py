@@ -226,7 +226,8 @@ def test_old_page_is_replaced_and_nothing_is_left(finished: Path) -> None:
 def trial(number: int, early: float | None, final: float | None, *, status: str) -> TrialRecord:
     return TrialRecord(
         id=number, configuration={"a.rate": 10.0 ** -(number % 4), "b.kind": "xyz"[number % 3]}, status=status,
-        training=status == "running", early_score=early, early_error=0.1, final_score=final, reason="", steps=1, total_steps=5, seconds=0.0,
+        training=status == "running", early_score=early, early_error=0.1, final_score=final, reason="", steps=1,
+        total_steps=5, seconds=0.0,
         curve=[(1, early), (2, None), (3, final)], validation=[(1, early), (5, final)],
     )  # fmt: skip
 
