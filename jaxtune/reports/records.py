@@ -40,7 +40,7 @@ class TrialRecord:
       reason: why it failed, "" if it did not.
       steps: optimizer steps run; of one that trains, those logged so far.
       total_steps: its full length; None until it is scored.
-      seconds: how long it trained. Trials that train together share the time, so these do not add up to the study's.
+      seconds: how long it trained; its share of the time where several trials trained together.
       curve: (step, training loss) pairs.
       validation: (step, validation loss) pairs.
     """
@@ -137,7 +137,6 @@ def read_study(directory: Path) -> StudyRecord:
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
     told = {record["trial"]: _time(record) for record in records if "steps_run" in record}
     at_work = _at_work(history.trials, files, told) if not summary else {}
-    calls = [(_time(record) - record["seconds"], _time(record)) for record in records if finite(record.get("seconds"))]
     written = [_time(records[-1]), *(file.written for file in files.values() if file.written is not None)]
     return StudyRecord(
         directory=directory,
@@ -151,13 +150,31 @@ def read_study(directory: Path) -> StudyRecord:
         config=config,
         trials=[_trial(history.trials[n], files[n], base, training=n in at_work) for n in sorted(history.trials)],
         summary=summary,
-        busy=_covered([*calls, *at_work.values()]),
+        busy=_covered([*_calls(records, header.get("population") or 1), *at_work.values()]),
         written=max(written) if not summary else _time(records[-1]),
     )
 
 
 def _time(record: Mapping[str, Any]) -> float:
     return finite(record.get("time")) or 0.0
+
+
+def _calls(records: list[dict[str, Any]], population: int) -> list[tuple[float, float]]:
+    """When each training and test that the journal tells of began and ended.
+
+    A trial's seconds are its share of the time: beside others in the population it took at most ``population`` times as
+    long, which leaves out a pause of the study. And it began no earlier than the journal's last word on it, which counts
+    a trial that had the others' places to itself for what it took.
+    """
+    calls = []
+    before: dict[int | None, float] = {}
+    for record in records:
+        trial, end, seconds = record.get("trial"), _time(record), finite(record.get("seconds"))
+        if seconds is not None:
+            longest = seconds * population if record["event"] != "tested" else seconds
+            calls.append((max(end - longest, before.get(trial, 0.0)), end))
+        before[trial] = end
+    return calls
 
 
 def _at_work(

@@ -32,9 +32,9 @@ def population(running: Path, tmp_path: Path) -> Path:
     file = directory / "trials.jsonl"
     records = {(r["event"], r.get("trial")): r for r in map(json.loads, file.read_text().splitlines())}
     proposed, scored = records["proposed", 1], [records["scored", trial] for trial in range(3)]
-    journal = [records["study", None] | {"time": ZERO}]
+    journal = [records["study", None] | {"time": ZERO, "population": 3}]
     journal += [proposed | {"trial": trial, "time": ZERO + 1} for trial in range(7)]
-    journal += [record | {"time": ZERO + 50 + index, "seconds": 40.0} for index, record in enumerate(scored)]
+    journal += [record | {"time": ZERO + 50 + index, "seconds": 14.0} for index, record in enumerate(scored)]
     file.write_text("".join(json.dumps(record) + "\n" for record in journal))
     for trial in range(6):
         folder = directory / "trials" / f"{trial:03d}"
@@ -55,8 +55,8 @@ def test_several_trials_train_at_the_same_time(population: Path) -> None:
     study = read_study(population)
     assert [trial.status for trial in study.trials] == ["scored"] * 3 + ["running"] * 3 + ["waiting"]
     assert [trial.id for trial in study.trials if trial.training] == [3, 4, 5]
-    # From 10 to 52 the first three, from 60 to 100 the others; added up trial by trial it would be three times that.
-    assert study.busy == pytest.approx(42 + 40, abs=0.01)
+    # From 8 (50 less three times 14) to 52 the first three, from 60 to 100 the others.
+    assert study.busy == pytest.approx(44 + 40, abs=0.01)
     assert study.written == pytest.approx(ZERO + 100)
 
 
@@ -67,7 +67,7 @@ def test_time_left_is_steps_left_at_the_pace_so_far(population: Path) -> None:
     whole = 16 * EARLY + 5 * (STEPS - EARLY)
     assert steps_left(study, STEPS) == whole - run
     told = progress(study)
-    assert told.left == roughly((whole - run) * 82 / run)
+    assert told.left == roughly((whole - run) * 84 / run)
     assert told.share == round(100 * run / whole, 1)
     assert (told.scored, told.finished) == ("3 of 16", "0 of 5")
     assert [(work.trial, work.step, work.until) for work in told.at_work][1:] == [(4, 40, EARLY), (5, 50, EARLY)]
@@ -155,6 +155,20 @@ def _after(study: StudyRecord, **counts: int) -> StudyRecord:
 )
 def test_steps_left(running: Path, counts: dict[str, int], left: int) -> None:
     assert steps_left(_after(read_study(running), **counts), STEPS) == left
+
+
+def test_a_pause_of_the_study_is_no_time_used(population: Path) -> None:
+    file = population / "trials.jsonl"
+    study, *others = map(json.loads, file.read_text().splitlines())
+    # The three were proposed, the study was stopped, and an hour later it went on.
+    late = [record | {"time": record["time"] + 3600} if record["event"] == "scored" else record for record in others]
+    shutil.rmtree(population / "trials")
+    file.write_text("".join(json.dumps(record) + "\n" for record in [study, *late]))
+    assert read_study(population).busy == pytest.approx(44)
+    # Alone in the population, a trial's share is all of the time since it was proposed.
+    first, scored = [record for record in others if record["trial"] == 0]
+    file.write_text("".join(json.dumps(record) + "\n" for record in [study, first, scored | {"seconds": 40.0}]))
+    assert read_study(population).busy == pytest.approx(50 - 1)
 
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8)
