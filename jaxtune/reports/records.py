@@ -163,7 +163,7 @@ def _calls(records: list[dict[str, Any]], population: int) -> list[tuple[float, 
     """When each training and test that the journal tells of began and ended.
 
     A trial's seconds are its share of the time: beside others in the population it took at most ``population`` times as
-    long, which leaves out a pause of the study. And it began no earlier than the journal's last word on it, which counts
+    long, which leaves out a pause of the study. It began no earlier than the journal's last word on it, which counts
     a trial that had the others' places to itself for what it took.
     """
     calls = []
