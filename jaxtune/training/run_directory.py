@@ -70,7 +70,9 @@ class RunDirectory:
                 f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
             )
         if not self.config_path.exists():
-            if strangers := sorted(item.name for item in self.path.iterdir() if not item.name.startswith(".")):
+            # Workers of a study write there before it begins.
+            names = {item.name for item in self.path.iterdir() if not item.name.startswith(".")} - {"workers"}
+            if strangers := sorted(names):
                 raise UserError(
                     f"run_dir: {self.path} holds files of something else ({', '.join(strangers[:5])}); choose another "
                     f"directory with run_dir=…"
