@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -29,12 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
         checked = preflight_search(config)
         emit(checked, arguments.json, _dry_text(checked))
         return 0
-    with stop_signals() as should_stop:
+    # Ray has words of its own for a worker that died, and says them on standard output.
+    with stop_signals() as should_stop, contextlib.redirect_stdout(sys.stderr):
         summary = search(
             config,
             listener=lambda title: ProgressDisplay(title=title),
             on_event=_tell,
-            on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
+            on_plan=lambda rows: say(table(rows, title="what is trained")),
             should_stop=should_stop,
         )
     if summary is None:

@@ -182,7 +182,8 @@ class Study:
             "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
             "objective": {"name": search.objective, "direction": self.direction},
             **search.model_dump(include={"fraction", "trials", "promote", "initial", "seed"}),
-            "population": self.runner.capacity,
+            # Of one process: a study may go on over more workers, or fewer.
+            "population": self.runner.capacity // search.workers,
             "reference": self.reference,
             "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
         }

@@ -13,6 +13,9 @@ from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 
+# Where trials train may be another place each time that a study goes on.
+_WHERE = ("search.workers", "search.ray_address", "search.worker_resources")
+
 
 class RunDirectory:
     """A directory that holds one run, or one study.
@@ -79,7 +82,9 @@ class RunDirectory:
                 )
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        different = sorted(key for key in there.keys() | here.keys() if there.get(key) != here.get(key))
+        different = sorted(
+            key for key in there.keys() | here.keys() if there.get(key) != here.get(key) and not key.startswith(_WHERE)
+        )
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""

@@ -9,7 +9,6 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from types import ModuleType
 from typing import Any
 
 from jaxtune.errors import UserError
@@ -18,7 +17,7 @@ from jaxtune.errors import UserError
 _OBJECT_STORE_BYTES = 80 * 2**20
 
 
-def start_ray(address: str | None, workers: int) -> tuple[ModuleType, bool]:
+def start_ray(address: str | None, workers: int) -> tuple[Any, bool]:
     """Joins the Ray that runs at an address, or starts one that only this machine can reach.
 
     Usage statistics stay off, there is no dashboard, and nothing of the workers' output comes to this process.
@@ -65,7 +64,7 @@ def start_ray(address: str | None, workers: int) -> tuple[ModuleType, bool]:
     return ray, True
 
 
-def _check_reachable(address: str, ray: ModuleType) -> None:
+def _check_reachable(address: str, ray: Any) -> None:
     """Whether something answers; Ray itself would try for a quarter of an hour.
 
     Raises:
@@ -102,14 +101,14 @@ def _signals_kept() -> Iterator[None]:
         signal.signal(signal.SIGTERM, previous)
 
 
-def worker_resources(asked: Mapping[str, float], ray: ModuleType) -> dict[str, float]:
+def worker_resources(asked: Mapping[str, float], ray: Any) -> dict[str, float]:
     """What one worker takes: what was asked for, or else one GPU where there is any, or else one CPU core."""
     if asked:
         return dict(asked)
     return {"GPU": 1.0} if ray.cluster_resources().get("GPU") else {"CPU": 1.0}
 
 
-def places(resources: Mapping[str, float], ray: ModuleType) -> int:
+def places(resources: Mapping[str, float], ray: Any) -> int:
     """How many workers the cluster's nodes hold, as they are now.
 
     Raises:

@@ -211,9 +211,7 @@ class RayRunner:
         """Starts the workers and waits until the first of them is ready; the others join when they are."""
         self._resources = worker_resources(self._search.worker_resources, self._ray)
         if (room := places(self._resources, self._ray)) < self._search.workers:
-            logger.warning(
-                "search.workers: %d asked for, the Ray cluster has room for %d", self._search.workers, room
-            )
+            logger.warning("search.workers: %d asked for, the Ray cluster has room for %d", self._search.workers, room)
         token = secrets.token_hex(16)
         self._probe = self._run_dir / "workers" / f"probe-{token[:8]}"
         write_atomically(self._probe, token)
@@ -338,7 +336,9 @@ class RayRunner:
         self._ray.kill(place.actor)  # it may be cut off only, and must not train on
         place.losses = 0 if place.opened else place.losses + 1
         if place.losses >= LOSSES:
-            raise UserError(f"search.workers: worker {place.index} died {LOSSES} times while opening ({why}); see {log}")
+            raise UserError(
+                f"search.workers: worker {place.index} died {LOSSES} times while opening ({why}); see {log}"
+            )
         self._compiled_before += place.compilations
         place.compilations, place.opened = 0, None
         place.jobs, place.unsent = {}, []
@@ -384,7 +384,8 @@ class RayRunner:
 
     def _ask(self, method: str, trial: Trial | None, *, group: str | None = None) -> Any:
         """The answer of a worker that has opened, the least busy one; of another where that one is lost."""
-        for _ in range(LOSSES):
+        losses = 0
+        while True:
             while not any(place.opened for place in self._places):
                 self._handle(self._ready())
             place = min((place for place in self._places if place.opened), key=lambda place: len(place.jobs))
@@ -398,9 +399,10 @@ class RayRunner:
             except (UserError, OSError, Interrupted):
                 raise
             except Exception as error:
-                last = error
                 self._lose(place, error)
-        raise last
+                losses += 1
+                if losses == LOSSES:
+                    raise
 
 
 def newest_checkpoint(directory: Path) -> int:
