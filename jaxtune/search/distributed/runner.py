@@ -229,18 +229,23 @@ class RayRunner:
 
     def _begin(self, index: int) -> tuple[Any, Any]:
         """A fresh worker process, and its call to open."""
-        kept = ("JAX_PLATFORMS", "XLA_FLAGS", "HF_HUB_OFFLINE")
-        variables = {name: os.environ[name] for name in kept if name in os.environ}
         decorate = self._ray.remote(
             max_restarts=0,
             max_task_retries=0,
             concurrency_groups={"control": 1},
             scheduling_strategy="SPREAD",
-            runtime_env={"env_vars": variables},
+            runtime_env=self._environment(),
             **actor_options(self._resources),
         )
         actor = decorate(Worker).remote(index)
         return actor, actor.open.remote(self._config.model_dump(mode="json"), self._site)
+
+    def _environment(self) -> dict[str, Any]:
+        """Variables of the driver's that decide what jax does, for workers that do not inherit them."""
+        if self._search.ray_address is None:
+            return {}  # and Ray takes a process that it has started beforehand
+        kept = ("JAX_PLATFORMS", "XLA_FLAGS", "HF_HUB_OFFLINE")
+        return {"env_vars": {name: os.environ[name] for name in kept if name in os.environ}}
 
     # Training
 

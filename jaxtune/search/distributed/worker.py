@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import os
 import socket
 import sys
 import threading
 import time
-from collections.abc import Sequence
+import traceback
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -97,6 +99,22 @@ def versions() -> dict[str, str]:
     return {name: version(name) for name in ("jaxtune", "jax")}
 
 
+def _logged(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Leaves the traceback of an error in the worker's log: the driver tells its last line alone."""
+
+    @functools.wraps(method)
+    def call(*arguments: Any) -> Any:
+        try:
+            return method(*arguments)
+        except UserError:
+            raise
+        except Exception:
+            traceback.print_exc()
+            raise
+
+    return call
+
+
 class Worker:
     """Runs in a process of its own, as a Ray actor.
 
@@ -112,6 +130,7 @@ class Worker:
         self._runner: TrainerRunner | None = None
         self._locks: dict[int, int] = {}
 
+    @_logged
     def open(self, config: dict[str, Any], site: Site) -> Opened:
         """Opens the model and the data, and checks every searched value against them.
 
@@ -137,6 +156,7 @@ class Worker:
             plan=self._runner.trainer(experiment.config).plan.table(),
         )
 
+    @_logged
     def train(self, jobs: Sequence[tuple[Trial, int]]) -> Report:
         """Starts trials, and trains those that are started until at least one is scored."""
         runner = self._opened()
@@ -155,6 +175,7 @@ class Worker:
         report.compilations = runner.compilations
         return report
 
+    @_logged
     def test(self, trial: Trial | None) -> TestOutcome | None:
         """Measures a finished trial, or the untuned model, on the test split."""
         return self._opened().test(trial)
