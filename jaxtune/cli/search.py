@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import functools
 import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -42,12 +44,13 @@ def run_study(config: Config, *, as_json: bool) -> int:
     from jaxtune.training.signals import stop_signals
 
     say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
-    with stop_signals() as should_stop:
+    # Ray has words of its own for a worker that died, and says them on standard output.
+    with stop_signals() as should_stop, contextlib.redirect_stdout(sys.stderr):
         summary = search(
             config,
             listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
-            on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
+            on_plan=lambda rows: say(table(rows, title="what is trained")),
             should_stop=should_stop,
         )
     if summary is None:
