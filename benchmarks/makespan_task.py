@@ -139,19 +139,17 @@ def _reference(config: Any) -> dict[str, Any]:
     from jaxtune.config import dotted
     from jaxtune.search.space import Space
 
-    values = dotted(config)
-    return {
-        dimension.key: min(
-            max(values[dimension.key], dimension.decode(dimension.low)), dimension.decode(dimension.high)
-        )
-        for dimension in Space(config.search.space).dimensions
-    }
+    values, reference = dotted(config), {}
+    for dimension in Space(config.search.space).dimensions:
+        low, high = dimension.decode(dimension.low), dimension.decode(dimension.high)
+        reference[dimension.key] = min(max(values[dimension.key], low), high)
+    return reference
 
 
 # The pretrained model
 
 
-def _task_config(setting: Setting, validation: int, folder: Path) -> Any:
+def _pretrained(setting: Setting, validation: int, folder: Path) -> Any:
     from jaxtune.config import load_config, with_overrides
 
     config = next(config for config in map(load_config, CONFIGS) if _present(config))

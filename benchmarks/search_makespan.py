@@ -89,6 +89,7 @@ def alone(way: str, folder: Path, started: float) -> dict[str, Any]:
 def jaxtune_study(folder: Path, tell: Any, *, population: bool) -> dict[str, Any]:
     """The study by jaxtune, as ``jaxtune search`` runs it."""
     import jax
+
     from jaxtune.cli.common import start_devices
     from jaxtune.config import load_config
     from jaxtune.search.run import search
