@@ -91,9 +91,8 @@ def prepare(setting: Setting, search: Mapping[str, int | float], steps: int, val
     from jaxtune.training.experiment import Experiment
 
     start_devices()
-    config = (
-        _task_config(setting, validation, folder) if setting.shape is None else _random(setting, validation, folder)
-    )
+    make = _pretrained if setting.shape is None else _random
+    config = make(setting, validation, folder)
     common = {
         "run_dir": str(folder / "run"),
         "train.steps": steps,
