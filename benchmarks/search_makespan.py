@@ -136,6 +136,8 @@ def child(way: str, folder: Path, arguments: argparse.Namespace, setting: int) -
     command += ["--validation", str(arguments.validation)]
     with tempfile.TemporaryDirectory() as cache:
         environment = {
+            # One GPU for either side, where there are more.
+            "CUDA_VISIBLE_DEVICES": "0",
             **os.environ,
             "JAX_COMPILATION_CACHE_DIR": cache,
             "PYTHONPATH": os.pathsep.join(
