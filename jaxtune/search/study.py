@@ -16,11 +16,13 @@ from typing import Any, Literal
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.journal import Journal, difference
+from jaxtune.search.methods import make_method
+from jaxtune.search.observation import Observation, Proposal
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
-from jaxtune.search.surrogate import Observation, Proposal, Surrogate
+from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, TrialState, outcome_fields, replay, test_fields
 
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
@@ -114,6 +116,8 @@ class Study:
         self.space = Space(search.space, known_keys)
         # A first round larger than the initial design has nothing to learn from: it is all design.
         initial = max(search.initial, min(search.population, search.trials))
+        self._method = make_method(search.method, self.space, seed=search.seed, initial=initial)
+        # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)
         self.reference_in_space = self._reference_point is not None
@@ -179,7 +183,7 @@ class Study:
         header = {
             "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
             "objective": {"name": search.objective, "direction": self.direction},
-            **search.model_dump(include={"fraction", "trials", "promote", "population", "initial", "seed"}),
+            **search.model_dump(include={"method", "fraction", "trials", "promote", "population", "initial", "seed"}),
             "reference": self.reference,
             "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
         }
@@ -261,7 +265,7 @@ class Study:
                 proposal = Proposal(self.reference, "reference")
                 point = self._reference_point
             else:
-                proposal = self._surrogate.propose(number, told, [point for _, point in pending])
+                proposal = self._method.propose(number, told, [point for _, point in pending])
                 point = self.space.point(proposal.configuration)
             surrogate = proposal.source == "surrogate"
             told_numbers = [index for index, _ in request.told] if surrogate else []

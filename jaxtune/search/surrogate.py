@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxtune.search.candidates import design, random_point, random_state, taken_points, untaken
+from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
 
@@ -22,38 +24,8 @@ if TYPE_CHECKING:
 
 # Points at which the acquisition is evaluated before its best ones are refined by L-BFGS.
 _CANDIDATES = 4000
-# A finite space up to this size is listed in full when a new point is needed.
-_LISTED = 5_000
 # Fewer scores than this say nothing about the length scales.
 _FEWEST_SCORES = 3
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A scored trial.
-
-    Attributes:
-      point: where.
-      score: lower is better; None for a diverged trial, which counts as the worst finite score so far.
-      standard_error: of the score, in its own units; None where unknown.
-    """
-
-    point: Point
-    score: float | None
-    standard_error: float | None = None
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The next trial.
-
-    Attributes:
-      configuration: dotted keys to plain Python values.
-      source: ``design`` (space-filling), ``surrogate``, or ``random`` (no finite score to learn from yet).
-    """
-
-    configuration: dict[str, Any]
-    source: str
 
 
 def _limits():
@@ -103,12 +75,6 @@ def _regressor(columns: int, seed: int) -> GaussianProcessRegressor:
         n_restarts_optimizer=1,
         random_state=seed,
     )
-
-
-def _scores(observations: Sequence[Observation]) -> list[float]:
-    """Finite scores: a diverged trial gets the worst one."""
-    worst = max(observation.score for observation in observations if observation.score is not None)
-    return [worst if observation.score is None else observation.score for observation in observations]
 
 
 @dataclass(frozen=True)
@@ -166,20 +132,9 @@ class Surrogate:
         self.seed = seed
         self.initial = initial
 
-    def _random_state(self, trial: int) -> int:
-        return int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0] >> 1)
-
     def design(self) -> list[Point]:
-        """The space-filling design for trials 1 … initial - 1: a Latin hypercube that spreads its points (maximin)."""
-        from skopt.sampler import Lhs
-        from skopt.space import Space as SkoptSpace
-
-        if self.initial < 2:
-            return []
-        sampler = Lhs(criterion="maximin", iterations=200)
-        dimensions = SkoptSpace(self.space.to_skopt()).dimensions
-        points: Any = sampler.generate(dimensions, self.initial - 1, random_state=self._random_state(0))
-        return [self.space.snap(point) for point in points]
+        """The space-filling design for trials 1 … initial - 1."""
+        return design(self.space, seed=self.seed, count=self.initial - 1)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
         """The configuration of trial ``trial`` (1 or above), new to ``told`` and ``pending``.
@@ -192,7 +147,7 @@ class Surrogate:
         Raises:
           ValueError: every configuration of a finite space has been tried.
         """
-        taken = {tuple(observation.point) for observation in told} | {tuple(point) for point in pending}
+        taken = taken_points(told, pending)
         fitted: _Fitted | None = None
         source = "random"
         point: Point | None = None
@@ -203,10 +158,10 @@ class Surrogate:
             with _limits():
                 point, fitted = self._improve(trial, told, pending)
         if point is None or tuple(point) in taken:
-            candidates = self._untaken(trial, taken, count=_CANDIDATES if fitted else len(taken) + 1)
             if fitted is None:
-                point = candidates[0]
+                point = random_point(self.space, taken, seed=self.seed, trial=trial)
             else:
+                candidates = untaken(self.space, taken, seed=self.seed, trial=trial, count=_CANDIDATES)
                 with _limits():
                     point = candidates[int(np.argmax(fitted.expected_improvement(candidates)))]
         return Proposal(self.space.configuration(point), source)
@@ -217,10 +172,10 @@ class Surrogate:
         from skopt.space import Space as SkoptSpace
         from skopt.utils import normalize_dimensions
 
-        scores = _scores(told)
+        scores = finite_scores(told)
         warped = Warp.fit(scores).forward(scores)
         lie = float(warped.min())
-        seed = self._random_state(trial)
+        seed = random_state(self.seed, trial)
         dimensions = self.space.to_skopt()
         columns = SkoptSpace(normalize_dimensions(self.space.to_skopt())).transformed_n_dims
         optimizer = Optimizer(
@@ -242,22 +197,6 @@ class Surrogate:
             point = self.space.snap(optimizer.ask() or [])
         return point, _Fitted(optimizer.models[-1], optimizer.space, lie)
 
-    def _untaken(self, trial: int, taken: set[tuple[Any, ...]], *, count: int) -> list[Point]:
-        """Points that no trial has, shuffled: all of a small space, about ``count`` of a large one."""
-        size = self.space.size
-        generator = np.random.default_rng((self.seed, trial, 1))
-        if size is not None and size <= _LISTED:
-            free = [point for point in self.space.points() if tuple(point) not in taken]
-            if not free:
-                raise ValueError(f"all {size} configurations of the space have been tried")
-            generator.shuffle(free)
-            return free
-        from skopt.space import Space as SkoptSpace
-
-        state = np.random.RandomState(generator.integers(2**31))
-        sample = SkoptSpace(self.space.to_skopt()).rvs(count, random_state=state)
-        return [point for point in map(self.space.snap, sample) if tuple(point) not in taken]
-
     def fit(self, observations: Sequence[Observation]) -> Posterior | None:
         """The process given all scores; None where too few are finite to fit one."""
         from skopt.space import Space as SkoptSpace
@@ -265,10 +204,10 @@ class Surrogate:
 
         if sum(observation.score is not None for observation in observations) < _FEWEST_SCORES:
             return None
-        scores = _scores(observations)
+        scores = finite_scores(observations)
         warp = Warp.fit(scores)
         transformed = SkoptSpace(normalize_dimensions(self.space.to_skopt()))
-        model = _regressor(transformed.transformed_n_dims, self._random_state(0))
+        model = _regressor(transformed.transformed_n_dims, random_state(self.seed, 0))
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a length scale at its bound is no news with few scores
             model.fit(transformed.transform([list(o.point) for o in observations]), warp.forward(scores))
@@ -285,7 +224,7 @@ class Surrogate:
         posterior = self.fit(observations)
         if posterior is None:
             return None
-        scores = _scores(observations)
+        scores = finite_scores(observations)
         warped = posterior.warp.forward(scores)
         noise = np.full(len(scores), posterior.model.noise_)
         slopes = posterior.warp.slope(scores)
