@@ -101,8 +101,9 @@ def record(task: str, trials: int) -> None:
                 f"{row['seconds']:.1f} s training, {time.perf_counter() - begin:.1f} s in all",
                 flush=True,
             )
-    if runner.compilations > 1:
-        raise RuntimeError(f"{task}: the step was compiled {runner.compilations} times; trials must share one program")
+    compilations = sum(trainer.traces["step"] for trainer in runner.trainers)
+    if compilations > 1:
+        raise RuntimeError(f"{task}: the step was compiled {compilations} times; trials must share one program")
 
 
 def main() -> None:

@@ -261,6 +261,11 @@ REFERENCE_UPDATE = (LowRankRule(match="layers.*.attention.{q,v}", rank=16, alpha
 class ParallelConfig(Section):
     """The device mesh. One axis may be -1: it takes the devices that are left."""
 
+    trial: int = Field(
+        default=1,
+        description="In a search: parts of the population, each on devices of its own with a copy of the model. Set "
+        "data to what one model needs, and this to -1.",
+    )
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
@@ -326,7 +331,11 @@ class SearchConfig(Section):
         default=0.2, description="Share of its steps after which a trial is scored."
     )
     promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
-    population: PositiveInt = Field(default=1, description="Trials proposed at a time.")
+    population: PositiveInt | Literal["auto"] = Field(
+        default=1,
+        description="Trials that train at the same time, in one compiled step on one copy of the base. 'auto': as many "
+        "as the memory of a device holds, at most a quarter of the trials.",
+    )
     initial: PositiveInt = Field(
         default=6, description="Trials of the space-filling design, before the surrogate proposes."
     )

@@ -10,11 +10,13 @@ from jax.sharding import AxisType, Mesh
 
 from jaxtune.errors import UserError
 
-AXES = ("data", "fsdp", "tensor")
+AXES = ("trial", "data", "fsdp", "tensor")
 
 
-def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh with axes ``data``, ``fsdp`` and ``tensor`` over all devices.
+def make_mesh(
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None, *, trial: int = 1
+) -> Mesh:
+    """A mesh with axes ``trial``, ``data``, ``fsdp`` and ``tensor`` over all devices.
 
     The axes are ``AxisType.Auto``: the compiler partitions, and only the places that need a say constrain it.
 
@@ -23,12 +25,13 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
       fsdp: shards of the weights, each with its own rows as well.
       tensor: shards of every layer's matrices.
       devices: the devices to use; all of them if None.
+      trial: parts of a population, each with a copy of the model and its own trials.
 
     Raises:
       UserError: the axes do not multiply to the number of devices.
     """
     available = list(jax.devices() if devices is None else devices)
-    sizes = {"data": data, "fsdp": fsdp, "tensor": tensor}
+    sizes = {"trial": trial, "data": data, "fsdp": fsdp, "tensor": tensor}
     wrong = [f"parallel.{axis} = {size}" for axis, size in sizes.items() if size < 1 and size != -1]
     if wrong:
         raise UserError(f"{wrong[0]}: a mesh axis is a positive number, or -1 for the devices that are left")
@@ -39,7 +42,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     if open_axes:
         sizes[open_axes[0]] = len(available) // fixed
     if int(np.prod(list(sizes.values()))) != len(available):
-        shape = " × ".join(f"{axis} {size}" for axis, size in (("data", data), ("fsdp", fsdp), ("tensor", tensor)))
+        given = {"trial": trial, "data": data, "fsdp": fsdp, "tensor": tensor}
+        shape = " × ".join(f"{axis} {size}" for axis, size in given.items() if axis != "trial" or size != 1)
         raise UserError(
             f"parallel: a mesh of {shape} does not fit {len(available)} "
             f"{'device' if len(available) == 1 else 'devices'}; the axes must multiply to that number"

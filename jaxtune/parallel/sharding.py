@@ -9,6 +9,7 @@ import jax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, tuple[str, ...]] = {
+    "trials": ("trial",),
     "batch": ("data", "fsdp"),
     "replicas": ("data",),
     "sequence": (),
@@ -71,6 +72,7 @@ def projection_axes(inputs: str | None, outputs: str | None) -> dict[str, tuple[
       outputs: that of its outputs.
     """
     return {
+        "trials": RULES["trials"],
         "rows": RULES["batch"],
         **{
             name: () if axis in (None, "embed") else RULES[axis]

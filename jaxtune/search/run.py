@@ -9,12 +9,14 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.search.population_size import population_size
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
+from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
@@ -54,6 +56,7 @@ def search(
     experiment = Experiment(config)
     runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
     check_trials(config, runner)
+    runner.capacity = population_size(runner, directory.path)
     study = make_study(config, runner, on_event=on_event, stop=should_stop)
     if on_plan:
         on_plan(experiment.trainer())
@@ -171,15 +174,18 @@ def preflight_search(config: Config) -> dict[str, Any]:
     experiment = Experiment(config)
     runner = TrainerRunner(experiment)
     check_trials(config, runner)
+    runner.capacity = population_size(runner, Path(config.directory))
     make_study(config, runner, on_event=None, stop=lambda: False)
     # The program that trials run: compiled for the largest rank of the space.
-    checked = examine(experiment, runner.trainer(experiment.config))
+    trainer = runner.trainer(experiment.config)
+    checked = examine(experiment, trainer, Population(trainer, runner.capacity).compile_step)
     settings = search_config(config)
     early = _early_steps(experiment.config)
     finished = settings.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),
         "trials": settings.trials,
+        "population": runner.capacity,
         "promote": settings.promote,
         "steps_per_trial": checked.steps,
         "early_steps": early,

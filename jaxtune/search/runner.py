@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -14,7 +15,12 @@ class Interrupted(Exception):
 
 @runtime_checkable
 class TrialRunner(Protocol):
-    """Trains and scores trials. A study calls it from one thread, one trial at a time."""
+    """Trains and scores trials, several at a time. A study calls it from one thread."""
+
+    @property
+    def capacity(self) -> int:
+        """How many trials train at the same time."""
+        ...
 
     @property
     def compilations(self) -> int:
@@ -25,17 +31,53 @@ class TrialRunner(Protocol):
         """The trial's full length in optimizer steps, which its schedule is planned for."""
         ...
 
-    def run(self, trial: Trial, until: int) -> Outcome:
-        """Continues a trial from its own last checkpoint (or its start) to step ``until`` and scores it.
+    def start(self, trial: Trial, until: int) -> None:
+        """Begins to train a trial from its own last checkpoint (or its start) to step ``until``; :meth:`wait` ends it.
 
-        Called again for the same step after a crash, it ends with the same score. A trial that diverges is an outcome,
-        not an exception.
+        At most :attr:`capacity` trials train at a time. Started again for the same step after a crash, a trial ends
+        with the same score.
 
         Raises:
-          Interrupted: it was told to stop before ``until``.
+          Interrupted: it was told to stop.
+        """
+        ...
+
+    def wait(self) -> list[tuple[Trial, Outcome]]:
+        """Trains until at least one of the trials that were started is scored, and returns those that are.
+
+        A trial that diverges is an outcome, not an exception.
+
+        Raises:
+          Interrupted: it was told to stop before that; what was trained is saved.
         """
         ...
 
     def test(self, trial: Trial | None) -> TestOutcome | None:
         """Measures a finished trial, or the untuned base model (None), on the test split; None without a test split."""
         ...
+
+    def close(self) -> None:
+        """Gives up trials that were started and not scored; what they have saved stays."""
+        ...
+
+
+def run_all(runner: TrialRunner, jobs: Iterable[tuple[Trial, int]]) -> Iterator[tuple[Trial, Outcome]]:
+    """Trains every trial to its step, as many at a time as the runner holds, and yields them as they are scored.
+
+    Args:
+      runner: with nothing started.
+      jobs: trials, each with the step that it is trained to; taken one by one as places become free.
+
+    Raises:
+      Interrupted: the runner was told to stop.
+    """
+    waiting, running = iter(jobs), 0
+    while True:
+        while running < runner.capacity and (job := next(waiting, None)) is not None:
+            runner.start(*job)
+            running += 1
+        if not running:
+            return
+        for scored in runner.wait():
+            running -= 1
+            yield scored

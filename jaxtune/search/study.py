@@ -1,8 +1,9 @@
 """A study: trials scored early, the best ones finished, one journal that a restart continues from.
 
-Which scores a proposal knows is fixed by trial numbers alone: the proposals of trials ``n … n + population - 1`` know
-trials up to ``n - 2`` and count trial ``n - 1``, which trains while they are computed, as pending. So a study that is
-killed and started again proposes the same trials, and the device never waits for the surrogate.
+Which scores a proposal knows follows from the journal: the proposal of trial ``n`` is computed as soon as trial
+``n - 1`` is proposed, knows what was scored before that, and counts every other trial as pending. So it is there when
+the next place is free, a study that was killed proposes the same trials when it goes on, and with several trials at a
+time nothing waits for the slowest of them.
 """
 
 from __future__ import annotations
@@ -18,14 +19,14 @@ from jaxtune.errors import UserError
 from jaxtune.search.journal import Journal, difference
 from jaxtune.search.methods import make_method
 from jaxtune.search.observation import Observation, Proposal
-from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
-from jaxtune.search.trial import History, TrialState, outcome_fields, replay, test_fields
+from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
 
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
+Phase = Literal["early", "final"]
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
 _FREE_SECTIONS = ("run_dir", "name", "telemetry", "search")
@@ -37,19 +38,17 @@ class _Stopped(Exception):
 
 @dataclass(frozen=True)
 class _Request:
-    """What the surrogate needs for one round of proposals, copied so that a thread can work on it."""
+    """What the surrogate needs for a proposal, copied so that a thread can work on it."""
 
-    trials: list[int]
+    trial: int
     told: list[tuple[int, Observation]]
     pending: list[tuple[int, Point]]
 
 
 @dataclass(frozen=True)
 class _Proposed:
-    trial: int
+    request: _Request
     proposal: Proposal
-    told: list[int]
-    pending: list[int]
 
 
 def _lookup(nested: Any, key: str) -> Any:
@@ -114,15 +113,16 @@ class Study:
         self.reference = dict(search.reference if reference is None else reference)
         self.base = {} if base is None else dict(base)
         self.space = Space(search.space, known_keys)
-        # A first round larger than the initial design has nothing to learn from: it is all design.
-        initial = max(search.initial, min(search.population, search.trials))
+        # The first trials are proposed before anything is scored: they are all design.
+        initial = max(search.initial, runner.capacity + 1)
         self._method = make_method(search.method, self.space, seed=search.seed, initial=initial)
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)
         self.reference_in_space = self._reference_point is not None
         self._on_event = on_event
-        self._stop = stop
+        self._stop, self._stopping = stop, False
+        self._compilations = runner.compilations
         self._sign = 1.0 if direction == "min" else -1.0
         size, wanted = self.space.size, search.trials - (not self.reference_in_space)
         if size is not None and wanted > size:
@@ -161,6 +161,8 @@ class Study:
                 self._test(best)
             except (_Stopped, Interrupted):
                 return None
+            finally:
+                self.runner.close()
             summary = build_summary(
                 self._history,
                 best,
@@ -183,7 +185,8 @@ class Study:
         header = {
             "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
             "objective": {"name": search.objective, "direction": self.direction},
-            **search.model_dump(include={"method", "fraction", "trials", "promote", "population", "initial", "seed"}),
+            **search.model_dump(include={"method", "fraction", "trials", "promote", "initial", "seed"}),
+            "population": self.runner.capacity,
             "reference": self.reference,
             "config": {key: value for key, value in self.base.items() if key not in _FREE_SECTIONS},
         }
@@ -216,74 +219,76 @@ class Study:
         if self._on_event is not None:
             self._on_event(event, trial, details)
 
+    def _asked_to_stop(self) -> bool:
+        self._stopping = self._stopping or (self._stop is not None and self._stop())
+        return self._stopping
+
     def _check_stop(self) -> None:
-        if self._stop is not None and self._stop():
+        if self._asked_to_stop():
             raise _Stopped
 
     # Early scores
 
     def _score_trials(self) -> None:
         """Proposes and scores every trial that the journal does not have yet."""
-        trials, population = self._history.trials, self.search.population
-        future: Future[list[_Proposed]] | None = None
+        trials = self._history.trials
+        waiting = [state for state in trials.values() if state.early is None]
         pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surrogate")
+        ahead: Future[_Proposed] | None = None
+        running = 0
         try:
-            for number in range(self.search.trials):
-                if number not in trials:
-                    self._propose(self._compute(self._request(number)) if future is None else future.result())
-                    future = None
-                if trials[number].early is not None:
-                    continue
-                self._check_stop()
-                following = number + 1
-                if following % population == 0 and following < self.search.trials:
-                    request = self._request(following)
-                    future = pool.submit(self._compute, request) if request.trials else None
-                self._run_trial(trials[number], "early")
+            while True:
+                while running < self.runner.capacity and (waiting or len(trials) < self.search.trials):
+                    if self._asked_to_stop():
+                        break
+                    if not waiting:
+                        proposed = ahead.result() if ahead else self._compute(self._request(len(trials)))
+                        waiting.append(self._propose(proposed))
+                        ahead = None
+                    if ahead is None and len(trials) < self.search.trials:
+                        ahead = pool.submit(self._compute, self._request(len(trials)))
+                    self._start(waiting.pop(0), "early")
+                    running += 1
+                if not running:
+                    break
+                running -= len(self._wait("early"))
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+        self._check_stop()
         if not any(state.ranked for state in trials.values()):
             raise UserError(self._all_diverged())
 
     def _request(self, number: int) -> _Request:
-        """What the proposals of trial ``number``'s round may know (see the module's text)."""
-        start = number - number % self.search.population
-        end = min(start + self.search.population, self.search.trials)
+        """What the proposal of a trial may know (see the module's text)."""
         known = self._history.trials
-        told = [(index, seen) for index, seen in self._observations() if index < start - 1]
-        pending = [(index, point) for index in sorted(known) if start - 1 <= index < end
-                   and (point := self._point(known[index])) is not None]  # fmt: skip
-        return _Request([index for index in range(start, end) if index not in known], told, pending)
+        before = set(known[number - 1].known) if number else set()
+        told = [(index, seen) for index, seen in self._observations() if index in before]
+        pending = [
+            (index, point)
+            for index in sorted(known)
+            if index not in before and (point := self._point(known[index])) is not None
+        ]
+        return _Request(number, told, pending)
 
-    def _compute(self, request: _Request) -> list[_Proposed]:
-        """The proposals of a round; runs beside the training, touches nothing but the request."""
-        told = [observation for _, observation in request.told]
-        pending = list(request.pending)
-        proposed = []
-        for number in request.trials:
-            if number == 0:
-                proposal = Proposal(self.reference, "reference")
-                point = self._reference_point
-            else:
-                proposal = self._method.propose(number, told, [point for _, point in pending])
-                point = self.space.point(proposal.configuration)
-            surrogate = proposal.source == "surrogate"
-            told_numbers = [index for index, _ in request.told] if surrogate else []
-            proposed.append(_Proposed(number, proposal, told_numbers, [i for i, _ in pending] if surrogate else []))
-            if point is not None:
-                pending.append((number, point))
-        return proposed
+    def _compute(self, request: _Request) -> _Proposed:
+        """A proposal; runs beside the training, touches nothing but the request."""
+        if request.trial == 0:
+            return _Proposed(request, Proposal(self.reference, "reference"))
+        told, pending = ([item for _, item in items] for items in (request.told, request.pending))
+        return _Proposed(request, self._method.propose(request.trial, told, pending))
 
-    def _propose(self, proposed: Sequence[_Proposed]) -> None:
-        for one in proposed:
-            self._append(
-                "proposed",
-                trial=one.trial,
-                configuration=one.proposal.configuration,
-                source=one.proposal.source,
-                told=one.told,
-                pending=one.pending,
-            )
+    def _propose(self, proposed: _Proposed) -> TrialState:
+        request, proposal = proposed.request, proposed.proposal
+        learnt = proposal.source == "surrogate"
+        self._append(
+            "proposed",
+            trial=request.trial,
+            configuration=proposal.configuration,
+            source=proposal.source,
+            told=[index for index, _ in request.told] if learnt else [],
+            pending=[index for index, _ in request.pending] if learnt else [],
+        )
+        return self._history.trials[request.trial]
 
     def _point(self, state: TrialState) -> Point | None:
         return self._reference_point if state.trial.id == 0 else self.space.point(state.trial.configuration)
@@ -301,54 +306,74 @@ class Study:
 
     # Training
 
-    def _run_trial(self, state: TrialState, phase: Literal["early", "final"]) -> Outcome:
+    def _start(self, state: TrialState, phase: Phase) -> None:
+        """Gives a trial to the runner, to be trained to the end of a phase."""
         trial = state.trial
-        total = self.runner.total_steps(trial)
-        until = total if phase == "final" else round(self.search.fraction * total)
+        until = self._until(trial, phase)
         if until < 1:
+            total = self.runner.total_steps(trial)
             raise UserError(
                 f"search.fraction {self.search.fraction} of trial {trial.id}'s {total} steps is less than a step"
             )
         trial.directory.mkdir(parents=True, exist_ok=True)
         self._emit("started", trial.id, {"step": until, "phase": phase, "configuration": trial.configuration})
-        compiled = self.runner.compilations
-        outcome = self.runner.run(trial, until)
-        common = {
-            "trial": trial.id,
-            "configuration": trial.configuration,
-            "step": until,
-            "total_steps": total,
-            **outcome_fields(outcome),
-        }
-        compilations = self.runner.compilations - compiled
-        event = "failed" if outcome.failed else "scored" if phase == "early" else "finished"
-        self._append(event, **common, phase=phase, compilations=compilations)
-        if phase == "early" and until == total and not outcome.failed:
-            self._append("finished", **common, phase="final", compilations=0)
-        return outcome
+        self.runner.start(trial, until)
+
+    def _until(self, trial: Trial, phase: Phase) -> int:
+        total = self.runner.total_steps(trial)
+        return total if phase == "final" else round(self.search.fraction * total)
+
+    def _wait(self, phase: Phase) -> list[TrialState]:
+        """Waits for scores, and writes them down."""
+        ended = []
+        for trial, outcome in self.runner.wait():
+            compilations = self.runner.compilations - self._compilations
+            self._compilations += compilations
+            until, total = self._until(trial, phase), self.runner.total_steps(trial)
+            common = {
+                "trial": trial.id,
+                "configuration": trial.configuration,
+                "step": until,
+                "total_steps": total,
+                **outcome_fields(outcome),
+            }
+            event = "failed" if outcome.failed else "scored" if phase == "early" else "finished"
+            self._append(event, **common, phase=phase, compilations=compilations)
+            if phase == "early" and until == total and not outcome.failed:
+                self._append("finished", **common, phase="final", compilations=0)
+            ended.append(self._history.trials[trial.id])
+        return ended
 
     def _finish_trials(self) -> None:
         """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
-        trials = self._history.trials
-        if trials[0].ranked and trials[0].final is None:
-            self._check_stop()
-            self._run_trial(trials[0], "final")
-        ranking = self._ranking()
-        estimates = dict(ranking)
+        estimates = dict(self._ranking())
         order = [*self._history.promoted, *(number for number in estimates if number not in self._history.promoted)]
-        finished = 0
-        for rank, number in enumerate(order, start=1):
-            if finished == self.search.promote:
+        running: set[int] = set()
+        while True:
+            while len(running) < self.runner.capacity and (state := self._next_to_finish(order, running)) is not None:
+                if self._asked_to_stop():
+                    break
+                number = state.trial.id
+                if number and not state.promoted:
+                    score = None if state.early is None else state.early.score
+                    fields = {"rank": order.index(number) + 1, "score": score, "estimate": estimates[number]}
+                    self._append("promoted", trial=number, configuration=state.trial.configuration, **fields)
+                self._start(state, "final")
+                running.add(number)
+            if not running:
                 break
-            state = trials[number]
-            if not state.promoted:
-                score = None if state.early is None else state.early.score
-                fields = {"rank": rank, "score": score, "estimate": estimates[number]}
-                self._append("promoted", trial=number, configuration=state.trial.configuration, **fields)
-            if state.final is None:
-                self._check_stop()
-                self._run_trial(state, "final")
-            finished += state.finished
+            running -= {state.trial.id for state in self._wait("final")}
+        self._check_stop()
+
+    def _next_to_finish(self, order: Sequence[int], running: set[int]) -> TrialState | None:
+        """The reference, then the best trials until enough of them are finished or on the way; None then."""
+        trials = self._history.trials
+        if trials[0].ranked and trials[0].final is None and 0 not in running:
+            return trials[0]
+        promising = [number for number in order if trials[number].finished or number in running]
+        if len(promising) >= self.search.promote:
+            return None
+        return next((trials[n] for n in order if trials[n].final is None and n not in running), None)
 
     def _ranking(self) -> list[tuple[int, float]]:
         """Trials that may be promoted with what each is worth (in the objective's direction), best first.

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
-import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -17,12 +17,12 @@ from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
+from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import Space
 from jaxtune.search.trial import Trial
-from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import FitResult, Listener
+from jaxtune.training.fit import Listener
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -85,21 +85,27 @@ class TrainerRunner:
 
     Args:
       experiment: the opened configuration with its ``search`` section.
+      population: trials that train at the same time, in one compiled step.
       listener: makes the progress display of a trial, given its title.
-      should_stop: asked after every step.
+      should_stop: asked before every step.
     """
 
     def __init__(
         self,
         experiment: Experiment,
         *,
+        population: int = 1,
         listener: Callable[[str], Listener] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
         self.experiment = experiment
         self.search = search_config(experiment.config)
         self._listener, self._should_stop = listener, should_stop
+        self.capacity = population
         self._trainers: dict[str, Trainer] = {}
+        self._slots: dict[Trainer, Slots] = {}
+        self._running: list[RunningTrial] = []
+        self._stopping = False
         self._space = Space(self.search.space)
         self._variants = [experiment.config, self.configuration(reference_overrides(experiment.config))]
         self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
@@ -107,7 +113,12 @@ class TrainerRunner:
     @property
     def compilations(self) -> int:
         """How often a training step was compiled."""
-        return sum(trainer.traces["step"] for trainer in self._trainers.values())
+        return sum(slots.traces for slots in self._slots.values())
+
+    @property
+    def trainers(self) -> tuple[Trainer, ...]:
+        """Those made so far, one for each program."""
+        return tuple(self._trainers.values())
 
     def configuration(self, overrides: Mapping[str, Any]) -> Config:
         """The configuration of a trial, resolved.
@@ -124,48 +135,76 @@ class TrainerRunner:
         assert steps is not None
         return steps
 
-    def run(self, trial: Trial, until: int) -> Outcome:
-        """Continues a trial from its checkpoint to step ``until`` and scores it on the validation split.
-
-        Raises:
-          Interrupted: it was told to stop; the state is saved.
-        """
-        config = self.configuration(trial.configuration)
-        trainer, values = self.trainer(config), hyperparameters(config)
+    def start(self, trial: Trial, until: int) -> None:
+        """Opens a trial at its checkpoint, or its start; see :class:`~jaxtune.search.runner.TrialRunner`."""
+        if self._asked_to_stop():
+            raise Interrupted
+        assert len(self._running) < self.capacity, "start() needs a free place"
         begin = time.perf_counter()
+        config = self.configuration(trial.configuration)
         _set_aside(trial.directory, dump_config(config), until)
         write_atomically(trial.directory / "config.yaml", dump_config(config))
-        checkpoints = Checkpoints(trial.directory / "checkpoints")
-        writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
-        scored: dict[str, float] = {}
+        running = RunningTrial(
+            trial,
+            self.trainer(config),
+            hyperparameters(config),
+            until=until,
+            seed=config.train.seed,
+            batches=self.experiment.batches(config),
+            objective=self.search.objective,
+            task=functools.partial(self._task, "validation"),
+            validation=self.experiment.validation_batches,
+            listener=self._listener(f"trial {trial.id}") if self._listener else None,
+            # Asked once a step, so that all trials stop at the same one.
+            should_stop=lambda: self._stopping,
+        )
+        running.seconds = time.perf_counter() - begin
+        self._running.append(running)
 
-        def evaluate(state: TrainState) -> dict[str, float]:
-            result = self._task("validation", trainer, state, values)
-            scored.update(result.standard_errors)
-            return result.metrics
-
-        batches = self.experiment.batches(config)
-        try:
-            result = trainer.fit(
-                batches,
-                # The trainer may have been made for a trial with another seed.
-                state=trainer.init(values, seed=config.train.seed),
-                hyperparameters=values,
-                until=until,
-                validation=self.experiment.validation_batches,
-                evaluate=evaluate if self.search.objective != "loss" else None,
-                checkpoints=checkpoints,
-                writer=writer,
-                listener=self._listener(f"trial {trial.id}") if self._listener else None,
-                should_stop=self._should_stop,
-            )
-        finally:
-            writer.close()
-            batches.close()
-        checkpoints.close()
-        if result.stopped == "signal":
+    def wait(self) -> list[tuple[Trial, Outcome]]:
+        """Trains all trials side by side until one is scored; see :class:`~jaxtune.search.runner.TrialRunner`."""
+        assert self._running or self._stopping, "nothing was started"
+        if not self._running:
             raise Interrupted
-        return self._outcome(result, scored, time.perf_counter() - begin)
+        try:
+            while not (ended := [running for running in self._running if running.result is not None]):
+                begin = time.perf_counter()
+                self._asked_to_stop()
+                self._step()
+                share = (time.perf_counter() - begin) / len(self._running)
+                for running in self._running:
+                    running.seconds += share
+        except BaseException:
+            self.close()
+            raise
+        self._running = [running for running in self._running if running.result is None]
+        for running in ended:
+            running.close()
+        scored = [(running.trial, running.outcome()) for running in ended if not running.interrupted]
+        if not scored:
+            self.close()
+            raise Interrupted
+        return scored
+
+    def _step(self) -> None:
+        """One step of every trial, program by program."""
+        programs: dict[Trainer, list[RunningTrial]] = {}
+        for running in self._running:
+            programs.setdefault(running.trainer, []).append(running)
+        for trainer, trials in programs.items():
+            if trainer not in self._slots:
+                self._slots[trainer] = Slots(trainer, self.capacity)
+            self._slots[trainer].advance(trials, full_size=len(self._trainers) == 1)
+
+    def _asked_to_stop(self) -> bool:
+        self._stopping = self._stopping or self._should_stop()
+        return self._stopping
+
+    def close(self) -> None:
+        """Closes what trials under way hold open."""
+        for running in self._running:
+            running.close()
+        self._running = []
 
     def test(self, trial: Trial | None) -> TestOutcome | None:
         """Measures a finished trial, or the untuned model, on the test split; None without one."""
@@ -230,18 +269,6 @@ class TrainerRunner:
         evaluator = self._evaluators[part]
         assert evaluator is not None
         return evaluator.evaluate(*trainer.apply(state, values))
-
-    def _outcome(self, result: FitResult, scored: Mapping[str, float], seconds: float) -> Outcome:
-        metrics = {**result.metrics, **result.evaluation}
-        if result.stopped == "diverged":
-            return Outcome(math.nan, None, result.step, seconds, metrics, diverged=True)
-        if self.search.objective == "loss":
-            score = result.evaluation["validation_loss"]
-            error = result.evaluation.get("validation_loss_standard_error")
-        else:
-            score = result.evaluation[self.search.objective]
-            error = scored.get(self.search.objective)
-        return Outcome(score, error, result.step, seconds, metrics, diverged=not math.isfinite(score))
 
 
 def _set_aside(directory: Path, config: str, until: int) -> None:

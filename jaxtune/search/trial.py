@@ -33,6 +33,7 @@ class TrialState:
 
     Attributes:
       trial: the trial.
+      known: the trials that were scored when it was proposed.
       total_steps: its full length in optimizer steps; None until it is scored.
       early: the outcome at the fraction.
       final: the outcome at the end.
@@ -42,6 +43,7 @@ class TrialState:
     """
 
     trial: Trial
+    known: tuple[int, ...] = ()
     total_steps: int | None = None
     early: Outcome | None = None
     final: Outcome | None = None
@@ -168,7 +170,8 @@ class History:
         if event == "proposed":
             number = record["trial"]
             directory = run_dir / "trials" / f"{number:03d}"
-            self.trials[number] = TrialState(Trial(number, record["configuration"], directory))
+            known = tuple(index for index, state in self.trials.items() if state.early is not None)
+            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), known)
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)

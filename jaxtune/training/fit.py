@@ -1,11 +1,16 @@
-"""The training loop: steps, evaluations, checkpoints, early stopping, resuming."""
+"""The training loop: steps, evaluations, checkpoints, early stopping, resuming.
+
+The loop of one run (:class:`Run`) does not call the step itself: it asks for one by yielding a batch and is told the
+outcome. So :func:`fit` drives a run by itself, and a population drives many of them through one compiled step.
+"""
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
@@ -81,6 +86,8 @@ class Listener(Protocol):
 
 Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]
 Evaluate = Callable[[TrainState], Mapping[str, float]]
+Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
+"""What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -140,50 +147,94 @@ def fit(
       should_stop: asked after every step; when true the loop saves a checkpoint and returns.
       evaluate_at_end: evaluate after the last step as well.
     """
-    return _Loop(
+    run = Run(
         trainer,
         batches,
-        dict(hyperparameters or {}),
-        validation,
-        evaluate,
-        checkpoints,
-        writer,
-        listener,
-        should_stop,
-    ).run(state, until, evaluate_at_end)
+        hyperparameters=hyperparameters,
+        validation=validation,
+        evaluate=evaluate,
+        checkpoints=checkpoints,
+        writer=writer,
+        listener=listener,
+        should_stop=should_stop,
+    )
+    state = run.start(state)
+    loop = run.loop(until, evaluate_at_end)
+    try:
+        batch = next(loop)
+        while True:
+            state, metrics = trainer.step(state, batch, run.values)
+            batch = loop.send((functools.partial(_same, state), metrics))
+    except StopIteration as end:
+        return end.value
 
 
-class _Loop:
+class Run:
+    """One run's side of the training: its batches, metrics, evaluations, checkpoints and early stopping.
+
+    Args:
+      trainer: what a step is.
+      batches: endless; its position is part of every checkpoint.
+      hyperparameters: overrides of single values by dotted key.
+      validation: see :func:`fit`, as the others.
+      evaluate: further metrics of an evaluation.
+      checkpoints: where to resume from and write to.
+      writer: takes the metrics of every logged step.
+      listener: is told the same, for people.
+      should_stop: asked after every step.
+
+    Attributes:
+      values: the hyperparameters that differ from the trainer's.
+    """
+
     def __init__(
         self,
         trainer: Steps,
         batches: Batches,
-        values: dict[str, float],
-        validation: Sequence[Mapping[str, np.ndarray]] | None,
-        evaluate: Evaluate | None,
-        checkpoints: Checkpoints | None,
-        writer: MetricWriter | None,
-        listener: Listener | None,
-        should_stop: Callable[[], bool],
+        *,
+        hyperparameters: Mapping[str, float] | None = None,
+        validation: Sequence[Mapping[str, np.ndarray]] | None = None,
+        evaluate: Evaluate | None = None,
+        checkpoints: Checkpoints | None = None,
+        writer: MetricWriter | None = None,
+        listener: Listener | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
     ):
-        self.trainer, self.batches, self.values = trainer, batches, values
+        self.trainer, self.batches, self.values = trainer, batches, dict(hyperparameters or {})
         self.validation, self.further = validation, evaluate
         self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
         self.config = trainer.config
-        self.total = int(values.get("train.steps", trainer.hyperparameters["train.steps"]))
+        self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
         # What early stopping remembers; saved with every checkpoint.
         self.best, self.misses = math.inf, 0
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.pending: tuple[int, Any, Window] | None = None
         self.record: tuple[int, Mapping[str, float]] | None = None
-        self.throughput = trainer.throughput(values)
+        self.throughput = trainer.throughput(self.values)
         self.examples = 0
         self.diverged = False
+        self._state: Callable[[], TrainState] | None = None
+        self._first = 0
 
-    def run(self, state: TrainState | None, until: int | None, evaluate_at_end: bool) -> FitResult:
+    def start(self, state: TrainState | None = None) -> TrainState:
+        """The state to begin with: of the newest checkpoint, or else the one given, or a fresh one."""
+        begun, self._first = self._start(state)
+        self._state = functools.partial(_same, begun)
+        return begun
+
+    def loop(
+        self, until: int | None = None, evaluate_at_end: bool = True
+    ) -> Generator[Mapping[str, np.ndarray], Taken, FitResult]:
+        """Yields the batch of each step, is sent what the step came to, and returns how it ended.
+
+        Args:
+          until: stop after this many steps in all.
+          evaluate_at_end: evaluate after the last step as well.
+        """
+        assert self._state is not None, "start() comes first"
         begin = time.perf_counter()
-        state, start = self._start(state)
+        start, state, self._state = self._first, self._state, None
         last = self.total if until is None else min(until, self.total)
         if self.listener:
             self.listener.on_start(start, last)
@@ -192,7 +243,7 @@ class _Loop:
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
-            state, metrics = self.trainer.step(state, batch, self.values)
+            state, metrics = yield batch
             step += 1
             self.throughput.count(int(np.count_nonzero(batch["segment_ids"])))
             self.examples += int(sum(len(np.unique(row[row >= 0])) for row in batch["example_ids"]))
@@ -202,7 +253,7 @@ class _Loop:
                 self.pending = (step, metrics, self.throughput.close())
             evaluated = self._due(step, self.config.evaluate_every) and step < last
             if evaluated:
-                stopped = self._evaluate(state, step)
+                stopped = self._evaluate(state(), step)
             # At the last step there is nothing to stop any more: the end is evaluated and saved as ever.
             if stopped is None and step < last and self.should_stop():
                 stopped = "signal"
@@ -214,7 +265,7 @@ class _Loop:
             if self.diverged:
                 stopped = "diverged"
             elif due:
-                self._save(state, step, scored=evaluated)
+                self._save(state(), step, scored=evaluated)
         self._read()
         if self.diverged:
             stopped = "diverged"
@@ -223,9 +274,9 @@ class _Loop:
             known = step == start and self.evaluation
             scored = evaluate_at_end and not known and (self.validation is not None or self.further is not None)
             if scored:
-                self._evaluate(state, step)
+                self._evaluate(state(), step)
             if step > start:
-                self._save(state, step, scored=scored)
+                self._save(state(), step, scored=scored)
             stopped = "finished" if step >= self.total else "paused"
         self._flush()
         if self.checkpoints:
@@ -233,7 +284,7 @@ class _Loop:
         if self.listener:
             self.listener.on_end()
         return FitResult(
-            state=state,
+            state=state(),
             step=step,
             steps_run=step - start,
             stopped=stopped,
@@ -270,7 +321,7 @@ class _Loop:
             return
         step, arrays, window = self.pending
         self.pending = None
-        self.metrics = {name: float(value) for name, value in jax.device_get(arrays).items()}
+        self.metrics = {name: float(value) for name, value in jax.device_get(dict(arrays)).items()}
         self.metrics |= self.throughput.rates(window)
         self.diverged = self.diverged or not _finite(self.metrics)
         self.record = (step, self.metrics)
@@ -325,6 +376,10 @@ class _Loop:
             "evaluation": self.evaluation if scored else {},
         }
         self.checkpoints.save(step, state, loop, self.evaluation.get("validation_loss") if scored else None)
+
+
+def _same(state: TrainState) -> TrainState:
+    return state
 
 
 def _finite(metrics: Mapping[str, Any]) -> bool:

@@ -12,7 +12,7 @@ from jaxtune_kernels import MaskedUpdate, Selection, masked_update
 from jaxtyping import Array, Float
 
 from jaxtune.parallel.platform import platform
-from jaxtune.parallel.sharding import cut_axes, named_sharding, replicated
+from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.updates import ResolvedPlan
 
@@ -112,7 +112,9 @@ class AdamW:
         # Vectors, stacked or not, are too small to be worth a launch of their own.
         implementation = choices.get(self.kernels, self.kernels) if dimensions > 2 else "xla"
         interpret = self.kernels == "interpret" and implementation == "tpu"
-        return masked_update("adamw", axes=axes, implementation=implementation, interpret=interpret)
+        return masked_update(
+            "adamw", axes=axes, trial_axes=RULES["trials"], implementation=implementation, interpret=interpret
+        )
 
 
 def _selection(dimensions: int, layers: tuple[int, ...] | None) -> Selection:

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable, Mapping
 from typing import Any
+
+import jax
+import numpy as np
 
 from jaxtune.config import Config
 from jaxtune.telemetry.writers import check_wandb
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
+
+CompileStep = Callable[[Mapping[str, np.ndarray]], jax.stages.Compiled]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,14 +62,19 @@ def preflight(config: Config, *, directory: RunDirectory | None = None) -> Prefl
     return examine(experiment, experiment.trainer())
 
 
-def examine(experiment: Experiment, trainer: Trainer) -> Preflight:
+def examine(experiment: Experiment, trainer: Trainer, compile_step: CompileStep | None = None) -> Preflight:
     """What a trainer of an opened configuration would do; compiles its step.
+
+    Args:
+      experiment: the opened configuration.
+      trainer: of it.
+      compile_step: compiles what runs for a batch; the trainer's own step if None.
 
     Raises:
       UserError: the batch or what is trained does not fit.
     """
     batches = experiment.batches()
-    compiled = trainer.compile_step(next(batches))
+    compiled = (compile_step or trainer.compile_step)(next(batches))
     batches.close()
     return Preflight(
         name=experiment.config.name,

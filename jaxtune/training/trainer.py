@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxtune.config.hyperparameters import hyperparameters as traced_values
+from jaxtune.config.hyperparameters import hyperparameters as values_of
 from jaxtune.config.schema import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
@@ -50,6 +50,7 @@ class Trainer:
     Attributes:
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
       traces: how often each program was traced (compiled): ``step``, ``evaluate``.
+      state_shardings: how a state lies on the mesh.
 
     Raises:
       UserError: a rule of the plan matches nothing, the batch does not divide over the devices, or there is no length.
@@ -82,9 +83,9 @@ class Trainer:
         self.params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
         self.plan = plan.resolve(model, capacity or {})
         self.hyperparameters: dict[str, float] = {
-            **traced_values(train, "train."),
-            **traced_values(optimizer, "optimizer."),
-            **traced_values(list(plan.rules), "update."),
+            **values_of(train, "train."),
+            **values_of(optimizer, "optimizer."),
+            **values_of(list(plan.rules), "update."),
         }
         self.program = Program(
             static=static,
@@ -99,13 +100,13 @@ class Trainer:
         )
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
-        self._state_shardings = self._shardings()
+        self.state_shardings = self._shardings()
         everywhere = replicated(self.mesh)
-        self._init = jax.jit(self._make_state, out_shardings=self._state_shardings)
+        self._init = jax.jit(self._make_state, out_shardings=self.state_shardings)
         self._step = jax.jit(
             self._counted("step", self.program.step),
             donate_argnums=1,
-            out_shardings=(self._state_shardings, everywhere),
+            out_shardings=(self.state_shardings, everywhere),
         )
         self._apply = jax.jit(self.plan.apply)
         self._losses = jax.jit(self._counted("evaluate", self.program.losses), out_shardings=everywhere)
@@ -117,7 +118,7 @@ class Trainer:
           hyperparameters: overrides of single values by dotted key.
           seed: of initialisation and dropout; ``train.seed`` by default.
         """
-        values = self._values(hyperparameters)
+        values = self.traced_values(hyperparameters)
         return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values)
 
     def step(
@@ -134,13 +135,13 @@ class Trainer:
           The new state, and float32 scalars on the device: ``loss``, ``learning_rate``, ``grad_norm``, ``weight``,
           ``tokens``.
         """
-        return self._step(self.params, state, self.place(batch), self._values(hyperparameters))
+        return self._step(self.params, state, self.place(batch), self.traced_values(hyperparameters))
 
     def evaluate(
         self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]], hyperparameters: Values | None = None
     ) -> LossResult:
         """The objective over ``batches`` without dropout, label smoothing or z-loss, with its standard error."""
-        values = self._values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
+        values = self.traced_values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
         return evaluate_loss(
             lambda batch: self._losses(self.params, state.trainable, self.place(batch), values), batches
         )
@@ -149,7 +150,7 @@ class Trainer:
         self, state: TrainState, hyperparameters: Values | None = None
     ) -> tuple[Params, dict[str, LowRankAdapter]]:
         """What a state makes of the model: its parameters with the trained ones in place, and its adapters."""
-        return self._apply(self.params, state.trainable, self._values(hyperparameters))
+        return self._apply(self.params, state.trainable, self.traced_values(hyperparameters))
 
     def fit(self, batches: Any, **options: Any) -> FitResult:
         """Trains to the end of the schedule, or to ``until``; see :func:`jaxtune.training.fit.fit` for the options."""
@@ -211,13 +212,13 @@ class Trainer:
         state = jax.tree.map(
             lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
             self.abstract_state(),
-            self._state_shardings,
+            self.state_shardings,
         )
-        return self._step.lower(self.params, state, shapes, self._values(None)).compile()
+        return self._step.lower(self.params, state, shapes, self.traced_values(None)).compile()
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of a state."""
-        return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self._values(None))
+        return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self.traced_values(None))
 
     def _make_state(self, params: Any, key: jax.Array, hyperparameters: Mapping[str, jax.Array]) -> TrainState:
         trainable = self.plan.init(key, params)
@@ -237,7 +238,13 @@ class Trainer:
         moments = self.program.optimizer.shardings(abstract.trainable, self.mesh)
         return TrainState(step=everywhere, trainable=trainable, moments=moments, seed=everywhere)
 
-    def _values(self, overrides: Values | None) -> dict[str, jax.Array]:
+    def traced_values(self, overrides: Values | None = None) -> dict[str, jax.Array]:
+        """Every hyperparameter as the step takes it, float32 scalars by dotted key.
+
+        Raises:
+          UserError: a key is none of this run's, or a rank is above its capacity.
+          ValueError: dropout above 0 in a program without it.
+        """
         values = {**self.hyperparameters, **(overrides or {})}
         unknown = sorted(values.keys() - self.hyperparameters.keys())
         if unknown:

@@ -48,7 +48,17 @@ class SyntheticRunner:
 
     steps = 50
 
-    def __init__(self, *, optimum: float = 1e-3, divergence: float = 5e-3, noise: float = 0.002, sign: float = 1.0):
+    def __init__(
+        self,
+        *,
+        optimum: float = 1e-3,
+        divergence: float = 5e-3,
+        noise: float = 0.002,
+        sign: float = 1.0,
+        capacity: int = 1,
+    ):
+        self.capacity = capacity
+        self.started: list[tuple[Trial, int]] = []
         self.optimum, self.divergence, self.noise, self.sign = optimum, divergence, noise, sign
         self.compilations = 0
         self.calls: list[tuple[int, int]] = []
@@ -73,6 +83,20 @@ class SyntheticRunner:
 
     def total_steps(self, trial: Trial) -> int:
         return self.steps
+
+    def start(self, trial: Trial, until: int) -> None:
+        assert len(self.started) < self.capacity
+        self.started.append((trial, until))
+
+    def wait(self) -> list[tuple[Trial, Outcome]]:
+        """The first one started ends first."""
+        trial, until = self.started[0]
+        outcome = self.run(trial, until)
+        del self.started[0]
+        return [(trial, outcome)]
+
+    def close(self) -> None:
+        self.started = []
 
     def run(self, trial: Trial, until: int) -> Outcome:
         self.calls.append((trial.id, until))

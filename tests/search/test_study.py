@@ -255,24 +255,48 @@ def test_the_reference_is_located_in_the_resolved_configuration(tmp_path):
     assert not Study(tmp_path, search, runner, reference=REFERENCE, reference_config={}).reference_in_space
 
 
-def test_several_proposals_at_a_time(tmp_path):
-    search = search_config(trials=8, population=3, initial=2)
-    runner = SyntheticRunner()
+def test_several_trials_at_a_time(tmp_path):
+    """Each proposal knows what was scored before the one before it; the rest are lies. A stop changes nothing of it."""
+    search = search_config(trials=8, initial=2)
+    runner = SyntheticRunner(capacity=3)
     runner.before = interrupt_at(5, 10)
     assert study(tmp_path, runner, search=search).run() is None
-    assert study(tmp_path, search=search).run() is not None
+    assert study(tmp_path, SyntheticRunner(capacity=3), search=search).run() is not None
     whole = tmp_path / "whole"
-    assert study(whole, search=search).run() is not None
+    assert study(whole, SyntheticRunner(capacity=3), search=search).run() is not None
     assert records(tmp_path) == records(whole)
     proposed = [record for record in records(whole) if record["event"] == "proposed"]
-    assert [record["source"] for record in proposed] == ["reference", "design", "design", *["surrogate"] * 5]
-    assert [(record["told"], record["pending"]) for record in proposed[3:]] == [
-        ([0, 1], [2]),
-        ([0, 1], [2, 3]),
+    assert [record["source"] for record in proposed] == ["reference", *["design"] * 3, *["surrogate"] * 4]
+    assert [(record["told"], record["pending"]) for record in proposed[4:]] == [
+        ([0], [1, 2, 3]),
         ([0, 1], [2, 3, 4]),
-        ([0, 1, 2, 3, 4], [5]),
-        ([0, 1, 2, 3, 4], [5, 6]),
+        ([0, 1, 2], [3, 4, 5]),
+        ([0, 1, 2, 3], [4, 5, 6]),
     ]
+    events = [(record["event"], record["trial"]) for record in records(whole)[1:]]
+    assert events[:8] == [("proposed", n) for n in range(3)] + [
+        ("scored", 0), ("proposed", 3), ("scored", 1), ("proposed", 4), ("failed", 2)
+    ]  # fmt: skip
+
+
+class LastFirst(SyntheticRunner):
+    """Of the trials under way, the last one started ends first."""
+
+    def wait(self):
+        self.started.reverse()
+        ended = super().wait()
+        self.started.reverse()
+        return ended
+
+
+def test_nothing_waits_for_the_slowest_trial(tmp_path):
+    runner = LastFirst(capacity=2)
+    summary = study(tmp_path, runner, search=search_config(trials=6, promote=2)).run()
+    assert summary is not None
+    early = [trial for trial, until in runner.calls if until == 10]
+    assert early == [1, 2, 3, 4, 5, 0], "trial 0 holds its place while five others come and go"
+    assert all(trial["status"] != "proposed" for trial in summary["trials"])
+    assert sum(until == 50 for _, until in runner.calls) == 3
 
 
 def test_a_fraction_of_one_finishes_every_trial(tmp_path):

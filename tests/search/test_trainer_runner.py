@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jaxtune.config import load_config
+from jaxtune.search.runner import run_all
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
@@ -28,8 +29,8 @@ def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     """Whatever trial made the trainer: start and dropout of its own seed, columns of its own rank, and one program."""
     common = ["train.steps=3", "data.test=null"]
     runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, *common])))
-    runner.run(Trial(0, {}, tmp_path / "0"), 1)
-    outcome = runner.run(Trial(1, OVERRIDES, tmp_path / "1"), 3)
+    jobs = [(Trial(0, {}, tmp_path / "0"), 1), (Trial(1, OVERRIDES, tmp_path / "1"), 3)]
+    outcome = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}[1]
     assert runner.compilations == 1
     changes = [f"{key}={value}" for key, value in OVERRIDES.items()]
     alone = train(load_config(config_file, [*common, *changes]))

@@ -1,0 +1,83 @@
+"""How many trials train at a time: what the configuration says, or what the devices hold."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from jaxtune.errors import UserError
+from jaxtune.search.journal import FILENAME, read_journal
+from jaxtune.search.trainer_runner import TrainerRunner
+from jaxtune.training.population import Population
+from jaxtune.training.preflight import compiled_memory
+from jaxtune.training.trainer import Trainer
+
+# What is left for evaluations, checkpoints on their way to the host, and the allocator.
+_SHARE = 0.8
+_SHARE_ON_CPU = 0.5
+
+
+def population_size(runner: TrainerRunner, run_dir: Path) -> int:
+    """How many trials of a study train at a time.
+
+    For ``search.population: auto`` a study that is continued keeps what it began with. A new one takes the largest
+    power of two (times the parts of the mesh's ``trial`` axis) whose step fits the devices' memory, and at most a
+    quarter of its trials, so that the surrogate learns from several rounds.
+
+    Args:
+      runner: with the trainers of all programs of the study.
+      run_dir: of the study.
+
+    Raises:
+      UserError: the population does not divide over the mesh's ``trial`` axis.
+    """
+    given, parts = runner.search.population, runner.experiment.model.mesh.shape["trial"]
+    if given != "auto":
+        if given % parts:
+            nearest = -(-given // parts) * parts
+            raise UserError(
+                f"search.population: {given} trials do not divide over parallel.trial = {parts}; nearest: {nearest}"
+            )
+        return given
+    if (run_dir / FILENAME).exists() and (records := read_journal(run_dir)):
+        return int(records[0].get("population", 1))
+    wanted = max(1, runner.search.trials // (4 * parts))
+    batches = runner.experiment.batches()
+    batch = next(batches)
+    batches.close()
+    limit = memory_limit(runner.experiment.model.mesh.devices.flat[0])
+    fits = wanted if limit is None else min(fitting(trainer, batch, limit, wanted) for trainer in runner.trainers)
+    return parts * 2 ** int(np.log2(max(1, fits)))
+
+
+def fitting(trainer: Trainer, batch: Mapping[str, np.ndarray], limit: float, most: int) -> int:
+    """How many slots on a device fit its memory, at least 1.
+
+    The memory of a population's step is affine in its size (the base is held once, everything else by slot), so two
+    compilations, for one and two slots, tell the rest.
+
+    Args:
+      trainer: the program of one run.
+      batch: of its shape.
+      limit: bytes of a device that may be used.
+      most: the answer is at most this.
+    """
+    if most == 1:
+        return 1
+    parts = trainer.mesh.shape["trial"]
+    one, two = (compiled_memory(Population(trainer, parts * size).compile_step(batch))["total"] for size in (1, 2))
+    return int(np.clip((limit - one) // max(two - one, 1) + 1, 1, most))
+
+
+def memory_limit(device: jax.Device) -> float | None:
+    """Bytes of a device that a step may use; None where the platform does not say."""
+    if device.platform == "cpu":
+        # Read from the system: the CPU is a device that knows no limit of its own.
+        return _SHARE_ON_CPU * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())
+    stats = device.memory_stats() or {}
+    limit = stats.get("bytes_limit")
+    return None if limit is None else _SHARE * limit

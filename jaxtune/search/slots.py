@@ -1,0 +1,185 @@
+"""Trials under way: each one's side of the training, and the slots of a population that they train in."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.evaluation import EvaluatorResult
+from jaxtune.search.outcome import Outcome
+from jaxtune.search.trial import Trial
+from jaxtune.telemetry.writers import JsonlWriter
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.fit import FitResult, Run, Taken
+from jaxtune.training.population import Population
+from jaxtune.training.trainer import Trainer
+
+
+class RunningTrial:
+    """A trial between its start and its score.
+
+    Args:
+      trial: whose files it continues from.
+      trainer: its program.
+      hyperparameters: its values, by dotted key.
+      until: the step that it is scored at.
+      seed: of its start and its dropout.
+      batches: its own.
+      task: scores a trained state by generating answers, where the objective is a task metric.
+      objective: ``loss`` or the name of a task metric.
+      options: of :class:`~jaxtune.training.fit.Run`.
+
+    Attributes:
+      batch: what the next step takes; None once the trial is scored.
+      seconds: its share of the time so far.
+    """
+
+    def __init__(
+        self,
+        trial: Trial,
+        trainer: Trainer,
+        hyperparameters: Mapping[str, float],
+        *,
+        until: int,
+        seed: int,
+        batches: Any,
+        objective: str,
+        task: Callable[[Trainer, Any, Mapping[str, float]], EvaluatorResult],
+        **options: Any,
+    ):
+        self.trial, self.trainer, self.values = trial, trainer, hyperparameters
+        self.seconds = 0.0
+        self.result: FitResult | None = None
+        self.batch: Mapping[str, np.ndarray] | None = None
+        self._objective, self._batches = objective, batches
+        self._errors: dict[str, float] = {}
+
+        def evaluate(state: Any) -> Mapping[str, float]:
+            result = task(trainer, state, hyperparameters)
+            self._errors = dict(result.standard_errors)
+            return result.metrics
+
+        self._checkpoints = Checkpoints(trial.directory / "checkpoints")
+        self._writer = JsonlWriter(_metrics(trial.directory), self._checkpoints.latest_step or 0)
+        run = Run(
+            trainer,
+            batches,
+            hyperparameters=hyperparameters,
+            evaluate=None if objective == "loss" else evaluate,
+            checkpoints=self._checkpoints,
+            writer=self._writer,
+            **options,
+        )
+        # The trainer may have been made for a trial with another seed.
+        self.state = run.start(trainer.init(hyperparameters, seed=seed))
+        self._loop = run.loop(until)
+        self._go(functools.partial(next, self._loop))
+
+    def take(self, taken: Taken) -> None:
+        """Tells the trial what its step came to."""
+        self.state = None
+        self._go(functools.partial(self._loop.send, taken))
+
+    def _go(self, resume: Callable[[], Mapping[str, np.ndarray]]) -> None:
+        try:
+            self.batch = resume()
+        except StopIteration as end:
+            self.batch, self.result = None, end.value
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether it ended because it was told to."""
+        return self.result is not None and self.result.stopped == "signal"
+
+    def close(self) -> None:
+        """Closes its files; a trial that is not scored stays as its last checkpoint left it."""
+        self._loop.close()
+        self._writer.close()
+        self._batches.close()
+        self._checkpoints.close()
+
+    def outcome(self) -> Outcome:
+        """Its score."""
+        assert self.result is not None
+        result = self.result
+        metrics = {**result.metrics, **result.evaluation}
+        if result.stopped == "diverged":
+            return Outcome(math.nan, None, result.step, self.seconds, metrics, diverged=True)
+        if self._objective == "loss":
+            score = result.evaluation["validation_loss"]
+            error = result.evaluation.get("validation_loss_standard_error")
+        else:
+            score = result.evaluation[self._objective]
+            error = self._errors.get(self._objective)
+        return Outcome(score, error, result.step, self.seconds, metrics, diverged=not math.isfinite(score))
+
+
+def _metrics(directory: Path) -> Path:
+    return directory / "metrics.jsonl"
+
+
+class Slots:
+    """The trials of one program, in the slots of its population.
+
+    Args:
+      trainer: the program.
+      capacity: most trials at a time.
+    """
+
+    def __init__(self, trainer: Trainer, capacity: int):
+        self.trainer, self.capacity = trainer, capacity
+        self._population: Population | None = None
+        self._trials: dict[int, RunningTrial] = {}
+        self._traces = 0
+
+    @property
+    def traces(self) -> int:
+        """How often a step of this program was compiled."""
+        return self._traces + (0 if self._population is None else self._population.traces)
+
+    def advance(self, running: list[RunningTrial], *, full_size: bool) -> None:
+        """One step of every trial of the list, all in this program.
+
+        Args:
+          running: at most ``capacity``; those that were not there at the last step get a slot.
+          full_size: make the population for ``capacity`` trials at once. Otherwise it grows with the number of trials,
+            to powers of two: where programs share the places of a study, most slots of each would stand idle.
+        """
+        needed = self.capacity if full_size else min(self.capacity, 2 ** math.ceil(math.log2(len(running))))
+        self._trials = {slot: trial for slot, trial in self._trials.items() if trial in running}
+        population = self._room(needed)
+        for trial in running:
+            if trial not in self._trials.values():
+                slot = self._free_slot(trial.trial.id)
+                population.put(slot, trial.state, trial.values)
+                self._trials[slot] = trial
+        batches = {slot: trial.batch for slot, trial in self._trials.items() if trial.batch is not None}
+        metrics = population.step(batches)
+        for slot in sorted(batches):
+            self._trials[slot].take((functools.partial(population.take, slot), metrics[slot]))
+
+    def _room(self, size: int) -> Population:
+        """A population of at least this size, with the states of the trials in it."""
+        before = self._population
+        if before is not None and before.size >= size:
+            return before
+        devices = self.trainer.mesh.shape["trial"]
+        population = Population(self.trainer, -(-size // devices) * devices)
+        if before is not None:
+            for slot, trial in self._trials.items():
+                population.put(slot, before.take(slot), trial.values)
+            self._traces += before.traces
+        self._population = population
+        return population
+
+    def _free_slot(self, number: int) -> int:
+        """The slot of a trial's number if it is free: a trial that is finished later trains where it was scored."""
+        assert self._population is not None
+        free = [slot for slot in range(self._population.size) if slot not in self._trials]
+        preferred = number % self._population.size
+        return preferred if preferred in free else free[0]

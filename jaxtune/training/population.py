@@ -1,0 +1,207 @@
+"""A population: many runs of one program, trained by one compiled step on one copy of the frozen base.
+
+The step of a run is a pure function, so ``jax.vmap`` over state, batch and hyperparameters trains a *slot* each, and
+the base is held in common. A slot that has nothing to train keeps its state: what others do never reaches it, and
+another run can take its place without a new program.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding, PartitionSpec
+from jaxtyping import Array, Bool, Float
+
+from jaxtune.parallel.sharding import RULES, named_sharding
+from jaxtune.training.state import TrainState
+from jaxtune.training.trainer import Trainer, Values
+
+TRIALS = "trials"
+"""The logical axis of slots."""
+
+
+TRIAL_AXIS = RULES[TRIALS][0]
+
+SlotMetrics = dict[str, Float[Array, " k"]]
+
+
+class Population:
+    """Slots that train side by side.
+
+    Every array of the states has a leading axis of slots. Within one compiled program a slot's numbers do not depend
+    on what the other slots hold, to the last bit; against the same run alone (:meth:`Trainer.step`), another program,
+    they agree within rounding.
+
+    Args:
+      trainer: the program of one run, whose model is shared.
+      size: how many slots; on a mesh with a ``trial`` axis a multiple of that.
+
+    Attributes:
+      traces: how often the step was traced (compiled).
+
+    Raises:
+      ValueError: the slots do not divide over the ``trial`` axis.
+    """
+
+    def __init__(self, trainer: Trainer, size: int):
+        self.trainer, self.size, self.traces = trainer, size, 0
+        devices = trainer.mesh.shape["trial"]
+        if size % devices:
+            raise ValueError(f"{size} slots do not divide over {devices} parts of the mesh's trial axis")
+        self._shardings = jax.tree.map(self._stacked_sharding, trainer.state_shardings)
+        self._per_slot = NamedSharding(trainer.mesh, PartitionSpec(*RULES[TRIALS]))
+        self._step = jax.jit(
+            self._stepped, donate_argnums=1, out_shardings=(self._shardings, self._per_slot)
+        )  # fmt: skip
+        self._put = jax.jit(_put, donate_argnums=0, out_shardings=self._shardings)
+        self._take = jax.jit(_take, out_shardings=trainer.state_shardings)
+        self._states: TrainState | None = None
+        self._values: list[dict[str, float]] = [dict(trainer.hyperparameters) for _ in range(size)]
+        self._stacked_values: dict[str, jax.Array] | None = None
+        self._last: list[Mapping[str, np.ndarray]] = []
+
+    def put(self, slot: int, state: TrainState, hyperparameters: Values | None = None) -> None:
+        """Gives a slot a run's state and hyperparameters; what the slot held is gone.
+
+        Args:
+          slot: 0 … size - 1.
+          state: of one run, from :meth:`Trainer.init` or :meth:`take`.
+          hyperparameters: overrides of the trainer's by dotted key.
+
+        Raises:
+          UserError, ValueError: as :meth:`Trainer.traced_values`.
+        """
+        self.trainer.traced_values(hyperparameters)
+        self._values[slot] = {**self.trainer.hyperparameters, **(hyperparameters or {})}
+        self._stacked_values = None
+        if self._states is None:
+            self._states = self._make()
+        self._states = self._put(self._states, state, jnp.int32(slot))
+
+    def take(self, slot: int) -> TrainState:
+        """A copy of a slot's state, as a run of its own has it."""
+        assert self._states is not None, "no slot was filled"
+        return self._take(self._states, jnp.int32(slot))
+
+    def step(self, batches: Mapping[int, Mapping[str, np.ndarray]]) -> dict[int, Mapping[str, float]]:
+        """One optimizer step of every slot that has a batch; the others keep their state.
+
+        Args:
+          batches: host batches by slot, all of one shape.
+
+        Returns:
+          The metrics of those slots as :meth:`Trainer.step` gives them, read from the device at the first look.
+        """
+        assert self._states is not None, "no slot was filled"
+        filler = next(iter(batches.values()))
+        rows = [batches.get(slot, filler) for slot in range(self.size)]
+        active = np.array([slot in batches for slot in range(self.size)])
+        if self._stacked_values is None:
+            self._stacked_values = {
+                name: jax.device_put(np.array([values[name] for values in self._values], np.float32), self._per_slot)
+                for name in self._values[0]
+            }
+        self._states, metrics = self._step(
+            self.trainer.params, self._states, self.place(rows), self._stacked_values, active
+        )
+        read = _Read(metrics)
+        return {slot: _MetricsOf(read, slot) for slot in batches}
+
+    def place(self, batches: list[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
+        """Host batches of all slots as arrays with a leading axis of slots, cut over the mesh."""
+
+        def put(name: str) -> jax.Array:
+            array = np.stack([batch[name] for batch in batches])
+            sharding = named_sharding((TRIALS, "batch") + (None,) * (array.ndim - 2), array.shape, self.trainer.mesh)
+            if jax.process_count() == 1:
+                return jax.device_put(array, sharding)
+            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+        return {name: put(name) for name in batches[0]}
+
+    def compile_step(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
+        """The step compiled for batches of this shape, without running it: for memory and cost analysis."""
+        state = jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct((self.size, *leaf.shape), leaf.dtype, sharding=sharding),
+            self.trainer.abstract_state(),
+            self._shardings,
+        )
+        values = {
+            name: jax.ShapeDtypeStruct((self.size,), jnp.float32, sharding=self._per_slot)
+            for name in self.trainer.hyperparameters
+        }
+        active = np.ones(self.size, bool)
+        return self._step.lower(self.trainer.params, state, self.place([batch] * self.size), values, active).compile()
+
+    def _stepped(
+        self,
+        params: Any,
+        states: TrainState,
+        batches: dict[str, Array],
+        values: dict[str, Float[Array, " k"]],
+        active: Bool[Array, " k"],
+    ) -> tuple[TrainState, SlotMetrics]:
+        self.traces += 1
+        axis = TRIAL_AXIS if self.trainer.mesh.shape[TRIAL_AXIS] > 1 else None
+        step = jax.vmap(self.trainer.step_function, in_axes=(None, 0, 0, 0), spmd_axis_name=axis)
+        after, metrics = step(params, states, batches, values)
+        kept = jax.tree.map(
+            lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old), after, states
+        )
+        return kept, metrics
+
+    def _make(self) -> TrainState:
+        """States of zeros: no slot is trained before it is filled."""
+        abstract = self.trainer.abstract_state()
+        zeros = jax.jit(
+            lambda: jax.tree.map(lambda leaf: jnp.zeros((self.size, *leaf.shape), leaf.dtype), abstract),
+            out_shardings=self._shardings,
+        )
+        return zeros()
+
+    def _stacked_sharding(self, sharding: NamedSharding) -> NamedSharding:
+        return NamedSharding(sharding.mesh, PartitionSpec(*RULES[TRIALS], *sharding.spec))
+
+
+def _put(states: TrainState, state: TrainState, slot: Array) -> TrainState:
+    return jax.tree.map(lambda many, one: jax.lax.dynamic_update_index_in_dim(many, one, slot, 0), states, state)
+
+
+def _take(states: TrainState, slot: Array) -> TrainState:
+    return jax.tree.map(lambda many: jax.lax.dynamic_index_in_dim(many, slot, 0, keepdims=False), states)
+
+
+class _Read:
+    """The metrics of all slots, fetched once."""
+
+    def __init__(self, metrics: SlotMetrics):
+        self._metrics = metrics
+
+    @functools.cached_property
+    def host(self) -> dict[str, np.ndarray]:
+        return jax.device_get(self._metrics)
+
+    @property
+    def names(self) -> Iterator[str]:
+        return iter(self._metrics)
+
+
+class _MetricsOf(Mapping[str, float]):
+    """One slot's metrics; the device is not waited for before one of them is asked for."""
+
+    def __init__(self, read: _Read, slot: int):
+        self._read, self._slot = read, slot
+
+    def __getitem__(self, name: str) -> float:
+        return float(self._read.host[name][self._slot])
+
+    def __iter__(self) -> Iterator[str]:
+        return self._read.names
+
+    def __len__(self) -> int:
+        return len(self._read.host)
