@@ -8,6 +8,7 @@ and scores. The rule is the same for all strategies and blunts them alike. A run
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -176,39 +177,46 @@ class Fractional:
       method: ``search.method``.
       fraction: of the full length, at which trials are scored.
       finishing: the share of the budget that goes into finishing trials; it decides how many are promoted.
+      ladder: earlier fractions: a trial is first scored at the lowest one, and the better half of each rung goes on to
+        the next once all are scored there.
+      taught_by: a finished study of another task, whose best trials take the place of the initial design.
     """
 
     method: str
     fraction: float = 0.2
     finishing: float = 0.5
+    ladder: tuple[float, ...] = ()
+    taught_by: Callable[[Table], Table] | None = None
 
     def __call__(self, table: Table, seed: int, budgets: Sequence[float]) -> Winners:
         """Runs the largest budget's proposals, which begin with those of the smaller ones."""
-        column = table.column(self.fraction)
+        column = table.column((*self.ladder, self.fraction)[0])
         proposer, pool = make_method(self.method, table.space, seed=seed, initial=INITIAL), Pool(table)
-        taken: list[int] = []
-        ends: list[int] = []
-        spent = [0.0]
-        reports: dict[int, dict[int, float]] = {}
-        limit = max(budget - self.finishing_cost(table, budget) for budget in budgets)
-        while spent[-1] + table.share(column) <= limit + 1e-9 and len(pool):
-            trial = len(taken) + 1
-            told = [table.observation(taken[at], ends[at], ends[at] != column) for at in range(max(trial - 2, 0))]
-            pending = [table.points[index] for index in taken[max(trial - 2, 0) :]]
-            index = pool.take(_point(table, proposer.propose(trial, told, pending).configuration))
-            end = self._train(table, proposer, trial, index, column, reports)
-            taken.append(index)
-            ends.append(end)
-            spent.append(spent[-1] + _cost(table, index, end))
-        return {budget: self._finish(table, seed, taken, ends, spent, budget) for budget in budgets}
+        start = [] if self.taught_by is None else _best_points(self.taught_by(table), INITIAL - 1)
+        run = _Scored(column)
+        while run.spent[-1] + table.share(column) <= max(self._early(table, b) for b in budgets) + 1e-9 and len(pool):
+            trial = len(run.taken) + 1
+            told = run.told(table, trial - 2)
+            pending = [table.points[index] for index in run.taken[len(told) :]]
+            if trial <= len(start):
+                point = start[trial - 1]
+            else:
+                point = _point(table, proposer.propose(trial, told, pending).configuration)
+            index = pool.take(point)
+            run.add(table, index, self._train(table, proposer, trial, index, column, run.reports))
+        return {budget: self._finish(table, seed, run, budget) for budget in budgets}
 
     def promote(self, table: Table, budget: float) -> int:
         """How many trials are finished."""
         return max(1, round(self.finishing * budget / (1 - table.share(table.column(self.fraction)))))
 
-    def finishing_cost(self, table: Table, budget: float) -> float:
-        """What finishing them costs, in full trainings."""
-        return self.promote(table, budget) * (1 - table.share(table.column(self.fraction)))
+    def _early(self, table: Table, budget: float) -> float:
+        """What is left of a budget for first scores, in full trainings."""
+        left = budget - self.promote(table, budget) * (1 - table.share(table.column(self.fraction)))
+        # Of what a trial costs on the ladder on average: all climb its first rung, half of them the next, and so on.
+        rungs = [0.0, *(table.share(table.column(rung)) for rung in (*self.ladder, self.fraction))]
+        climbs = [(high - low) / 2**at for at, (low, high) in enumerate(itertools.pairwise(rungs))]
+        return left * climbs[0] / sum(climbs)
 
     def _train(self, table: Table, proposer: Any, trial: int, index: int, column: int, reports: dict) -> int:
         """The recorded step at which a trial ends: the fraction's, or that of a rung where the method stops it."""
@@ -222,19 +230,54 @@ class Fractional:
                 return at
         return column
 
-    def _finish(
-        self, table: Table, seed: int, taken: list[int], ends: list[int], spent: list[float], budget: float
-    ) -> int | None:
+    def _finish(self, table: Table, seed: int, run: _Scored, budget: float) -> int | None:
         """Promotes among the trials that the budget allows, as a study does."""
-        column = table.column(self.fraction)
-        allowed = budget - self.finishing_cost(table, budget)
-        count = sum(cost <= allowed + 1e-9 for cost in spent[1:])
-        scored = [at for at in range(count) if ends[at] == column]
-        told = [table.observation(taken[at], ends[at], ends[at] != column) for at in range(count)]
+        allowed = self._early(table, budget)
+        count = sum(cost <= allowed + 1e-9 for cost in run.spent[1:])
+        kept = list(range(count))
+        for rung in (*self.ladder, self.fraction):
+            column = table.column(rung)
+            # Only the methods that stop trials leave some below the first rung.
+            ends = [run.ends[at] if run.ends[at] < run.column else column for at in kept]
+            told = [table.observation(run.taken[at], end, end < column) for at, end in zip(kept, ends, strict=True)]
+            ranked = self._ranked(table, seed, told)
+            left = self.promote(table, budget) if rung == self.fraction else math.ceil(len(kept) / 2)
+            kept = [kept[at] for at in ranked[:left]]
+        return best_of(table, [run.taken[at] for at in kept])
+
+    def _ranked(self, table: Table, seed: int, told: list[Observation]) -> list[int]:
+        """Positions of the trials that may go on, the most promising first."""
         estimates = Surrogate(table.space, seed=seed, initial=INITIAL).promotion_estimates(told)
         worth = [one.score for one in told] if estimates is None else estimates
-        ranked = sorted((at for at in scored if told[at].score is not None), key=lambda at: (worth[at], told[at].score))
-        return best_of(table, [taken[at] for at in ranked[: self.promote(table, budget)]])
+        sound = [at for at, one in enumerate(told) if one.score is not None and one.stopped is None]
+        return sorted(sound, key=lambda at: (worth[at], told[at].score))
+
+
+class _Scored:
+    """Trials in the order of their numbers: which configuration, the step each ended at, and what was spent."""
+
+    def __init__(self, column: int):
+        self.column = column
+        self.taken: list[int] = []
+        self.ends: list[int] = []
+        self.spent = [0.0]
+        self.reports: dict[int, dict[int, float]] = {}
+
+    def add(self, table: Table, index: int, end: int) -> None:
+        """One more trial."""
+        self.taken.append(index)
+        self.ends.append(end)
+        self.spent.append(self.spent[-1] + _cost(table, index, end))
+
+    def told(self, table: Table, count: int) -> list[Observation]:
+        """The first ``count`` trials."""
+        pairs = zip(self.taken[: max(count, 0)], self.ends[: max(count, 0)], strict=True)
+        return [table.observation(index, end, end != self.column) for index, end in pairs]
+
+
+def _best_points(table: Table, count: int) -> list[Point]:
+    """The points of the best finished trials."""
+    return [table.points[index] for index in np.argsort(table.final, kind="stable")[:count]]
 
 
 def _cost(table: Table, index: int, column: int) -> float:
