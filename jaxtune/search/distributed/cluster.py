@@ -77,11 +77,12 @@ def _check_reachable(address: str, ray: Any) -> None:
     host, _, port = address.rpartition(":")
     # A head node listens at its address in the network, which Ray takes for "localhost" as well.
     names = [host, ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else [host]
+    failure = None
     for name in names:
         try:
             socket.create_connection((name, int(port)), timeout=10).close()
         except OSError as error:
-            failure = error
+            failure = failure or error
         else:
             return
     raise UserError(
