@@ -303,9 +303,9 @@ def as_text(result: Mapping[str, Any]) -> str:
             shown = ("–" if cell is None else f"{cell / unit:,.{digits}f}" for cell in cells)
             lines.append(f"  {label:<28}" + "".join(f"{cell:>12}" for cell in shown))
         ratios = {
-            "the peer": "speedup_over_peer",
-            "the peer at the fraction": "speedup_over_peer_at_fraction",
-            "one at a time": "speedup_over_single",
+            "peer": "speedup_over_peer",
+            "peer at fraction": "speedup_over_peer_at_fraction",
+            "single": "speedup_over_single",
         }
         told = (f"{found[key]:.2f} × {text}" for text, key in ratios.items() if found[key] is not None)
         lines += ["  population: " + ", ".join(told), ""]
