@@ -160,8 +160,9 @@ def beside_the_paper(summary: Summary) -> str:
     return (
         f"In the paper ({paper['source']}) {paper['samples']} samples lift the {paper['metric']} from "
         f"{_percent(paper['untuned'])} to {_percent(paper['at_samples'])}, and gains end near "
-        f"{paper['saturation']:,} samples. Here {paper['samples']} documents take the {metric} from {_score(ours['untuned'], summary)} to "
-        f"{_score(ours['at_samples'], summary)}{basis}{share}, and gains end {where}. Model, data and measure are "
+        f"{paper['saturation']:,} samples. Here {paper['samples']} documents take the {metric} from "
+        f"{_score(ours['untuned'], summary)} to {_score(ours['at_samples'], summary)}{basis}{share}, and gains end "
+        f"{where}. Model, data and measure are "
         "others, so the shapes compare and the numbers do not."
     )
 
