@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.files import write_atomically
+from jaxtune.reports.formatting import ABSENT
 from jaxtune.search.journal import plain
 from jaxtune.studies.drawing import standalone
 
@@ -20,8 +21,9 @@ def output_directory(config: Config, study: str) -> Path:
 
 
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of text under their common keys, numbers to the right."""
-    header = list(rows[0])
+    """Rows of text under the keys of all of them, numbers to the right; a row may lack keys (a reference's values)."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{name: row.get(name, ABSENT) for name in header} for row in rows]
     numeric = [all(_like_a_number(row[name]) for row in rows) for name in header]
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---:" if right else "---" for right in numeric) + "|"]
     lines += ["| " + " | ".join(row[name].replace("|", "\\|") for name in header) + " |" for row in rows]
