@@ -12,10 +12,11 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
+from jaxtune.search.header import FREE_SECTIONS
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.study import FREE_SECTIONS, Event
+from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
 from jaxtune.telemetry.environment import machine

@@ -87,8 +87,8 @@ class Checkpoints:
         return min(self._scores().values(), default=None)
 
     def _scores(self) -> dict[int, float]:
-        read = {step: self._manager.metrics(step) for step in self._manager.all_steps()}
-        return {step: metrics["score"] for step, metrics in read.items() if metrics}
+        found = ((step, self._manager.metrics(step)) for step in self._manager.all_steps())
+        return {step: metrics["score"] for step, metrics in found if metrics}
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Reads a checkpoint into the shapes, dtypes and shardings of ``like``.
