@@ -245,7 +245,8 @@ def _documents_scale(values: Sequence[Number]) -> svg.Scale:
 def _score_scale(summary: Summary, values: Sequence[Number]) -> svg.Scale:
     if formatting.is_share(summary["objective"]["name"]):
         return svg.linear(values, lowest=0.0)
-    return svg.for_scores(values)
+    # An untuned model's loss would press all the others onto a line.
+    return svg.logarithmic(values) if min(values) > 0 and max(values) / min(values) > 3 else svg.linear(values)
 
 
 def _label(summary: Summary, scale: svg.Scale) -> str:
