@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import shlex
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -36,15 +40,17 @@ def run_study(config: Config, *, as_json: bool) -> int:
     """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
     from jaxtune.reports import write_report
     from jaxtune.search.run import search
-    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
-    with stop_signals() as should_stop:
+    say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
+    # Ray has words of its own for a worker that died, and says them on standard output.
+    with stop_signals() as should_stop, contextlib.redirect_stdout(sys.stderr):
         summary = search(
             config,
-            listener=lambda title: ProgressDisplay(title=title),
+            listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
-            on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
+            on_plan=lambda rows: say(table(rows, title="what is trained")),
             should_stop=should_stop,
         )
     if summary is None:
@@ -62,9 +68,9 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
         say(f"{action} {trial}: {values}")
     elif event in ("scored", "finished"):
-        say(f"  {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
+        say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
     elif event == "failed":
-        say(f"  diverged after {details['steps_run']} steps")
+        say(f"  trial {trial} diverged after {details['steps_run']} steps")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
 

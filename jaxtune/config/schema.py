@@ -7,6 +7,7 @@ annotations (:mod:`jaxtune.config.hyperparameters`), so a key is never listed tw
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -289,6 +290,25 @@ class SearchConfig(Section):
     reference: dict[str, Any] = Field(
         default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
     )
+    workers: PositiveInt = Field(
+        default=1,
+        description="Processes that train trials, on one machine or several, under Ray (extra 'distributed'); 1 trains "
+        "in this process, unless ray_address is given.",
+    )
+    ray_address: str | None = Field(
+        default=None, description="host:port of a running Ray's head node, or 'auto'; unset starts Ray on this machine."
+    )
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
+        "else a CPU core.",
+    )
+
+    @model_validator(mode="after")
+    def _address(self) -> SearchConfig:
+        if self.ray_address not in (None, "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", self.ray_address or ""):
+            raise ValueError(f"ray_address is host:port or auto, not {self.ray_address}")
+        return self
 
     @model_validator(mode="after")
     def _promotable(self) -> SearchConfig:

@@ -9,9 +9,10 @@ from typing import Any
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.search.directory import train_command
+from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.journal import check_free
 from jaxtune.search.population_size import population_size
-from jaxtune.search.runner import TrialRunner
+from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
@@ -21,7 +22,6 @@ from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
-from jaxtune.training.trainer import Trainer
 
 VARIED = ("train", "optimizer", "update", "data.packing")
 """Sections and keys in which trials can differ."""
@@ -32,7 +32,7 @@ def search(
     *,
     listener: Callable[[str], Listener] | None = None,
     on_event: Event | None = None,
-    on_plan: Callable[[Trainer], None] | None = None,
+    on_plan: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any] | None:
     """Runs the study of a configuration in its run directory, or goes on where an earlier process was stopped.
@@ -41,7 +41,7 @@ def search(
       config: with a ``search`` section.
       listener: makes the progress display of a trial, given its title.
       on_event: is told every journal record.
-      on_plan: is told a trainer of the configuration before the first trial.
+      on_plan: is told what is trained, rows of a table, before the first trial.
       should_stop: asked after every step and between trials.
 
     Returns:
@@ -51,24 +51,50 @@ def search(
       UserError: the input is wrong, the directory holds another run, or every trial diverged.
     """
     check_space(config)
+    check_distributed(search_config(config))
     directory = RunDirectory(config.directory, study=True)
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
         return finished
     check_free(directory.path)
-    experiment = Experiment(config)
-    runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
-    check_trials(config, runner)
-    runner.capacity = population_size(runner, directory.path)
-    study = make_study(config, runner, on_event=on_event, stop=should_stop)
-    if on_plan:
-        on_plan(experiment.trainer())
-    directory.claim(config)
-    summary = study.run()
+    try:
+        runner, plan = _open_runner(config, listener, should_stop)
+    except Interrupted:
+        return None
+    try:
+        study = make_study(config, runner, on_event=on_event, stop=should_stop)
+        if on_plan:
+            on_plan(plan)
+        directory.claim(config)
+        summary = study.run()
+    finally:
+        runner.close()
     if summary is not None:
         summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
         write_summary(directory.path, summary)
     return summary
+
+
+def _open_runner(
+    config: Config, listener: Callable[[str], Listener] | None, should_stop: Callable[[], bool]
+) -> tuple[TrialRunner, Sequence[Mapping[str, Any]]]:
+    """What trains the trials, here or in workers, and what it trains, rows of a table.
+
+    Raises:
+      Interrupted: told to stop before a worker had opened.
+      UserError: the configuration does not fit its model, its data or the devices, or there are no workers to be had.
+    """
+    if is_distributed(search_config(config)):
+        # Loads Ray, which an installation need not have.
+        from jaxtune.search.distributed.runner import RayRunner
+
+        workers = RayRunner(config, should_stop=should_stop)
+        return workers, workers.plan
+    experiment = Experiment(config)
+    runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
+    check_trials(config, runner)
+    runner.capacity = population_size(runner, Path(config.directory))
+    return runner, experiment.trainer().plan.table()
 
 
 def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
@@ -184,6 +210,7 @@ def preflight_search(config: Config) -> dict[str, Any]:
       UserError: anything that would stop the study is wrong.
     """
     check_space(config)
+    check_distributed(search_config(config))
     RunDirectory(config.directory, study=True).check(config)
     experiment = Experiment(config)
     runner = TrainerRunner(experiment)

@@ -157,7 +157,8 @@ class Study:
         """Checks that the journal is this study's, or starts it, and reads it back."""
         header = study_header(
             self.search,
-            population=self.runner.capacity,
+            # Of one process: a study may go on over more workers, or fewer.
+            population=self.runner.capacity // self.search.workers,
             direction=self.direction,
             reference=self.reference,
             base=self.base,

@@ -153,6 +153,8 @@ def agreement(
         "regret_promoted": lambda first, last: regret(first, last, promote),
     }
     return {
-        name: interval(np.asarray(measure(early, final)), measure(early[drawn], final[drawn]), confidence).as_dict()
+        name: interval(
+            np.asarray(measure(early[None], final[None])[0]), measure(early[drawn], final[drawn]), confidence
+        ).as_dict()
         for name, measure in measures.items()
     }

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.reports import formatting, svg
+from jaxtune.studies.drawing import bounded, fixed, legend, whisker
 from jaxtune.studies.output import markdown_table
 
 Summary = Mapping[str, Any]
@@ -21,17 +22,7 @@ def title(summary: Summary) -> str:
 
 
 def _bounds(figure: Mapping[str, float | None], digits: int = 2) -> str:
-    """A figure with its interval: ``0.83 [0.61, 0.94]``."""
-    value, low, high = (figure[key] for key in ("value", "low", "high"))
-    text = formatting.ABSENT if value is None else _fixed(value, digits)
-    if low is None:
-        return text
-    # A draw in which nothing but diverged trials was chosen has no bound.
-    return f"{text} [{_fixed(low, digits)}, {'∞' if high is None else _fixed(high, digits)}]"
-
-
-def _fixed(value: float, digits: int) -> str:
-    return f"{value:.{digits}f}".replace("-", formatting.MINUS)
+    return bounded(figure["value"], figure["low"], figure["high"], digits)
 
 
 def _percent(name: str) -> str:
@@ -68,7 +59,7 @@ def findings(summary: Summary) -> list[str]:
         overlap = entry["top_5_overlap"]
         said.append(f"Here it is {_bounds(overlap, 0)} of {k}: {_verdict(overlap, paper['top_5_overlap'])}.")
         said += _regrets(entry, at, summary["promote"])
-    said.append(f"Final scores have a standard deviation of {_fixed(final['standard_deviation'], 4)} over trials.")
+    said.append(f"Final scores have a standard deviation of {fixed(final['standard_deviation'], 4)} over trials.")
     said.append(f"By chance {k * k / trials:.1f} of {k} would agree. {final['diverged']} of {trials} trials diverged.")
     return said
 
@@ -78,9 +69,9 @@ def _regrets(entry: Mapping[str, Any], at: str, promote: int) -> list[str]:
     if one is None:
         said = [f"The best trial at {at} diverged before its end."]
     else:
-        said = [f"Finishing the best trial at {at} alone ends {_fixed(one, 4)} from the best of all."]
+        said = [f"Finishing the best trial at {at} alone ends {fixed(one, 4)} from the best of all."]
     if several is not None:
-        said.append(f"Finishing the best {promote} ends {_fixed(several, 4)} from it.")
+        said.append(f"Finishing the best {promote} ends {fixed(several, 4)} from it.")
     return said
 
 
@@ -168,10 +159,10 @@ def _agreement(summary: Summary) -> ET.Element:
             _PANEL, _fraction_scale(list(by_fraction)), svg.Scale(min(0.0, *every), top * 1.04, 0, 1),
             label=label, x_label="share of the steps", y_label=label, interactive=False, margins=(30, 20, 44, 44),
         )  # fmt: skip
-        for shift, (name, legend, colour) in enumerate(lines):
+        for shift, (name, words, colour) in enumerate(lines):
             _line(plot, by_fraction, name, colour, (shift - (len(lines) - 1) / 2) * 8)
-            if legend:
-                _legend(plot, legend, colour, shift)
+            if words:
+                legend(plot.root, words, colour, plot.right - 84, plot.bottom - 34 + 18 * shift)
         if lines[0][0] == "top_5_overlap":
             _paper_mark(plot, summary)
         panel = svg.element(root, "g", transform=f"translate({place * width},0)")
@@ -190,17 +181,8 @@ def _line(plot: svg.Plot, by_fraction: Mapping[str, Any], name: str, colour: str
     svg.line(group, svg.path((x, plot.y(figure["value"])) for x, figure in known), "thin")
     for x, figure in known:
         if figure["low"] is not None:
-            svg.element(
-                group, "line", class_="whisker", x1=x, x2=x, y1=plot.y(figure["low"]), y2=plot.y(figure["high"])
-            )
+            whisker(group, (x, plot.y(figure["low"])), (x, plot.y(figure["high"])))
         svg.element(group, "circle", class_="dot", cx=x, cy=plot.y(figure["value"]), r=4)
-
-
-def _legend(plot: svg.Plot, text: str, colour: str, line: int) -> None:
-    group = svg.element(plot.root, "g", class_=colour)
-    y = plot.bottom - 34 + 18 * line
-    svg.element(group, "circle", class_="dot", cx=plot.right - 84, cy=y - 4, r=4)
-    svg.element(group, "text", text, class_="name", x=plot.right - 72, y=y)
 
 
 def _paper_mark(plot: svg.Plot, summary: Summary) -> None:

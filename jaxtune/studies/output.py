@@ -5,37 +5,14 @@ from __future__ import annotations
 import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.files import write_atomically
-from jaxtune.reports import svg
+from jaxtune.reports.formatting import ABSENT
 from jaxtune.search.journal import plain
-
-# Beside the palette of the report's page: what a figure that stands alone needs.
-_STYLE = """
-svg { background: var(--paper); }
-text { font: 12px var(--sans); fill: var(--muted); }
-.title { font-weight: 500; }
-.name { font-weight: 600; fill: var(--ink); }
-.grid { stroke: var(--faint); }
-.axis, .tick { stroke: var(--rule); }
-.guide { stroke: var(--muted); stroke-dasharray: 4 4; fill: none; }
-.stroke { fill: none; stroke: var(--colour, var(--accent)); stroke-width: 2; stroke-linejoin: round; }
-.thin .stroke { stroke-width: 1.2; stroke-opacity: 0.8; }
-.dashed .stroke { stroke-dasharray: 6 4; }
-.whisker { stroke: var(--colour, var(--accent)); stroke-width: 1.6; }
-.band { fill: var(--colour, var(--accent)); fill-opacity: 0.16; }
-.dot { fill: var(--colour, var(--accent)); }
-.ring { fill: var(--paper); stroke: var(--colour, var(--accent)); stroke-width: 2; }
-.first { --colour: var(--accent); }
-.second { --colour: var(--finished); }
-.third { --colour: var(--promoted); }
-.fourth { --colour: var(--failed); }
-.quiet { --colour: var(--scored); }
-"""
+from jaxtune.studies.drawing import standalone
 
 
 def output_directory(config: Config, study: str) -> Path:
@@ -43,25 +20,10 @@ def output_directory(config: Config, study: str) -> Path:
     return Path(config.study.output or f"docs/experiments/{study}-{config.name}")
 
 
-def standalone(drawing: ET.Element) -> str:
-    """A drawing (:mod:`jaxtune.reports.svg`) as a file of its own, light or dark as its reader prefers.
-
-    It brings the report's palette and a background, so it reads on any page.
-    """
-    css = files("jaxtune.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
-    palette = css[: css.index("* { box-sizing")]
-    root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **drawing.attrib})
-    width, height = drawing.attrib["viewBox"].split()[2:]
-    root.attrib |= {"width": width, "height": height}
-    ET.SubElement(root, "style").text = palette + _STYLE
-    svg.element(root, "rect", width=width, height=height, style="fill: var(--paper)")
-    root.extend(drawing)
-    return ET.tostring(root, encoding="unicode") + "\n"
-
-
 def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Rows of text under their common keys, numbers to the right."""
-    header = list(rows[0])
+    """Rows of text under the keys of all of them, numbers to the right; a row may lack keys (a reference's values)."""
+    header = list(dict.fromkeys(name for row in rows for name in row))
+    rows = [{name: row.get(name, ABSENT) for name in header} for row in rows]
     numeric = [all(_like_a_number(row[name]) for row in rows) for name in header]
     lines = ["| " + " | ".join(header) + " |", "|" + "|".join("---:" if right else "---" for right in numeric) + "|"]
     lines += ["| " + " | ".join(row[name].replace("|", "\\|") for name in header) + " |" for row in rows]

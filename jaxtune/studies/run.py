@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 from jaxtune.config import Config
 from jaxtune.files import check_writable
+from jaxtune.search.population_size import population_size
 from jaxtune.search.run import check_space, check_trials
 from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.studies.output import output_directory
@@ -39,6 +41,7 @@ def open_runner(
     check_writable(output_directory(config, study), "study.output")
     runner = TrainerRunner(Experiment(config), listener=listener, should_stop=should_stop)
     check_trials(config, runner)
+    runner.capacity = population_size(runner, Path(config.directory))
     return runner
 
 

@@ -15,7 +15,7 @@ from jaxtune.errors import UserError
 from jaxtune.search.header import FREE_SECTIONS
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
-from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.runner import Interrupted, TrialRunner, run_all
 from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
@@ -32,12 +32,13 @@ class StudyTrials:
     """The trials of one experiment in its run directory, which is locked while this is open.
 
     Args:
-      config: resolved; its ``search`` section says what a score is.
+      config: resolved; its ``search`` section, if it has one, says what a score is.
       experiment: name of the experiment: ``early-score``.
       runner: trains and scores trials.
       settings: what else decides which trials there are and where they are scored; a run directory in which these, or
         the configuration, were others is refused.
       planned: how many trials there will be; None where that is not known yet.
+      objective: what a score is, where there is no search.
       on_event: is told every journal record, and ``started`` before a trial trains.
       should_stop: asked between trials.
 
@@ -53,6 +54,7 @@ class StudyTrials:
         *,
         settings: Mapping[str, Any],
         planned: int | None = None,
+        objective: str | None = None,
         on_event: Event | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
@@ -63,7 +65,7 @@ class StudyTrials:
         self._added = 0
         self._journal = Journal(self.run_dir)
         try:
-            self.history = self._open(_header(config, experiment, settings, planned))
+            self.history = self._open(_header(config, experiment, settings, planned, objective))
         except BaseException:
             self._journal.close()
             raise
@@ -108,21 +110,26 @@ class StudyTrials:
           Interrupted: it was told to stop; the same calls go on from there.
         """
         runner = self.runner if runner is None else runner
-        due = [(trial, step) for trial, step in targets if self.outcome(trial, step) is None]
-        for trial, step, outcome, compilations in _run_all(runner, self._starting(due)):
-            total = runner.total_steps(trial)
-            last = step == total
-            event = "failed" if outcome.failed else "finished" if last else "scored"
-            self._append(
-                event,
-                trial=trial.id,
-                configuration=trial.configuration,
-                step=step,
-                total_steps=total,
-                **outcome_fields(outcome),
-                phase="final" if last else "early",
-                compilations=compilations,
-            )
+        due = {trial.id: (trial, step) for trial, step in targets if self.outcome(trial, step) is None}
+        compiled = runner.compilations
+        try:
+            for trial, outcome in run_all(runner, self._starting(due.values(), runner)):
+                total, step = runner.total_steps(trial), due[trial.id][1]
+                last = step == total
+                event = "failed" if outcome.failed else "finished" if last else "scored"
+                self._append(
+                    event,
+                    trial=trial.id,
+                    configuration=trial.configuration,
+                    step=step,
+                    total_steps=total,
+                    **outcome_fields(outcome),
+                    phase="final" if last else "early",
+                    compilations=runner.compilations - compiled,
+                )
+                compiled = runner.compilations
+        finally:
+            runner.close()
 
     def outcome(self, trial: Trial, step: int) -> Outcome | None:
         """What a trial came to at a step: its score there, or the divergence before it; None if it is not known yet."""
@@ -175,7 +182,7 @@ class StudyTrials:
     def _open(self, header: Mapping[str, Any]) -> History:
         records, path = self._journal.records, self._journal.path
         if not records:
-            self._journal.append("study", **header, machine=machine(PACKAGES))
+            self._journal.append("study", **header, population=self.runner.capacity, machine=machine(PACKAGES))
             return History()
         if records[0]["event"] != "study":
             raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
@@ -200,12 +207,12 @@ class StudyTrials:
         self._remember(record)
         self._emit(event, fields["trial"], record)
 
-    def _starting(self, targets: Iterable[Target]) -> Iterator[Target]:
+    def _starting(self, targets: Iterable[Target], runner: TrialRunner) -> Iterator[Target]:
         """The targets, each announced when it is about to start."""
         for trial, step in targets:
             self._check_stop()
             trial.directory.mkdir(parents=True, exist_ok=True)
-            phase = "final" if step == self.runner.total_steps(trial) else "early"
+            phase = "final" if step == runner.total_steps(trial) else "early"
             self._emit("started", trial.id, {"step": step, "phase": phase, "configuration": trial.configuration})
             yield trial, step
 
@@ -218,28 +225,24 @@ class StudyTrials:
             raise Interrupted
 
 
-def _run_all(runner: TrialRunner, targets: Iterable[Target]) -> Iterator[tuple[Trial, int, Outcome, int]]:
-    """Trains one target after the other: trial, step, outcome, and how often the step was compiled for it."""
-    for trial, step in targets:
-        compiled = runner.compilations
-        outcome = runner.run(trial, step)
-        yield trial, step, outcome, runner.compilations - compiled
-
-
-def _header(config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None) -> dict[str, Any]:
+def _header(
+    config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None, objective: str | None
+) -> dict[str, Any]:
     """The journal's first record: what a search's has, so that whatever reads a search's journal reads this one."""
-    search = search_config(config)
+    search = config.search
+    space = {} if search is None else search.space
+    name = search_config(config).objective if objective is None else objective
     base = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return plain(
         {
             "experiment": experiment,
             "settings": dict(settings),
-            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
-            "objective": {"name": search.objective, "direction": direction(search.objective)},
+            "space": {key: value.model_dump(exclude_none=True) for key, value in space.items()},
+            "objective": {"name": name, "direction": direction(name)},
             "fraction": 1.0,
             "trials": planned,
-            "seed": search.seed,
-            "reference": reference_overrides(config),
+            "seed": None if search is None else search.seed,
+            "reference": {} if search is None else reference_overrides(config),
             "config": base,
         }
     )

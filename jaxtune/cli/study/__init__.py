@@ -11,6 +11,9 @@ COMMANDS = {
     "extend": "more trials or promotions, a configuration by hand, a value held fast; then go on",
     "stop": "ask the process that runs a study to save and end",
     "early-score": "train every trial to its end: how well do scores at a fraction foretell the final ones?",
+    "data-size": "train on more and more documents: where do gains end, and what would more data buy?",
+    "transfer": "train one design in full and cheaper: does the best configuration stay the best?",
+    "ablation": "set the winner's hyperparameters back to the reference, one at a time: which of them mattered?",
 }
 
 GROUP = Commands(
