@@ -71,6 +71,8 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
     elif event == "failed":
         say(f"  trial {trial} diverged after {details['steps_run']} steps")
+    elif event == "stopped":
+        say(f"  trial {trial} stopped at step {details['step']}: others did better there")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
 

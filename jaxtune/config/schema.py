@@ -267,6 +267,11 @@ class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
+    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+        default="gp",
+        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
+        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+    )
     trials: PositiveInt = 16
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."

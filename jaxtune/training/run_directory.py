@@ -13,8 +13,8 @@ from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 
-# Where trials train may be another place each time that a study goes on, and what an experiment computes from its trials
-# may change: the journal guards what decides the trials.
+# Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
+# change: the journal guards what decides the trials.
 _FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.")
 
 
