@@ -26,7 +26,7 @@ def opened(config_file, search):
     return TrainerRunner(Experiment(config))
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def auto(config_file):
     """A study of 64 trials that leaves the number to the memory, with its one program."""
     runner = opened(config_file, "trials: 64, population: auto")
@@ -34,19 +34,19 @@ def auto(config_file):
     return runner
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def trainer(auto):
     return auto.trainers[0]
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def batch(auto):
     batches = auto.experiment.batches()
     yield next(batches)
     batches.close()
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def memory(trainer, batch):
     """Bytes of the step of one to four slots at once."""
     compiled = {size: Population(trainer, size, batched=True).compile_step(batch) for size in (1, 2, 4)}
@@ -84,11 +84,8 @@ def test_a_number_that_is_given_stands(config_file, tmp_path):
 
 
 def test_a_number_that_does_not_divide_is_refused(config_file, tmp_path):
-    config = load_config(
-        config_file,
-        [f"search={{promote: 1, {SPACE}, trials: 4, population: 3}}", "parallel={trial: 2, data: 4}", "data.test=null"],
-    )
-    with pytest.raises(
-        UserError, match=r"search\.population: 3 trials do not divide over parallel\.trial = 2; nearest: 4"
-    ):
-        population_size(TrainerRunner(Experiment(config)), tmp_path)
+    search = f"search={{promote: 1, {SPACE}, trials: 4, population: 3}}"
+    mesh = ["parallel={trial: 2, data: 4}", "train.batch_size=8", "data.test=null"]
+    runner = TrainerRunner(Experiment(load_config(config_file, [search, *mesh])))
+    with pytest.raises(UserError, match=r"search\.population: 3 trials do not divide .*trial = 2; nearest: 4"):
+        population_size(runner, tmp_path)
