@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.metadata
-import os
-import platform
 import statistics
 import time
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from jaxtune.telemetry.environment import machine
+
+__all__ = ["Launch", "Wait", "interleaved", "machine"]
 
 Launch = Callable[[], Any]
 Wait = Callable[[Any], None]
@@ -57,35 +57,4 @@ def interleaved(
             "runs_per_sample": counts[name],
         }
         for name, values in seconds.items()
-    }
-
-
-def processor() -> str:
-    """The processor's name; platform tells no more than the architecture on Linux."""
-    information = Path("/proc/cpuinfo")
-    if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def version(name: str) -> str | None:
-    """The installed version of a package."""
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
-
-
-def machine(packages: Sequence[str]) -> dict[str, Any]:
-    """Hardware and versions, as they stand beside every result."""
-    import jax
-
-    return {
-        "device": jax.devices()[0].device_kind,
-        "processor": processor(),
-        "cores": os.cpu_count(),
-        "python": platform.python_version(),
-        "versions": {name: version(name) for name in packages},
     }

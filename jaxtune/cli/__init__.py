@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import errno
-import importlib
 import os
-import re
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.cli.dispatch import Commands, Parser, dispatch
+from jaxtune.errors import UserError
+
+__all__ = ["COMMANDS", "Parser", "main"]
 
 COMMANDS = {
     "search": "find the configuration worth finishing among many short trials",
@@ -20,29 +19,22 @@ COMMANDS = {
     "evaluate": "score a trained run, or the untuned model, on a split",
     "generate": "continue prompts with a model and its adapter",
     "export": "write a run's result as a PEFT adapter or as a merged model",
-    "report": "write the page of a study",
+    "report": "write the page of a study, or serve it while the study runs",
+    "study": "living with studies (status, list, show, extend, stop), and experiments with them",
     "profile": "measure steps and record a profiler trace",
     "doctor": "what is installed, which devices there are, what is wrong",
 }
 
-_EXAMPLE = """examples:
-  jaxtune search configs/quickstart.yaml
-  jaxtune train my.yaml optimizer.learning_rate=3e-4 train.steps=500
-  jaxtune COMMAND --help"""
-
-
-class Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one message with the nearest valid choice."""
-
-    def error(self, message: str) -> NoReturn:
-        """Raises :class:`UserError` instead of printing the whole usage."""
-        # Optional words count as missing too where argparse lists them.
-        message = message.removesuffix(", key=value")
-        if unknown := re.match(r"unrecognized arguments: (--?[\w-]+)", message):
-            message += nearest(unknown[1], self._option_string_actions)
-        if wrong := re.match(r"(argument .*: invalid choice: '(.*)') \(choose from (.*)\)", message):
-            message = wrong[1] + nearest(wrong[2], re.findall(r"'([^']*)'", wrong[3]))
-        raise UserError(f"{message} (see {self.prog} --help)")
+_ALL = Commands(
+    "jaxtune",
+    "jaxtune.cli",
+    COMMANDS,
+    usage="usage: jaxtune COMMAND CONFIG [key=value ...] [--json] [--dry-run]",
+    examples=(
+        "jaxtune search configs/quickstart.yaml",
+        "jaxtune train my.yaml optimizer.learning_rate=3e-4 train.steps=500",
+    ),
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -71,31 +63,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(given: list[str]) -> int:
-    if not given or given[0] in ("-h", "--help"):
-        print(_overview())
-        return 0
-    if given[0] in ("-V", "--version"):
+    if given[:1] in (["-V"], ["--version"]):
         from importlib.metadata import version
 
         print(f"jaxtune {version('jaxtune')}")
         return 0
-    name = given[0]
-    if name not in COMMANDS:
-        raise UserError(f"unknown command {name!r}{nearest(name, COMMANDS)}")
-    # Only the chosen command's module is imported: help answers at once.
-    command = importlib.import_module(f"jaxtune.cli.{name}")
-    parser = Parser(
-        prog=f"jaxtune {name}",
-        description=f"{COMMANDS[name][0].upper()}{COMMANDS[name][1:]}.",
-        epilog=f"example:\n  {command.EXAMPLE}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-        allow_abbrev=False,
-    )
-    command.add_arguments(parser)
-    return command.run(parser.parse_intermixed_args(given[1:]))
-
-
-def _overview() -> str:
-    width = max(map(len, COMMANDS))
-    listed = "\n".join(f"  {name:<{width}}  {text}" for name, text in COMMANDS.items())
-    return f"usage: jaxtune COMMAND CONFIG [key=value ...] [--json] [--dry-run]\n\ncommands:\n{listed}\n\n{_EXAMPLE}"
+    return dispatch(_ALL, given)

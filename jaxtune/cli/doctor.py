@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import os
 import platform
 from pathlib import Path
 from typing import Any
 
 from jaxtune.cli.common import add_json_argument, emit, start_devices, table
+from jaxtune.telemetry.environment import version
 
 EXAMPLE = "jaxtune doctor"
 
@@ -43,8 +43,8 @@ def run(arguments: argparse.Namespace) -> int:
     cache = Path(jax.config.jax_compilation_cache_dir or "")  # pyright: ignore[reportAttributeAccessIssue]
     result: dict[str, Any] = {
         "python": platform.python_version(),
-        "versions": {name: _version(name) for name in ("jaxtune", *_REQUIRED)},
-        "optional": {name: _version(name) for name in _OPTIONAL},
+        "versions": {name: version(name) for name in ("jaxtune", *_REQUIRED)},
+        "optional": {name: version(name) for name in _OPTIONAL},
         "backend": jax.default_backend(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
         "processes": jax.process_count(),
@@ -65,13 +65,6 @@ def run(arguments: argparse.Namespace) -> int:
     rows.append({"": "matrix product", "found": "right" if result["matmul"]["ok"] else f"WRONG by {error:.3g}"})
     emit(result, arguments.json, table(rows))
     return 0 if result["matmul"]["ok"] else 1
-
-
-def _version(name: str) -> str | None:
-    try:
-        return importlib.metadata.version(name)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def _writable(path: Path) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxtune.config.schema import Config, Traced
+from jaxtune.config.schema import Config
+from jaxtune.config.section import Traced
 
 
 def _marker(annotation: Any) -> Traced | None:

@@ -29,6 +29,7 @@ from jaxtune.config.schema import (
     TelemetryConfig,
     TrainConfig,
 )
+from jaxtune.config.studies import AblationConfig, DataSizeConfig, EarlyScoreConfig, StudiesConfig, TransferConfig
 
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", Config),
@@ -45,6 +46,11 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("evaluation", EvaluationConfig),
     ("search", SearchConfig),
     ("search.space.<key>", DimensionConfig),
+    ("study: read by `jaxtune study`", StudiesConfig),
+    ("study.early_score", EarlyScoreConfig),
+    ("study.data_size", DataSizeConfig),
+    ("study.transfer", TransferConfig),
+    ("study.ablation", AblationConfig),
     ("telemetry", TelemetryConfig),
 )
 

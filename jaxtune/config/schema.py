@@ -1,73 +1,19 @@
 """Every configuration key: its type, its default, its bounds and what it does.
 
 Unknown keys are errors. A number that can change between two runs of one compiled program is annotated with
-:class:`Traced`; the hyperparameters that the training step takes are derived from those annotations
-(:mod:`jaxtune.config.hyperparameters`), so a key is never listed twice.
+:class:`~jaxtune.config.section.Traced`; the hyperparameters that the training step takes are derived from those
+annotations (:mod:`jaxtune.config.hyperparameters`), so a key is never listed twice.
 """
 
 from __future__ import annotations
 
-import dataclasses
-import typing
+import re
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    ValidationError,
-    model_validator,
-)
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic import BeforeValidator, Field, model_validator
 
-
-@dataclasses.dataclass(frozen=True)
-class Traced:
-    """Marks a number that the compiled training step takes as an argument, so that changing it does not recompile.
-
-    Attributes:
-      capacity: the number also bounds an array's shape (a rank). Programs are compiled for the largest value in use and
-        smaller ones are reached by a mask.
-    """
-
-    capacity: bool = False
-
-
-class Section(BaseModel):
-    """A part of the configuration: unknown keys are errors, numbers are finite and instances are immutable."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _no_switch_as_number(cls, values: Any) -> Any:
-        """``true`` is no number, though Python counts with it."""
-        given = values if isinstance(values, dict) else {}
-        wrong = [
-            InitErrorDetails(type=PydanticCustomError("number", "Input should be a number"), loc=(name,), input=value)
-            for name, value in given.items()
-            if isinstance(value, bool)
-            and name in cls.model_fields
-            and _takes_numbers(cls.model_fields[name].annotation)
-        ]
-        if wrong:
-            raise ValidationError.from_exception_data(cls.__name__, wrong)
-        return values
-
-
-def _takes_numbers(annotation: Any) -> bool:
-    """Whether numbers, and no switch, are among the alternatives of a type."""
-    parts = typing.get_args(annotation) or (annotation,)
-    return bool not in parts and any(
-        part in (int, float) or (typing.get_origin(part) is Annotated and _takes_numbers(part)) for part in parts
-    )
-
-
-# Steps and rows are counted in 32-bit integers on the device, and seeds are 32-bit words.
-PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
-Seed = Annotated[int, Field(ge=0, lt=2**32)]
-Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced
+from jaxtune.config.studies import StudiesConfig
 
 
 class ModelConfig(Section):
@@ -339,6 +285,9 @@ class SearchConfig(Section):
     initial: PositiveInt = Field(
         default=6, description="Trials of the space-filling design, before the surrogate proposes."
     )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
+    )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )
@@ -346,6 +295,25 @@ class SearchConfig(Section):
     reference: dict[str, Any] = Field(
         default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
     )
+    workers: PositiveInt = Field(
+        default=1,
+        description="Processes that train trials, on one machine or several, under Ray (extra 'distributed'); 1 trains "
+        "in this process, unless ray_address is given.",
+    )
+    ray_address: str | None = Field(
+        default=None, description="host:port of a running Ray's head node, or 'auto'; unset starts Ray on this machine."
+    )
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
+        "else a CPU core.",
+    )
+
+    @model_validator(mode="after")
+    def _address(self) -> SearchConfig:
+        if self.ray_address not in (None, "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", self.ray_address or ""):
+            raise ValueError(f"ray_address is host:port or auto, not {self.ray_address}")
+        return self
 
     @model_validator(mode="after")
     def _promotable(self) -> SearchConfig:
@@ -379,6 +347,7 @@ class Config(Section):
     )
     evaluation: EvaluationConfig = EvaluationConfig()
     search: SearchConfig | None = None
+    study: StudiesConfig = StudiesConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
 
     @property

@@ -12,7 +12,7 @@ from typing import Annotated, Literal
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
-from jaxtune.config.schema import PositiveInt, Probability
+from jaxtune.config.section import PositiveInt, Probability
 from jaxtune.errors import UserError
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import linear_modules

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from jaxtune.cli import COMMANDS, main
+from jaxtune.cli.study import COMMANDS as STUDY_COMMANDS
 from jaxtune.telemetry.writers import read_metrics
 
 SEARCH = (
@@ -29,12 +30,24 @@ def result(capsys):
     return run
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_every_command_has_help_with_an_example(capsys, name):
+SINGLE = [[name] for name in COMMANDS if name != "study"] + [["study", name] for name in STUDY_COMMANDS]
+
+
+@pytest.mark.parametrize("words", SINGLE, ids=" ".join)
+def test_every_command_has_help_with_an_example_and_json(capsys, words):
     with pytest.raises(SystemExit) as ended:
-        main([name, "--help"])
+        main([*words, "--help"])
     assert ended.value.code == 0
-    assert f"jaxtune {name}" in capsys.readouterr().out.split("example:")[1]
+    usage, example = capsys.readouterr().out.split("example:")
+    assert " ".join(["jaxtune", *words]) in example
+    assert "--json" in usage or words == ["profile"]
+
+
+def test_help_lists_the_commands_of_a_command(capsys):
+    for words in (["study"], ["study", "--help"]):
+        assert main(words) == 0
+        printed = capsys.readouterr().out
+        assert all(f"  {name} " in printed for name in STUDY_COMMANDS)
 
 
 def test_help_answers_at_once():

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from jaxtune.config import capacities, dotted, hyperparameters, load_config, program_key, with_overrides
 from jaxtune.config import schema as schema_module
 from jaxtune.config.hyperparameters import field_marker
-from jaxtune.config.schema import Config, FrozenRule, FullRule, LowRankRule, OptimizerConfig, Traced, TrainConfig
+from jaxtune.config.schema import Config, FrozenRule, FullRule, LowRankRule, OptimizerConfig, TrainConfig
+from jaxtune.config.section import Traced
 
 YAML = """\
 model: {path: somewhere}

@@ -8,7 +8,7 @@ from jaxtune.parallel import make_mesh, partition_spec
 
 def test_an_open_axis_takes_the_devices_that_are_left():
     mesh = make_mesh(fsdp=2, tensor=2)
-    assert dict(mesh.shape) == {"data": len(jax.devices()) // 4, "fsdp": 2, "tensor": 2}
+    assert dict(mesh.shape) == {"trial": 1, "data": len(jax.devices()) // 4, "fsdp": 2, "tensor": 2}
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,58 @@
+"""What sections of the configuration are made of: a strict base class, numbers with bounds, the mark of traced ones."""
+
+from __future__ import annotations
+
+import dataclasses
+import typing
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced:
+    """Marks a number that the compiled training step takes as an argument, so that changing it does not recompile.
+
+    Attributes:
+      capacity: the number also bounds an array's shape (a rank). Programs are compiled for the largest value in use and
+        smaller ones are reached by a mask.
+    """
+
+    capacity: bool = False
+
+
+class Section(BaseModel):
+    """A part of the configuration: unknown keys are errors, numbers are finite and instances are immutable."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _no_switch_as_number(cls, values: Any) -> Any:
+        """``true`` is no number, though Python counts with it."""
+        given = values if isinstance(values, dict) else {}
+        wrong = [
+            InitErrorDetails(type=PydanticCustomError("number", "Input should be a number"), loc=(name,), input=value)
+            for name, value in given.items()
+            if isinstance(value, bool)
+            and name in cls.model_fields
+            and _takes_numbers(cls.model_fields[name].annotation)
+        ]
+        if wrong:
+            raise ValidationError.from_exception_data(cls.__name__, wrong)
+        return values
+
+
+def _takes_numbers(annotation: Any) -> bool:
+    """Whether numbers, and no switch, are among the alternatives of a type."""
+    parts = typing.get_args(annotation) or (annotation,)
+    return bool not in parts and any(
+        part in (int, float) or (typing.get_origin(part) is Annotated and _takes_numbers(part)) for part in parts
+    )
+
+
+# Steps and rows are counted in 32-bit integers on the device, and seeds are 32-bit words.
+PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+Probability = Annotated[float, Field(ge=0.0, lt=1.0)]

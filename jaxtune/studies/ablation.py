@@ -1,0 +1,326 @@
+"""Which hyperparameters made the winner? Each is set back to the reference by itself, the others stay.
+
+The winner of a search differs from the reference in every searched key. Trained over several seeds, paired by seed,
+with one key set back at a time, it shows which of the differences it owes its score to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxtune.config import Config, dotted, load_config
+from jaxtune.errors import UserError
+from jaxtune.evaluation.statistics import paired_bootstrap
+from jaxtune.search.outcome import TestOutcome
+from jaxtune.search.run import check_space, preflight_search, search
+from jaxtune.search.runner import Interrupted
+from jaxtune.search.space import Space, canonical
+from jaxtune.search.study import Event
+from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trial import Trial
+from jaxtune.studies import ablation_page
+from jaxtune.studies.output import output_directory, write_output
+from jaxtune.studies.paired import paired_interval
+from jaxtune.studies.run import claim, open_runner
+from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.fit import Listener
+from jaxtune.training.run_directory import RunDirectory
+
+STUDY = "ablation"
+
+SEED = "train.seed"
+
+# Keys that may differ between the search that found the winner and the configuration that it is ablated with.
+_FREE = ("run_dir", "name", "telemetry.", "study.", "search.")
+_SEARCH = ("search.space", "search.reference", "search.objective")
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """One configuration, to be trained with every seed.
+
+    Attributes:
+      name: ``reference``, ``winner``, or the key that is set back.
+      configuration: dotted overrides.
+    """
+
+    name: str
+    configuration: dict[str, Any]
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Everything that can be checked before training; trains and writes nothing.
+
+    Returns:
+      ``trials`` and ``steps``: at most so many, the search included where it is yet to be run. A key in which the
+      winner equals the reference needs no trials.
+
+    Raises:
+      UserError: the input is wrong.
+    """
+    _check_keys(config)
+    seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
+    runner = open_runner(config, STUDY)
+    steps = runner.total_steps(Trial(0, {}, Path()))
+    trials = (2 + len(keys)) * len(seeds)
+    planned = {"trials": trials, "steps": trials * steps}
+    if config.study.ablation.search is not None:
+        _read_search(config, Path(config.study.ablation.search))
+        return planned
+    searched = preflight_search(_search_of(config))
+    return {name: planned[name] + searched[name] for name in planned}
+
+
+def run(
+    config: Config,
+    *,
+    command: str,
+    listener: Callable[[str], Listener] | None = None,
+    on_event: Event | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Runs the search if need be, trains the winner and its ablations, and writes which keys mattered.
+
+    Args:
+      config: its ``search`` section gives space, objective and reference.
+      command: the command line, for the page.
+      listener: makes the progress display of a trial, given its title.
+      on_event: is told every journal record.
+      should_stop: asked after every step and between trials.
+
+    Returns:
+      The summary; None if it was stopped before its end.
+
+    Raises:
+      UserError: the input is wrong, or the winner diverged with every seed.
+    """
+    _check_keys(config)
+    RunDirectory(config.directory, study=True).check(config)
+    if config.study.ablation.search is not None:
+        found = _read_search(config, Path(config.study.ablation.search))
+    else:
+        claim(config)
+        found = search(_search_of(config), listener=listener, on_event=on_event, should_stop=should_stop)
+        if found is None:
+            return None
+    variants = make_variants(config, found["best"]["configuration"])
+    seeds = config.study.ablation.seeds
+    runner = open_runner(config, STUDY, listener=listener, should_stop=should_stop)
+    claim(config)
+    settings = {"seeds": seeds, "winner": found["best"]["configuration"]}
+    with StudyTrials(
+        config, STUDY, runner, settings=settings, planned=len(variants) * len(seeds), on_event=on_event,
+        should_stop=should_stop,
+    ) as trials:  # fmt: skip
+        by_variant = {
+            variant.name: [trials.add({**variant.configuration, SEED: seed}, variant=variant.name) for seed in seeds]
+            for variant in variants
+        }
+        every = [trial for each in by_variant.values() for trial in each]
+        try:
+            trials.score([(trial, runner.total_steps(trial)) for trial in every])
+            for trial in every:
+                if trials.history.trials[trial.id].finished:
+                    trials.test(trial)
+        except Interrupted:
+            return None
+        summary = _summarize(config, command, found, variants, trials, by_variant)
+    return write_output(
+        output_directory(config, STUDY),
+        summary,
+        title=ablation_page.title(summary),
+        text=ablation_page.text(summary),
+        figures=ablation_page.figures(summary),
+    )
+
+
+def make_variants(config: Config, winner: Mapping[str, Any]) -> list[Variant]:
+    """The reference, the winner, and the winner with each searched key set back in which the two differ.
+
+    Args:
+      config: resolved, with a ``search`` section.
+      winner: the configuration that a search found best; that of its reference leaves nothing to set back.
+    """
+    overrides, base = reference_overrides(config), dotted(config)
+    variants = [Variant("reference", overrides), Variant("winner", dict(winner))]
+    for key in Space(search_config(config).space).keys:
+        back = overrides.get(key, base[key])
+        if canonical(winner.get(key, back)) != canonical(back):
+            variants.append(Variant(key, {**winner, key: back}))
+    return variants if len(variants) > 2 else variants[:1]
+
+
+def _check_keys(config: Config) -> None:
+    """Raises UserError where the space is wrong, or searches the seed that the repetitions vary."""
+    space = search_config(config).space
+    if SEED in space:
+        raise UserError(f"search.space.{SEED}: {STUDY} repeats every trial over study.ablation.seeds; leave it out")
+    check_space(config)
+
+
+def _search_of(config: Config) -> Config:
+    """The configuration of the search that is run first."""
+    return config.model_copy(update={"run_dir": str(Path(config.directory) / "search")})
+
+
+def _read_search(config: Config, directory: Path) -> dict[str, Any]:
+    """The summary of a finished search of the same configuration.
+
+    Raises:
+      UserError: there is none, or it was another one; names a key that differs.
+    """
+    key = "study.ablation.search"
+    there = RunDirectory(directory, study=True)
+    summary = there.read_summary() if directory.is_dir() else None
+    if summary is None or not {"best", "rank_agreement"} <= summary.keys():
+        raise UserError(
+            f"{key}: {directory} does not hold a finished search (no summary.json of one); run jaxtune search first, "
+            "or leave the key out"
+        )
+
+    first, second = dotted(load_config(there.config_path)), dotted(config)
+    keys = {name for name in first.keys() | second.keys() if name in _SEARCH or not name.startswith(_FREE)}
+    different = sorted(name for name in keys if first.get(name) != second.get(name))
+    if different:
+        name = different[0]
+        raise UserError(
+            f"{key}: {directory} is a search of another configuration: {name} is {first.get(name)!r} there and "
+            f"{second.get(name)!r} here"
+        )
+    return summary
+
+
+def _summarize(
+    config: Config,
+    command: str,
+    found: Mapping[str, Any],
+    variants: Sequence[Variant],
+    trials: StudyTrials,
+    by_variant: Mapping[str, Sequence[Trial]],
+) -> dict[str, Any]:
+    """The summary of trials that are all trained and tested."""
+    ablation, objective = config.study.ablation, search_config(config).objective
+    better = direction(objective)
+    validation = {name: [_final(trials, trial) for trial in each] for name, each in by_variant.items()}
+    tests = {name: [trials.history.trials[trial.id].test for trial in each] for name, each in by_variant.items()}
+    test = {name: [math.nan if outcome is None else outcome.score for outcome in each] for name, each in tests.items()}
+    tested = any(outcome is not None for each in tests.values() for outcome in each)
+    winner = "winner" if len(variants) > 1 else "reference"
+    if not np.isfinite(validation[winner]).any():
+        raise UserError(f"the winner diverged with every seed of study.ablation.seeds ({ablation.seeds})")
+
+    def effect(name: str) -> dict[str, Any]:
+        measured = {"validation": _difference(config, validation[name], validation["winner"])}
+        if tested:
+            measured["test"] = _difference(config, test[name], test["winner"])
+            measured["test"]["over_examples"] = _over_examples(config, tests[name], tests["winner"])
+        return {**measured, "verdict": _verdict(measured["validation"], better)}
+
+    reference, best = variants[0].configuration, variants[1].configuration if len(variants) > 1 else {}
+    effects = [
+        {"key": variant.name, "winner": best[variant.name], "reference": variant.configuration[variant.name],
+         **effect(variant.name)}
+        for variant in variants[2:]
+    ]  # fmt: skip
+    sign = 1.0 if better == "min" else -1.0
+    effects.sort(key=lambda entry: -sign * _or(entry["validation"]["difference"], sign * math.inf))
+    return {
+        "study": STUDY,
+        "task": config.name,
+        "command": command,
+        "objective": {"name": objective, "direction": better},
+        "seeds": ablation.seeds,
+        "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "seeds"},
+        "search": {
+            "trial": found["best"]["trial"],
+            "final_score": found["best"]["final_score"],
+            "test_score": found["best"]["test_score"],
+            "reference": found["baseline"]["final_score"],
+            "trials": len(found["trials"]),
+            "seed": config.train.seed,
+        },
+        "effects": effects,
+        "whole": {"reference": reference, **effect("reference")} if len(variants) > 1 else None,
+        "unchanged": [key for key in Space(search_config(config).space).keys if key not in by_variant],
+        "variants": [
+            {
+                "name": variant.name,
+                "configuration": variant.configuration,
+                "trials": [trial.id for trial in by_variant[variant.name]],
+                "validation": validation[variant.name],
+                "test": test[variant.name] if tested else None,
+            }
+            for variant in variants
+        ],
+        "machine": trials.machine,
+        "budget": {
+            "steps_run": trials.steps_run,
+            "seconds": trials.seconds,
+            "compilations": trials.compilations,
+            "search": found["budget"],
+        },
+    }
+
+
+def _final(trials: StudyTrials, trial: Trial) -> float:
+    """A trial's final score; NaN where it diverged."""
+    state = trials.history.trials[trial.id]
+    return state.final.score if state.final is not None and state.finished else math.nan
+
+
+def _difference(config: Config, first: Sequence[float], second: Sequence[float]) -> dict[str, Any]:
+    """What setting back does to the score, over seeds."""
+    interval, pairs = paired_interval(first, second, config.study.confidence)
+    bounds = interval.as_dict()
+    lost = int(np.sum(~np.isfinite(first)))
+    return {
+        "difference": bounds["value"],
+        "low": bounds["low"],
+        "high": bounds["high"],
+        "pairs": pairs,
+        "diverged": lost,
+    }
+
+
+def _over_examples(
+    config: Config, first: Sequence[TestOutcome | None], second: Sequence[TestOutcome | None]
+) -> dict[str, float] | None:
+    """The interval over examples of the mean test difference over seeds; None where examples are unknown."""
+    pairs = [
+        (one, other)
+        for one, other in zip(first, second, strict=True)
+        if one is not None and other is not None and one.per_example is not None and other.per_example is not None
+    ]
+    if not pairs:
+        return None
+    example = pairs[0][0]
+    weights = np.ones(len(example.per_example or [])) if example.weights is None else np.asarray(example.weights)
+    one, other = (
+        np.mean([np.where(weights > 0, np.asarray(outcome.per_example) * weights, 0.0) for outcome in side], axis=0)
+        for side in zip(*pairs, strict=True)
+    )
+    found = paired_bootstrap(
+        one, other, weights, strata=example.strata, clusters=example.clusters, samples=config.study.bootstrap,
+        confidence=config.study.confidence,
+    )  # fmt: skip
+    return {"low": found.low, "high": found.high}
+
+
+def _verdict(measured: Mapping[str, Any], better: str) -> str:
+    """``mattered`` (worse when set back), ``harmful`` (better so) or ``unclear`` (the interval holds zero)."""
+    if measured["diverged"] and not measured["pairs"]:
+        return "mattered"
+    low, high = measured["low"], measured["high"]
+    if low is None or low <= 0 <= high:
+        return "unclear"
+    return "mattered" if (low > 0) == (better == "min") else "harmful"
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

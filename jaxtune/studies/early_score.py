@@ -1,0 +1,245 @@
+"""Do early scores foretell final ones? Every trial of a space-filling design is trained to its end to find out.
+
+The paper reports that of the five best configurations after 20 % of the steps four are among the five best at the end
+(arXiv:2407.13906). A search cannot check that: it finishes the best ones alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxtune.config import Config, dotted
+from jaxtune.errors import UserError
+from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.space import Space
+from jaxtune.search.study import Event
+from jaxtune.search.surrogate import Surrogate
+from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trial import Trial
+from jaxtune.studies import early_score_page
+from jaxtune.studies.agreement import TOP, agreement
+from jaxtune.studies.output import output_directory, write_output
+from jaxtune.studies.run import claim, open_runner
+from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.fit import Listener
+
+STUDY = "early-score"
+
+PAPER = {"fraction": "0.2", "top_5_overlap": 4, "of": TOP, "source": "arXiv:2407.13906"}
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Everything that can be checked before training; trains and writes nothing.
+
+    Returns:
+      ``trials`` and ``steps``, what the experiment would train.
+
+    Raises:
+      UserError: the input is wrong.
+    """
+    configurations = design(config)
+    runner = open_runner(config, STUDY)
+    trials = [Trial(number, values, Path()) for number, values in enumerate(configurations)]
+    ladders = [_ladder(config, runner, trial) for trial in trials]
+    return {"trials": len(trials), "steps": sum(ladder[-1] for ladder in ladders)}
+
+
+def run(
+    config: Config,
+    *,
+    command: str,
+    listener: Callable[[str], Listener] | None = None,
+    on_event: Event | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Trains all trials of the design to their end, and writes what their early scores were worth.
+
+    Args:
+      config: its ``search`` section gives space, number of trials, objective and reference.
+      command: the command line, for the page.
+      listener: makes the progress display of a trial, given its title.
+      on_event: is told every journal record.
+      should_stop: asked after every step and between trials.
+
+    Returns:
+      The summary; None if it was stopped before its end.
+
+    Raises:
+      UserError: the input is wrong, or fewer than two trials stayed finite.
+    """
+    configurations = design(config)
+    runner = open_runner(config, STUDY, listener=listener, should_stop=should_stop)
+    settings = {"fractions": config.study.early_score.fractions}
+    planned = len(configurations)
+    claim(config)
+    with StudyTrials(
+        config, STUDY, runner, settings=settings, planned=planned, on_event=on_event, should_stop=should_stop
+    ) as trials:
+        each = [trials.add(values) for values in configurations]
+        ladders = [_ladder(config, runner, trial) for trial in each]
+        try:
+            # Step by step and not trial by trial: a population trains many at a time.
+            for place in range(len(settings["fractions"])):
+                trials.score(zip(each, (ladder[place] for ladder in ladders), strict=True))
+        except Interrupted:
+            return None
+        summary = _summarize(config, command, trials, each, ladders)
+    return write_output(
+        output_directory(config, STUDY),
+        summary,
+        title=early_score_page.title(summary),
+        text=early_score_page.text(summary),
+        figures=early_score_page.figures(summary),
+    )
+
+
+def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
+    """The configurations of all trials: the reference, then points that fill the space evenly.
+
+    Args:
+      config: its ``search`` section gives space, number of trials and reference.
+      study: the experiment, for messages.
+
+    Raises:
+      UserError: there is no ``search`` section, its space is empty or too small, or there are too few trials to
+        compare the leading ones.
+    """
+    search = search_config(config)
+    space = Space(search.space, dotted(config))
+    if search.trials <= TOP:
+        raise UserError(
+            f"search.trials: {search.trials} is too few, as {study} compares the {TOP} best of them; choose "
+            f"{TOP + 1} or more"
+        )
+    if space.size is not None and search.trials - 1 > space.size:
+        raise UserError(
+            f"search.trials: {search.trials}, but search.space holds only {space.size} configurations beside the "
+            "reference; lower it, or widen the space"
+        )
+    surrogate = Surrogate(space, seed=search.seed, initial=search.trials)
+    configurations, points = [reference_overrides(config)], []
+    for number in range(1, search.trials):
+        # Of a space with few values the design may repeat a point; the surrogate then takes a free one.
+        configuration = surrogate.propose(number, [], points).configuration
+        point = space.point(configuration)
+        assert point is not None
+        points.append(point)
+        configurations.append(configuration)
+    return configurations
+
+
+def _ladder(config: Config, runner: TrialRunner, trial: Trial) -> list[int]:
+    """The steps at which a trial is scored, one for each fraction.
+
+    Raises:
+      UserError: two fractions fall on one step, or the first before any.
+    """
+    total, fractions = runner.total_steps(trial), config.study.early_score.fractions
+    steps = [round(fraction * total) for fraction in fractions]
+    for fraction, step, before in zip(fractions, steps, [0, *steps], strict=False):
+        if step <= before:
+            taken = "less than a step" if step == 0 else f"step {step}, at which the fraction before is scored"
+            raise UserError(
+                f"study.early_score.fractions: {fraction:g} of {total} steps is {taken}; leave it out, or train longer"
+            )
+    return steps
+
+
+def fraction_name(fraction: float) -> str:
+    """How a fraction stands in the summary: ``"0.2"``, ``"1"``."""
+    return f"{fraction:g}"
+
+
+def _summarize(
+    config: Config, command: str, trials: StudyTrials, each: Sequence[Trial], ladders: Sequence[Sequence[int]]
+) -> dict[str, Any]:
+    """The summary of trials that are all scored at every step."""
+    search, fractions = search_config(config), config.study.early_score.fractions
+    names = [fraction_name(fraction) for fraction in fractions]
+    sign = 1.0 if direction(search.objective) == "min" else -1.0
+    outcomes = [[trials.outcome(trial, step) for step in ladder] for trial, ladder in zip(each, ladders, strict=True)]
+    scores = np.array(
+        [[math.inf if o is None or o.failed else sign * o.score for o in row] for row in outcomes], np.float64
+    )
+    final = scores[:, -1]
+    if np.isfinite(final).sum() < 2:
+        raise UserError(
+            f"{np.isinf(final).sum()} of {len(each)} trials diverged, so there is no order to compare; lower the upper "
+            "bound of the learning rate in search.space"
+        )
+    total = sum(ladder[-1] for ladder in ladders)
+    by_fraction = {}
+    for place, name in enumerate(names):
+        figures = agreement(
+            scores[:, place],
+            final,
+            promote=search.promote,
+            samples=config.study.bootstrap,
+            confidence=config.study.confidence,
+        )
+        by_fraction[name] = {
+            **figures,
+            "chosen": each[int(np.argmin(scores[:, place]))].id,
+            "steps_saved": _saved(scores[:, place], ladders, place, 1),
+            "steps_saved_promoted": _saved(scores[:, place], ladders, place, search.promote),
+            "diverged": int(np.isinf(scores[:, place]).sum()),
+        }
+    return {
+        "study": STUDY,
+        "task": config.name,
+        "command": command,
+        "objective": {"name": search.objective, "direction": direction(search.objective)},
+        "fractions": fractions,
+        "top_k": TOP,
+        "promote": search.promote,
+        "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "trials"},
+        "by_fraction": by_fraction,
+        "final": _spread(sign * final),
+        "trials": [
+            {
+                "id": trial.id,
+                "configuration": trial.configuration,
+                "steps": list(ladder),
+                "scores": {
+                    name: None if o is None or o.failed else o.score for name, o in zip(names, row, strict=True)
+                },
+                "final_score": None if row[-1] is None or row[-1].failed else row[-1].score,
+                "standard_error": None if row[-1] is None else row[-1].standard_error,
+                "status": trials.history.trials[trial.id].status,
+            }
+            for trial, ladder, row in zip(each, ladders, outcomes, strict=True)
+        ],
+        "paper": PAPER,
+        "machine": trials.machine,
+        "budget": {
+            "steps_run": trials.steps_run,
+            "steps": total,
+            "seconds": trials.seconds,
+            "compilations": trials.compilations,
+        },
+    }
+
+
+def _saved(early: Float[np.ndarray, " n"], ladders: Sequence[Sequence[int]], place: int, finished: int) -> float:
+    """Share of all steps that is saved where all trials stop at a fraction and the best ones alone go on."""
+    best = np.argsort(early, kind="stable")[:finished]
+    spent = sum(ladder[place] for ladder in ladders) + sum(ladders[i][-1] - ladders[i][place] for i in best)
+    return 1 - spent / sum(ladder[-1] for ladder in ladders)
+
+
+def _spread(final: Float[np.ndarray, " n"]) -> Mapping[str, float | int]:
+    """The final scores that a regret is to be seen against."""
+    finite = final[np.isfinite(final)]
+    return {
+        "lowest": float(finite.min()),
+        "median": float(np.median(finite)),
+        "highest": float(finite.max()),
+        "standard_deviation": float(finite.std(ddof=1)),
+        "diverged": int(len(final) - len(finite)),
+    }

@@ -1,0 +1,248 @@
+"""The trials of an experiment: kept in a study's journal, so that a process that was killed goes on where it stopped.
+
+The journal is a search's own (:mod:`jaxtune.search.journal`), with the same events. A trial may be scored at several
+steps: each score is a record of its own, and none is measured twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config
+from jaxtune.errors import UserError
+from jaxtune.search.header import FREE_SECTIONS
+from jaxtune.search.journal import Journal, difference, plain
+from jaxtune.search.outcome import Outcome, TestOutcome
+from jaxtune.search.runner import Interrupted, TrialRunner, run_all
+from jaxtune.search.study import Event
+from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
+from jaxtune.telemetry.environment import machine
+
+PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "scikit-optimize", "numpy", "scipy")
+"""Packages whose versions stand beside the results."""
+
+Target = tuple[Trial, int]
+"""A trial and the step that it is to be scored at."""
+
+
+class StudyTrials:
+    """The trials of one experiment in its run directory, which is locked while this is open.
+
+    Args:
+      config: resolved; its ``search`` section, if it has one, says what a score is.
+      experiment: name of the experiment: ``early-score``.
+      runner: trains and scores trials.
+      settings: what else decides which trials there are and where they are scored; a run directory in which these, or
+        the configuration, were others is refused.
+      planned: how many trials there will be; None where that is not known yet.
+      objective: what a score is, where there is no search.
+      on_event: is told every journal record, and ``started`` before a trial trains.
+      should_stop: asked between trials.
+
+    Raises:
+      UserError: another process holds the directory, or its journal is damaged or another experiment's.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        experiment: str,
+        runner: TrialRunner,
+        *,
+        settings: Mapping[str, Any],
+        planned: int | None = None,
+        objective: str | None = None,
+        on_event: Event | None = None,
+        should_stop: Callable[[], bool] = lambda: False,
+    ):
+        self.runner = runner
+        self.run_dir = Path(config.directory)
+        self._on_event, self._should_stop = on_event, should_stop
+        self._outcomes: dict[tuple[int, int], Outcome] = {}
+        self._added = 0
+        self._journal = Journal(self.run_dir)
+        try:
+            self.history = self._open(_header(config, experiment, settings, planned, objective))
+        except BaseException:
+            self._journal.close()
+            raise
+
+    def __enter__(self) -> StudyTrials:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._journal.close()
+
+    def add(self, configuration: Mapping[str, Any], **details: Any) -> Trial:
+        """The next trial: a new one, or the one that an earlier process put in this place.
+
+        Args:
+          configuration: dotted overrides of the experiment's configuration.
+          details: what the trial stands for, kept in its record.
+
+        Raises:
+          UserError: the journal has another configuration in this place.
+        """
+        number = self._added
+        self._added += 1
+        known = self.history.trials.get(number)
+        if known is None:
+            record = {"configuration": dict(configuration), "source": "design", "told": [], "pending": []}
+            self._append("proposed", trial=number, **record, **details)
+            return self.history.trials[number].trial
+        if found := difference(known.trial.configuration, dict(configuration)):
+            raise UserError(
+                f"{self._journal.path}: trial {number} is another one: {found}; choose another run_dir, or set it back"
+            )
+        return known.trial
+
+    def score(self, targets: Iterable[Target], runner: TrialRunner | None = None) -> None:
+        """Trains trials to steps and scores them there; what is scored already, or has diverged, is left alone.
+
+        Args:
+          targets: a trial may be named once in a call, and from call to call only with rising steps.
+          runner: instead of the experiment's own.
+
+        Raises:
+          Interrupted: it was told to stop; the same calls go on from there.
+        """
+        runner = self.runner if runner is None else runner
+        due = {trial.id: (trial, step) for trial, step in targets if self.outcome(trial, step) is None}
+        compiled = runner.compilations
+        try:
+            for trial, outcome in run_all(runner, self._starting(due.values(), runner)):
+                total, step = runner.total_steps(trial), due[trial.id][1]
+                last = step == total
+                event = "failed" if outcome.failed else "finished" if last else "scored"
+                self._append(
+                    event,
+                    trial=trial.id,
+                    configuration=trial.configuration,
+                    step=step,
+                    total_steps=total,
+                    **outcome_fields(outcome),
+                    phase="final" if last else "early",
+                    compilations=runner.compilations - compiled,
+                )
+                compiled = runner.compilations
+        finally:
+            runner.close()
+
+    def outcome(self, trial: Trial, step: int) -> Outcome | None:
+        """What a trial came to at a step: its score there, or the divergence before it; None if it is not known yet."""
+        known = self._outcomes.get((trial.id, step))
+        if known is not None:
+            return known
+        earlier = (outcome for (number, at), outcome in self._outcomes.items() if number == trial.id and at <= step)
+        return next((outcome for outcome in earlier if outcome.failed), None)
+
+    def test(self, trial: Trial | None, runner: TrialRunner | None = None) -> TestOutcome | None:
+        """A finished trial, or the untuned model (None), on the test split: measured once; None without that split.
+
+        Raises:
+          Interrupted: it was told to stop.
+        """
+        known = self.history.untuned if trial is None else self.history.trials[trial.id].test
+        if known is not None:
+            return known
+        self._check_stop()
+        outcome = (self.runner if runner is None else runner).test(trial)
+        if outcome is not None:
+            number, configuration = (None, None) if trial is None else (trial.id, trial.configuration)
+            self._append("tested", trial=number, configuration=configuration, **test_fields(outcome))
+        return outcome
+
+    @property
+    def machine(self) -> dict[str, Any]:
+        """Hardware and versions that the experiment was started with."""
+        return self._journal.records[0]["machine"]
+
+    @property
+    def steps_run(self) -> int:
+        """Optimizer steps of all trials."""
+        steps: dict[int, int] = {}
+        for (number, _), outcome in self._outcomes.items():
+            steps[number] = max(steps.get(number, 0), outcome.steps_run)
+        return sum(steps.values())
+
+    @property
+    def seconds(self) -> float:
+        """Time spent on scoring and testing, over all processes that worked on the experiment."""
+        tests = [self.history.untuned, *(state.test for state in self.history.trials.values())]
+        return sum(outcome.seconds for outcome in [*self._outcomes.values(), *tests] if outcome is not None)
+
+    @property
+    def compilations(self) -> int:
+        """How often a train step was compiled for trials, over all processes."""
+        return sum(state.compilations for state in self.history.trials.values())
+
+    def _open(self, header: Mapping[str, Any]) -> History:
+        records, path = self._journal.records, self._journal.path
+        if not records:
+            self._journal.append("study", **header, population=self.runner.capacity, machine=machine(PACKAGES))
+            return History()
+        if records[0]["event"] != "study":
+            raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
+        for name, value in header.items():
+            if found := difference(records[0].get(name), value, "" if name == "config" else name):
+                raise UserError(
+                    f"{path} is the journal of another study: {found}; choose another run_dir, or set it back"
+                )
+        history = replay(records[1:], self.run_dir, path)
+        for record in records[1:]:
+            self._remember(record)
+        return history
+
+    def _remember(self, record: Mapping[str, Any]) -> None:
+        if record["event"] in ("scored", "finished", "failed"):
+            self._outcomes[record["trial"], record["step"]] = read_outcome(record)
+
+    def _append(self, event: str, **fields: Any) -> None:
+        """Writes a record and takes it in, the way a restart would."""
+        record = self._journal.append(event, **fields)
+        self.history.apply(record, self.run_dir)
+        self._remember(record)
+        self._emit(event, fields["trial"], record)
+
+    def _starting(self, targets: Iterable[Target], runner: TrialRunner) -> Iterator[Target]:
+        """The targets, each announced when it is about to start."""
+        for trial, step in targets:
+            self._check_stop()
+            trial.directory.mkdir(parents=True, exist_ok=True)
+            phase = "final" if step == runner.total_steps(trial) else "early"
+            self._emit("started", trial.id, {"step": step, "phase": phase, "configuration": trial.configuration})
+            yield trial, step
+
+    def _emit(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
+        if self._on_event is not None:
+            self._on_event(event, trial, details)
+
+    def _check_stop(self) -> None:
+        if self._should_stop():
+            raise Interrupted
+
+
+def _header(
+    config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None, objective: str | None
+) -> dict[str, Any]:
+    """The journal's first record: what a search's has, so that whatever reads a search's journal reads this one."""
+    search = config.search
+    space = {} if search is None else search.space
+    name = search_config(config).objective if objective is None else objective
+    base = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
+    return plain(
+        {
+            "experiment": experiment,
+            "settings": dict(settings),
+            "space": {key: value.model_dump(exclude_none=True) for key, value in space.items()},
+            "objective": {"name": name, "direction": direction(name)},
+            "fraction": 1.0,
+            "trials": planned,
+            "seed": None if search is None else search.seed,
+            "reference": {} if search is None else reference_overrides(config),
+            "config": base,
+        }
+    )
