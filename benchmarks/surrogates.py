@@ -190,6 +190,20 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def as_markdown(result: Mapping[str, Any], task: str, names: Sequence[str]) -> str:
+    """A task's rows for a page."""
+    budgets = result["budgets"]
+    lines = ["| strategy |" + "".join(f" {budget:g} |" for budget in budgets), "|---|" + "---|" * len(budgets)]
+    for name in names:
+        row = result["tasks"][task]["strategies"][name]
+        cells = ""
+        for at in range(len(budgets)):
+            star = " ★" if row["behind_ours_low"][at] > 0 else ""
+            cells += f" {row['mean'][at]:.3f} ± {(row['high'][at] - row['low'][at]) / 2:.3f}{star} |"
+        lines.append(f"| {name} |{cells}")
+    return "\n".join(lines)
+
+
 # How each strategy is drawn: colour and dashes. Strategies that share a family share a colour.
 LOOKS = {
     "random, full": ("#8a8f98", "2 4"),
@@ -262,6 +276,7 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--from", dest="source", type=Path, nargs="+", help="read and merge earlier --json outputs")
     parser.add_argument("--figures", type=Path, help="folder for a figure (SVG) of each task")
+    parser.add_argument("--markdown", action="store_true", help="the rows of docs/surrogates.md")
     arguments = parser.parse_args()
     if arguments.source:
         result = merged([json.loads(path.read_text()) for path in arguments.source])
@@ -276,6 +291,10 @@ def main() -> None:
         arguments.figures.mkdir(parents=True, exist_ok=True)
         for task in result["tasks"]:
             (arguments.figures / f"surrogates-{task}.svg").write_text(figure(task, result), encoding="utf-8")
+    if arguments.markdown:
+        for task, row in result["tasks"].items():
+            print(f"{task}\n\n{as_markdown(result, task, list(row['strategies']))}\n")
+        return
     print(json.dumps(result) if arguments.json else as_text(result))
 
 
