@@ -117,8 +117,10 @@ class Posterior:
         if not points:
             return self.model
         # What was fitted, with the noise that scikit-optimize takes out of the kernel for predictions.
-        kernel = clone(self.model.kernel_).set_params(k2__noise_level=self.model.noise_)
-        model = clone(self.model).set_params(kernel=kernel, optimizer=None)
+        kernel: Any = clone(self.model.kernel_)
+        kernel.set_params(k2__noise_level=self.model.noise_)
+        model: Any = clone(self.model)
+        model.set_params(kernel=kernel, optimizer=None)
         columns = np.concatenate([self.model.X_train_, self.columns(points)])
         return model.fit(columns, np.concatenate([self.model.y_train_, np.full(len(points), warped)]))
 
