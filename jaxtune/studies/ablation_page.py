@@ -126,8 +126,8 @@ def _effects(summary: Summary) -> ET.Element:
         (920, 110 + 34 * len(names)), svg.linear([0.0, *known]),
         svg.Scale(-0.6, len(names) - 0.4, 0, 1, categories=names),
         label="What setting each hyperparameter back to the reference does to the score",
-        x_label=f"change of {formatting.metric_name(metric)}", percent_x=formatting.is_share(metric),
-        interactive=False, margins=(40, 20, 44, 210),
+        x_label=f"change of {formatting.metric_name(metric).removeprefix('validation ')}",
+        percent_x=formatting.is_share(metric), interactive=False, margins=(40, 20, 44, 210),
     )  # fmt: skip
     zero = plot.x(0.0)
     svg.element(plot.root, "line", class_="guide", x1=zero, x2=zero, y1=plot.top, y2=plot.bottom)

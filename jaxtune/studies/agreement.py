@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy import stats
 
-Scores = Float[np.ndarray, "*draws n"]
+Scores = Float[np.ndarray, "draws n"]
 """Scores of the trials of each draw, lower is better, infinite where a trial diverged."""
 
 TOP = 5
@@ -51,18 +51,18 @@ def draw_trials(trials: int, samples: int, seed: int = 0) -> Int[np.ndarray, "sa
     return np.sort(np.random.default_rng(seed).integers(trials, size=(samples, trials)), axis=1)
 
 
-def _ranks(scores: Float[np.ndarray, "*draws n"], used: Bool[np.ndarray, "*draws n"]) -> Float[np.ndarray, "*draws n"]:
+def _ranks(scores: Float[np.ndarray, "draws n"], used: Bool[np.ndarray, "draws n"]) -> Float[np.ndarray, "draws n"]:
     """Average ranks among the used scores; NaN for the others."""
     return stats.rankdata(np.where(used, scores, np.nan), axis=-1, nan_policy="omit")
 
 
-def spearman(early: Scores, final: Scores) -> Float[np.ndarray, "*draws"]:
+def spearman(early: Scores, final: Scores) -> Float[np.ndarray, " draws"]:
     """Spearman's rank correlation over trials with two finite scores; NaN where a side is constant."""
     used = np.isfinite(early) & np.isfinite(final)
     first, second = _ranks(early, used), _ranks(final, used)
     count = np.maximum(used.sum(-1, keepdims=True), 1)
 
-    def centred(ranks: Float[np.ndarray, "*draws n"]) -> Float[np.ndarray, "*draws n"]:
+    def centred(ranks: Float[np.ndarray, "draws n"]) -> Float[np.ndarray, "draws n"]:
         filled = np.where(used, ranks, 0.0)
         return np.where(used, filled - filled.sum(-1, keepdims=True) / count, 0.0)
 
@@ -70,12 +70,12 @@ def spearman(early: Scores, final: Scores) -> Float[np.ndarray, "*draws"]:
     return _over((a * b).sum(-1), np.sqrt((a * a).sum(-1) * (b * b).sum(-1)))
 
 
-def kendall(early: Scores, final: Scores) -> Float[np.ndarray, "*draws"]:
+def kendall(early: Scores, final: Scores) -> Float[np.ndarray, " draws"]:
     """Kendall's tau-b over trials with two finite scores; NaN where a side is constant."""
     used = np.isfinite(early) & np.isfinite(final)
     pairs = used[..., :, None] & used[..., None, :]
 
-    def order(scores: Scores) -> Float[np.ndarray, "*draws n n"]:
+    def order(scores: Scores) -> Float[np.ndarray, "draws n n"]:
         finite = np.where(used, scores, 0.0)
         return np.where(pairs, np.sign(finite[..., :, None] - finite[..., None, :]), 0.0)
 
@@ -84,14 +84,14 @@ def kendall(early: Scores, final: Scores) -> Float[np.ndarray, "*draws"]:
     return _over((a * b).sum(axes), np.sqrt((a * a).sum(axes) * (b * b).sum(axes)))
 
 
-def _over(part: Float[np.ndarray, "*draws"], whole: Float[np.ndarray, "*draws"]) -> Float[np.ndarray, "*draws"]:
+def _over(part: Float[np.ndarray, " draws"], whole: Float[np.ndarray, " draws"]) -> Float[np.ndarray, " draws"]:
     return np.where(whole > 0, part / np.where(whole > 0, whole, 1.0), np.nan)
 
 
-def top_overlap(early: Scores, final: Scores, k: int = TOP) -> Float[np.ndarray, "*draws"]:
+def top_overlap(early: Scores, final: Scores, k: int = TOP) -> Float[np.ndarray, " draws"]:
     """How many of the ``k`` best early trials are among the ``k`` best final ones; ties go to the earlier trial."""
 
-    def leading(scores: Scores) -> Bool[np.ndarray, "*draws n"]:
+    def leading(scores: Scores) -> Bool[np.ndarray, "draws n"]:
         chosen = np.zeros(scores.shape, bool)
         np.put_along_axis(chosen, np.argsort(scores, axis=-1, kind="stable")[..., :k], True, axis=-1)
         return chosen
@@ -99,7 +99,7 @@ def top_overlap(early: Scores, final: Scores, k: int = TOP) -> Float[np.ndarray,
     return (leading(early) & leading(final)).sum(-1).astype(np.float64)
 
 
-def regret(early: Scores, final: Scores, k: int = 1) -> Float[np.ndarray, "*draws"]:
+def regret(early: Scores, final: Scores, k: int = 1) -> Float[np.ndarray, " draws"]:
     """What choosing early costs: the best final score among the ``k`` best early trials, less the best of all.
 
     Infinite where all ``k`` diverge before their end; NaN where every trial does.
@@ -110,7 +110,7 @@ def regret(early: Scores, final: Scores, k: int = 1) -> Float[np.ndarray, "*draw
     return np.where(np.isfinite(best), got - np.where(np.isfinite(best), best, 0.0), np.nan)
 
 
-def interval(value: Float[np.ndarray, ""], drawn: Float[np.ndarray, " samples"], confidence: float) -> Interval:
+def interval(value: float, drawn: Float[np.ndarray, " draws"], confidence: float) -> Interval:
     """The percentile interval (Efron & Tibshirani 1993) of the draws that define the figure."""
     defined = drawn[~np.isnan(drawn)]
     low = high = math.nan
@@ -118,7 +118,7 @@ def interval(value: Float[np.ndarray, ""], drawn: Float[np.ndarray, " samples"],
         ends = [(1 - confidence) / 2, (1 + confidence) / 2]
         # Infinite draws are to be ranked, not to be averaged with their neighbours.
         low, high = (float(end) for end in np.quantile(defined, ends, method="closest_observation"))
-    return Interval(float(value), low, high)
+    return Interval(value, low, high)
 
 
 def agreement(
@@ -154,7 +154,7 @@ def agreement(
     }
     return {
         name: interval(
-            np.asarray(measure(early[None], final[None])[0]), measure(early[drawn], final[drawn]), confidence
+            float(measure(early[None], final[None])[0]), measure(early[drawn], final[drawn]), confidence
         ).as_dict()
         for name, measure in measures.items()
     }

@@ -7,6 +7,8 @@ from importlib.resources import files
 
 from jaxtune.reports import formatting, svg
 
+_PADDING = 12
+
 # Beside the palette of the report's page: what a figure that stands alone needs.
 _STYLE = """
 svg { background: var(--paper); }
@@ -39,10 +41,12 @@ def standalone(drawing: ET.Element) -> str:
     css = files("jaxtune.reports").joinpath("templates/report.css").read_text(encoding="utf-8")
     palette = css[: css.index("* { box-sizing")]
     root = ET.Element("svg", {"xmlns": "http://www.w3.org/2000/svg", **drawing.attrib})
-    width, height = drawing.attrib["viewBox"].split()[2:]
-    root.attrib |= {"width": width, "height": height}
+    width, height = (int(size) + 2 * _PADDING for size in drawing.attrib["viewBox"].split()[2:])
+    root.attrib |= {
+        "viewBox": f"{-_PADDING} {-_PADDING} {width} {height}", "width": str(width), "height": str(height)
+    }  # fmt: skip
     ET.SubElement(root, "style").text = palette + _STYLE
-    svg.element(root, "rect", width=width, height=height, style="fill: var(--paper)")
+    svg.element(root, "rect", x=-_PADDING, y=-_PADDING, width=width, height=height, style="fill: var(--paper)")
     root.extend(drawing)
     return ET.tostring(root, encoding="unicode") + "\n"
 

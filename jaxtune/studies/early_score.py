@@ -17,7 +17,7 @@ from jaxtyping import Float
 from jaxtune.config import Config, dotted
 from jaxtune.errors import UserError
 from jaxtune.search.runner import Interrupted, TrialRunner
-from jaxtune.search.space import Space
+from jaxtune.search.space import Point, Space
 from jaxtune.search.study import Event
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
@@ -44,10 +44,8 @@ def check(config: Config) -> dict[str, Any]:
       UserError: the input is wrong.
     """
     configurations = design(config)
-    runner = open_runner(config, STUDY)
-    trials = [Trial(number, values, Path()) for number, values in enumerate(configurations)]
-    ladders = [_ladder(config, runner, trial) for trial in trials]
-    return {"trials": len(trials), "steps": sum(ladder[-1] for ladder in ladders)}
+    ladders = _ladders(config, open_runner(config, STUDY), configurations)
+    return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders)}
 
 
 def run(
@@ -77,12 +75,12 @@ def run(
     runner = open_runner(config, STUDY, listener=listener, should_stop=should_stop)
     settings = {"fractions": config.study.early_score.fractions}
     planned = len(configurations)
+    ladders = _ladders(config, runner, configurations)
     claim(config)
     with StudyTrials(
         config, STUDY, runner, settings=settings, planned=planned, on_event=on_event, should_stop=should_stop
     ) as trials:
         each = [trials.add(values) for values in configurations]
-        ladders = [_ladder(config, runner, trial) for trial in each]
         try:
             # Step by step and not trial by trial: a population trains many at a time.
             for place in range(len(settings["fractions"])):
@@ -123,24 +121,28 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
             "reference; lower it, or widen the space"
         )
     surrogate = Surrogate(space, seed=search.seed, initial=search.trials)
-    configurations, points = [reference_overrides(config)], []
-    for number in range(1, search.trials):
-        # Of a space with few values the design may repeat a point; the surrogate then takes a free one.
-        configuration = surrogate.propose(number, [], points).configuration
-        point = space.point(configuration)
-        assert point is not None
+    points: list[Point] = []
+    for number, point in enumerate(surrogate.design(), start=1):
+        if point in points:
+            # Of a space with few values the design may repeat a point; the surrogate then takes a free one.
+            point = space.point(surrogate.propose(number, [], points).configuration)
+            assert point is not None
         points.append(point)
-        configurations.append(configuration)
-    return configurations
+    return [reference_overrides(config), *map(space.configuration, points)]
 
 
-def _ladder(config: Config, runner: TrialRunner, trial: Trial) -> list[int]:
-    """The steps at which a trial is scored, one for each fraction.
+def _ladders(config: Config, runner: TrialRunner, configurations: Sequence[dict[str, Any]]) -> list[list[int]]:
+    """The steps at which each trial is scored, one for each fraction.
 
     Raises:
       UserError: two fractions fall on one step, or the first before any.
     """
-    total, fractions = runner.total_steps(trial), config.study.early_score.fractions
+    totals = [runner.total_steps(Trial(number, values, Path())) for number, values in enumerate(configurations)]
+    steps = {total: _ladder(total, config.study.early_score.fractions) for total in dict.fromkeys(totals)}
+    return [steps[total] for total in totals]
+
+
+def _ladder(total: int, fractions: Sequence[float]) -> list[int]:
     steps = [round(fraction * total) for fraction in fractions]
     for fraction, step, before in zip(fractions, steps, [0, *steps], strict=False):
         if step <= before:

@@ -145,7 +145,10 @@ def _agreement(summary: Summary) -> ET.Element:
             "rank correlation with the final score",
             [("spearman", "Spearman", "first"), ("kendall", "Kendall", "second")],
         ),
-        (f"of the best {summary['top_k']}, in both groups", [("top_5_overlap", "", "first")]),
+        (
+            f"of the best {summary['top_k']}, how many are among the final best {summary['top_k']}",
+            [("top_5_overlap", "", "first")],
+        ),
     ]
     width, height = _PANEL
     root = svg.svg_root((width * len(panels), height), "Agreement of early with final order, by fraction of the steps")
@@ -158,6 +161,7 @@ def _agreement(summary: Summary) -> ET.Element:
         plot = svg.Plot(
             _PANEL, _fraction_scale(list(by_fraction)), svg.Scale(min(0.0, *every), top * 1.04, 0, 1),
             label=label, x_label="share of the steps", y_label=label, interactive=False, margins=(30, 20, 44, 44),
+            ticks=(8, 6),
         )  # fmt: skip
         for shift, (name, words, colour) in enumerate(lines):
             _line(plot, by_fraction, name, colour, (shift - (len(lines) - 1) / 2) * 8)
