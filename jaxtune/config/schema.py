@@ -276,6 +276,11 @@ class SearchConfig(Section):
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."
     )
+    ladder: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=list,
+        description="Shares of the steps before fraction, ascending: all trials are trained to the first, and the "
+        "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
+    )
     promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
@@ -319,6 +324,10 @@ class SearchConfig(Section):
     def _promotable(self) -> SearchConfig:
         if self.promote > self.trials:
             raise ValueError(f"promote {self.promote} is above trials {self.trials}")
+        if list(self.ladder) != sorted(set(self.ladder)) or any(rung >= self.fraction for rung in self.ladder):
+            raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
+        if self.ladder and self.method == "hyperband":
+            raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
         return self
 
 

@@ -34,7 +34,7 @@ def study_header(
         "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
         "objective": {"name": search.objective, "direction": direction},
         "experiment": None,
-        **search.model_dump(include={"method", "fraction", "trials", "promote", "initial", "seed", "fixed"}),
+        **search.model_dump(include={"method", "ladder", "fraction", "trials", "promote", "initial", "seed", "fixed"}),
         "population": population,
         "reference": dict(reference),
         "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
@@ -51,7 +51,7 @@ def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str
         raise UserError(f"{path}: the journal is empty; run the search again to start it anew")
     if records[0]["event"] != "study":
         raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-    header: dict[str, Any] = {"method": "gp", "fixed": {}, **records[0]}
+    header: dict[str, Any] = {"method": "gp", "ladder": [], "fixed": {}, **records[0]}
     for record in records[1:]:
         if record["event"] == "changed":
             header |= {name: record[name] for name in CHANGEABLE if name in record}

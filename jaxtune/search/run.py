@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
@@ -183,10 +185,20 @@ def _early_steps(config: Config) -> int:
       UserError: the fraction is less than a step.
     """
     settings, steps = search_config(config), config.train.steps or 0
-    early = round(settings.fraction * steps)
-    if early < 1:
-        raise UserError(f"search.fraction: {settings.fraction} of {steps} steps is less than a step")
-    return early
+    for key, share in [*(("ladder", rung) for rung in settings.ladder), ("fraction", settings.fraction)]:
+        if round(share * steps) < 1:
+            raise UserError(f"search.{key}: {share} of {steps} steps is less than a step")
+    return round(settings.fraction * steps)
+
+
+def _first_steps(settings: SearchConfig, steps: int) -> int:
+    """Steps until all trials of a study are scored, or stopped at the ladder; without divergences."""
+    total, trials, before = 0, settings.trials, 0
+    for share in (*settings.ladder, settings.fraction):
+        total += trials * (round(share * steps) - before)
+        # The reference climbs beside the better half of the others.
+        trials, before = 1 + math.ceil((trials - 1) / 2), round(share * steps)
+    return total
 
 
 def _reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
@@ -230,5 +242,5 @@ def preflight_search(config: Config) -> dict[str, Any]:
         "promote": settings.promote,
         "steps_per_trial": checked.steps,
         "early_steps": early,
-        "steps": settings.trials * early + finished * (checked.steps - early),
+        "steps": _first_steps(settings, checked.steps) + finished * (checked.steps - early),
     }

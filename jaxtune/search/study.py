@@ -8,7 +8,8 @@ time nothing waits for the slowest of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,10 +18,10 @@ from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, check_records, check_room, lookup, study_header
 from jaxtune.search.journal import Journal
 from jaxtune.search.methods import make_method
-from jaxtune.search.observation import Observation
 from jaxtune.search.promotion import next_to_finish, ranking
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.scores import Scores
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
@@ -86,12 +87,13 @@ class Study:
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)
+        self._sign = 1.0 if direction == "min" else -1.0
+        self._scores = Scores(self.space, self._reference_point, self._sign)
         self.reference_in_space = self._reference_point is not None
         self._on_event = on_event
         self._stop, self._stopping = stop, False
         self._compilations = runner.compilations
         self._targets: dict[int, int] = {}
-        self._sign = 1.0 if direction == "min" else -1.0
         if not search.fixed:  # else it depends on what was tried before
             check_room(self.space, search.trials, {0: self._reference_point})
 
@@ -127,6 +129,7 @@ class Study:
                 return None
             finally:
                 self.runner.close()
+            seen = self._scores.last(self._history.trials)
             summary = build_summary(
                 self._history,
                 best,
@@ -134,7 +137,7 @@ class Study:
                 direction=self.direction,
                 fraction=self.search.fraction,
                 top_k=self.search.promote,
-                posterior=self._surrogate.fit([observation for _, observation in self._observations()]),
+                posterior=self._surrogate.fit([observation for _, observation in seen]),
                 reference_in_space=self.reference_in_space,
             )
             write_summary(self.run_dir, summary)
@@ -158,7 +161,7 @@ class Study:
             check_header(records, header, path)
             check_records(records, self.space, path)
         history = replay(records[1:], self.run_dir, path)
-        points = {number: self._point(state) for number, state in history.trials.items()}
+        points = {number: self._scores.point(state) for number, state in history.trials.items()}
         check_room(self.space, self.search.trials, {0: self._reference_point} | points)
         if not records:
             self._record("study", **header)
@@ -191,7 +194,7 @@ class Study:
     def _score_trials(self) -> None:
         """Proposes and scores every trial that the journal does not have yet."""
         trials = self._history.trials
-        waiting = [state for state in trials.values() if not state.ended]
+        waiting = [state for state in trials.values() if not (state.ended or state.waits)]
         running = 0
         with Proposals(self._method, self.reference) as proposals:
             while True:
@@ -208,40 +211,58 @@ class Study:
                     break
                 running -= len(self._wait("early"))
         self._check_stop()
+        for rung in range(len(self.search.ladder)):
+            self._climb(rung)
         if not any(state.ranked for state in trials.values()):
             raise UserError(self._all_diverged())
+
+    def _climb(self, rung: int) -> None:
+        """Takes the better half of the trials that wait at a rung of the ladder to the next one, or to the fraction.
+
+        That is successive halving (Jamieson & Talwalkar 2016) before the trials are scored. The reference goes on
+        beside the half.
+        """
+        trials = self._history.trials
+        there = {n: step for n, state in trials.items() if (step := self._rung(state.trial, rung)) in state.rungs}
+        scores = [(n, self._scores.observation(trials[n], trials[n].rungs[step])) for n, step in there.items()]
+        order = list(ranking([(n, one) for n, one in scores if one is not None], self._surrogate))
+        half = math.ceil(len(order) / 2)
+        for number in order[half:]:
+            trial = trials[number].trial
+            if not trials[number].stopped:
+                self._append("stopped", trial=number, configuration=trial.configuration, step=there[number])
+        on = [trials[n] for n in ([0] if 0 in there else []) + order[:half]]
+        waiting = [state for state in on if not state.ended and max(state.rungs) == there[state.trial.id]]
+        running = 0
+        while True:
+            while waiting and running < self.runner.capacity and not self._asked_to_stop():
+                self._start(waiting.pop(0), "early")
+                running += 1
+            if not running:
+                break
+            running -= len(self._wait("early"))
+        self._check_stop()
+
+    def _rung(self, trial: Trial, rung: int) -> int:
+        """The step of a rung of the ladder."""
+        return round(self.search.ladder[rung] * self.runner.total_steps(trial))
 
     def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""
         known = self._history.trials
         before = set(known[number - 1].known) if number else set()
-        told = [(index, seen) for index, seen in self._observations() if index in before]
+        first = (lambda trial: self._rung(trial, 0)) if self.search.ladder else None
+        told = [(index, seen) for index, seen in self._scores.first(known, first) if index in before]
         pending = [
             (index, point)
             for index in sorted(known)
-            if index not in before and (point := self._point(known[index])) is not None
+            if index not in before and (point := self._scores.point(known[index])) is not None
         ]
         return Request(number, told, pending)
 
     def _propose(self, proposed: Proposed) -> TrialState:
         self._append("proposed", **proposed.fields())
         return self._history.trials[proposed.request.trial]
-
-    def _point(self, state: TrialState) -> Point | None:
-        return self._reference_point if state.trial.id == 0 else self.space.point(state.trial.configuration)
-
-    def _observations(self) -> list[tuple[int, Observation]]:
-        """The early scores inside the space, lower is better, by trial number."""
-        seen = []
-        for number in sorted(self._history.trials):
-            state = self._history.trials[number]
-            # A trial that was stopped counts with the last score it had, and as stopped.
-            point, early = self._point(state), state.outcomes[-1] if state.stopped else state.early
-            if point is not None and early is not None:
-                score = None if early.failed else self._sign * early.score
-                stopped = max(state.rungs) if state.stopped else None
-                seen.append((number, Observation(point, score, early.standard_error, stopped)))
-        return seen
 
     # Training
 
@@ -254,12 +275,19 @@ class Study:
             raise UserError(
                 f"search.fraction {self.search.fraction} of trial {trial.id}'s {total} steps is less than a step"
             )
-        if phase == "early" and trial.id:  # the reference is finished whatever comes
-            until = next((step for step in self._method.rungs(until) if step not in state.rungs), until)
+        if phase == "early":
+            until = next((step for step in self._stops_before(trial, until) if step not in state.rungs), until)
         trial.directory.mkdir(parents=True, exist_ok=True)
         self._emit("started", trial.id, {"step": until, "phase": phase, "configuration": trial.configuration})
         self._targets[trial.id] = until
         self.runner.start(trial, until)
+
+    def _stops_before(self, trial: Trial, until: int) -> Sequence[int]:
+        """Steps before the fraction at which a trial is looked at."""
+        if self.search.ladder:
+            return [self._rung(trial, rung) for rung in range(len(self.search.ladder))]
+        # The reference is finished whatever comes.
+        return self._method.rungs(until) if trial.id else ()
 
     def _until(self, trial: Trial, phase: Phase) -> int:
         total = self.runner.total_steps(trial)
@@ -281,8 +309,11 @@ class Study:
                 **outcome_fields(outcome),
             }
             if step < until and not outcome.failed:
-                self._append("reported", **common, compilations=compilations)
-                if self._stops(trial.id, until):
+                waits = bool(self.search.ladder)
+                self._append("reported", **common, waits=waits, compilations=compilations)
+                if waits:
+                    ended.append(state)
+                elif self._stops(trial.id, until):
                     self._append("stopped", trial=trial.id, configuration=trial.configuration, step=step)
                     ended.append(state)
                 else:
@@ -307,7 +338,13 @@ class Study:
     def _finish_trials(self) -> None:
         """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
         trials, promoted = self._history.trials, self._history.promoted
-        estimates = ranking(self._observations(), self._surrogate)
+        # What the ladder stopped has scores of other steps: promotion weighs those at the fraction alone.
+        seen = [
+            (n, one)
+            for n, one in self._scores.last(self._history.trials)
+            if not (self.search.ladder and trials[n].stopped)
+        ]
+        estimates = ranking(seen, self._surrogate)
         order = [*promoted, *(number for number in estimates if number not in promoted)]
         running: set[int] = set()
         while True:

@@ -36,6 +36,7 @@ class TrialState:
       known: the trials that were scored when it was proposed.
       total_steps: its full length in optimizer steps; None until it is scored.
       rungs: the outcomes before the fraction at which it might have been stopped, by step.
+      waits: whether it waits at the last of them, until all others are there.
       stopped: whether it was, for good.
       early: the outcome at the fraction.
       final: the outcome at the end.
@@ -48,6 +49,7 @@ class TrialState:
     known: tuple[int, ...] = ()
     total_steps: int | None = None
     rungs: dict[int, Outcome] = field(default_factory=dict)
+    waits: bool = False
     stopped: bool = False
     early: Outcome | None = None
     final: Outcome | None = None
@@ -208,6 +210,7 @@ class History:
             state.compilations += record["compilations"]
             if event == "reported":
                 state.rungs[record["step"]] = read_outcome(record)
+                state.waits = record.get("waits", False)
             elif record["phase"] == "early":
                 state.early = read_outcome(record)
             else:
@@ -216,7 +219,7 @@ class History:
             raise ValueError(f"unknown event {event!r}")
 
     def _scored(self) -> tuple[int, ...]:
-        return tuple(index for index, state in self.trials.items() if state.ended)
+        return tuple(index for index, state in self.trials.items() if state.ended or state.waits)
 
 
 def replay(records: Sequence[Mapping[str, Any]], run_dir: Path, path: Path) -> History:

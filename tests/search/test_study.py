@@ -440,3 +440,34 @@ def test_hyperband_stops_trials_on_the_way_to_the_fraction(tmp_path):
     assert [record["configuration"] for record in records(again) if record["event"] == "promoted"] == [
         record["configuration"] for record in whole if record["event"] == "promoted"
     ]
+
+
+@pytest.mark.parametrize("capacity", [1, 3])
+def test_a_ladder_takes_the_better_half_to_the_fraction(tmp_path, capacity):
+    """All are scored at a tenth, half of them at the fraction; the same whether or not it was stopped on the way."""
+    search = search_config(trials=11, promote=2, fraction=0.4, ladder=[0.1, 0.2])
+    runner = SyntheticRunner(capacity=capacity)
+    summary = study(tmp_path / "whole", runner, search=search).run()
+    assert summary is not None
+    diverged = {trial["id"] for trial in summary["trials"] if trial["status"] == "failed"}
+    others = 10 - len(diverged - {0})
+    calls = {until: [trial for trial, at in runner.calls if at == until] for until in (5, 10, 20, 50)}
+    assert sorted(calls[5]) == list(range(11))
+    assert len(calls[10]) == 1 + math.ceil(others / 2)
+    assert len(calls[20]) == 1 + math.ceil(math.ceil(others / 2) / 2)
+    assert len(calls[50]) == 3
+    assert all(0 in numbers for numbers in calls.values()), "the reference is finished whatever comes"
+    scored = {trial["id"] for trial in summary["trials"] if trial["early_score"] is not None}
+    assert scored == set(calls[20])
+    whole = records(tmp_path / "whole")
+    told = [record["told"] for record in whole if record["event"] == "proposed"][-1]
+    assert len(told) == 10 - capacity
+    for number, at in enumerate(runner.calls[::4]):
+        stopped = SyntheticRunner(capacity=capacity)
+        stopped.before = interrupt_at(*at)
+        directory = tmp_path / str(number)
+        assert study(directory, stopped, search=search).run() is None
+        again = study(directory, SyntheticRunner(capacity=capacity), search=search).run()
+        assert again is not None
+        assert [trial["status"] for trial in again["trials"]] == [trial["status"] for trial in summary["trials"]]
+        assert again["best"]["trial"] == summary["best"]["trial"]
