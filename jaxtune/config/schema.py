@@ -293,6 +293,11 @@ class SearchConfig(Section):
     fixed: dict[str, Any] = Field(
         default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
     )
+    start_from: str | None = Field(
+        default=None,
+        description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
+        "model: its best finished trials come first, instead of the design.",
+    )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )

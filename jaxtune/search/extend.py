@@ -83,6 +83,7 @@ def extend(
             population=header["population"] if settings.population == "auto" else settings.population,
             direction=direction(settings.objective),
             reference=reference,
+            start=header["start"],
             base=config.model_dump(mode="json"),
         )
         check_header(journal.records, here, journal.path)

@@ -19,7 +19,13 @@ FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 
 def study_header(
-    search: SearchConfig, *, population: int, direction: str, reference: Mapping[str, Any], base: Mapping[str, Any]
+    search: SearchConfig,
+    *,
+    population: int,
+    direction: str,
+    reference: Mapping[str, Any],
+    start: Sequence[Mapping[str, Any]],
+    base: Mapping[str, Any],
 ) -> dict[str, Any]:
     """The fields of a journal's first record.
 
@@ -28,6 +34,7 @@ def study_header(
       population: trials that train at a time.
       direction: ``min`` or ``max``.
       reference: dotted overrides that make trial 0.
+      start: configurations of the trials after it that an earlier study gave.
       base: the resolved configuration, nested.
     """
     return {
@@ -37,6 +44,7 @@ def study_header(
         **search.model_dump(include={"method", "ladder", "fraction", "trials", "promote", "initial", "seed", "fixed"}),
         "population": population,
         "reference": dict(reference),
+        "start": [dict(one) for one in start],
         "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
     }
 
@@ -51,7 +59,7 @@ def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str
         raise UserError(f"{path}: the journal is empty; run the search again to start it anew")
     if records[0]["event"] != "study":
         raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-    header: dict[str, Any] = {"method": "gp", "ladder": [], "fixed": {}, **records[0]}
+    header: dict[str, Any] = {"method": "gp", "ladder": [], "start": [], "fixed": {}, **records[0]}
     for record in records[1:]:
         if record["event"] == "changed":
             header |= {name: record[name] for name in CHANGEABLE if name in record}

@@ -33,7 +33,8 @@ class Proposal:
 
     Attributes:
       configuration: dotted keys to plain Python values.
-      source: ``design`` (space-filling), ``surrogate`` (the method's own model), or ``random``.
+      source: ``design`` (space-filling), ``surrogate`` (the method's own model), ``random``, or
+        ``transfer`` (a trial of an earlier study).
     """
 
     configuration: dict[str, Any]

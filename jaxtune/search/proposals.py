@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -52,10 +52,11 @@ class Proposals:
     Args:
       method: proposes; called from one thread at a time.
       reference: the configuration of trial 0.
+      start: the configurations of the trials that follow it, whatever the method says.
     """
 
-    def __init__(self, method: Method, reference: Mapping[str, Any]):
-        self._method, self._reference = method, dict(reference)
+    def __init__(self, method: Method, reference: Mapping[str, Any], start: Sequence[Mapping[str, Any]] = ()):
+        self._method, self._reference, self._start = method, dict(reference), [dict(one) for one in start]
         self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surrogate")
         self._ahead: tuple[int, Future[Proposed]] | None = None
 
@@ -75,6 +76,8 @@ class Proposals:
     def _compute(self, request: Request) -> Proposed:
         if request.trial == 0:
             return Proposed(request, Proposal(self._reference, "reference"))
+        if request.trial <= len(self._start):
+            return Proposed(request, Proposal(self._start[request.trial - 1], "transfer"))
         told, pending = ([item for _, item in items] for items in (request.told, request.pending))
         return Proposed(request, self._method.propose(request.trial, told, pending))
 

@@ -12,13 +12,14 @@ from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
-from jaxtune.search.journal import check_free
+from jaxtune.search.journal import FILENAME, check_free, read_journal
 from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.warm_start import best_configurations
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
@@ -109,12 +110,28 @@ def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, s
         runner,
         direction=direction(settings.objective),
         reference=reference,
+        start=starting_trials(config),
         base=config.model_dump(mode="json"),
         reference_config=_reference_in_space(config, reference),
         known_keys=dotted(config),
         on_event=on_event,
         stop=stop,
     )
+
+
+def starting_trials(config: Config) -> list[dict[str, Any]]:
+    """The trials that an earlier study gives this one to begin with: those it began with, if it has begun.
+
+    Raises:
+      UserError: ``search.start_from`` names no study, or one over other keys.
+    """
+    settings = search_config(config)
+    if settings.start_from is None:
+        return []
+    if (Path(config.directory) / FILENAME).exists() and (records := read_journal(config.directory)):
+        return records[0].get("start", [])
+    space = Space(settings.space, dotted(config), settings.fixed)
+    return best_configurations(settings.start_from, space, min(settings.initial, settings.trials) - 1)
 
 
 def check_space(config: Config) -> None:

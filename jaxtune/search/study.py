@@ -44,6 +44,7 @@ class Study:
       runner: trains and scores trials.
       direction: whether the objective is minimised or maximised.
       reference: dotted overrides of ``base`` that make trial 0.
+      start: configurations of the trials after the reference, instead of a design: of an earlier study.
       base: the resolved configuration, nested, that trials override; the journal remembers it.
       reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up
         (a missing one puts it outside the space). If unset, ``reference`` itself and then ``base``.
@@ -68,6 +69,7 @@ class Study:
         *,
         direction: Literal["min", "max"] = "min",
         reference: Mapping[str, Any] | None = None,
+        start: Sequence[Mapping[str, Any]] = (),
         base: Mapping[str, Any] | None = None,
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
@@ -79,6 +81,7 @@ class Study:
         self.runner = runner
         self.direction: Literal["min", "max"] = direction
         self.reference = dict(search.reference if reference is None else reference)
+        self.start = [dict(one) for one in start]
         self.base = {} if base is None else dict(base)
         self.space = Space(search.space, known_keys, search.fixed)
         # The first trials are proposed before anything is scored: they are all design.
@@ -154,6 +157,7 @@ class Study:
             population=self.runner.capacity // self.search.workers,
             direction=self.direction,
             reference=self.reference,
+            start=self.start,
             base=self.base,
         )
         records, path = self._journal.records, self._journal.path
@@ -196,7 +200,7 @@ class Study:
         trials = self._history.trials
         waiting = [state for state in trials.values() if not (state.ended or state.waits)]
         running = 0
-        with Proposals(self._method, self.reference) as proposals:
+        with Proposals(self._method, self.reference, self.start) as proposals:
             while True:
                 while running < self.runner.capacity and (waiting or len(trials) < self.search.trials):
                     if self._asked_to_stop():
