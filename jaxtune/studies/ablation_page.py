@@ -132,7 +132,7 @@ def _effects(summary: Summary) -> ET.Element:
     zero = plot.x(0.0)
     svg.element(plot.root, "line", class_="guide", x1=zero, x2=zero, y1=plot.top, y2=plot.bottom)
     for place, (split, colour, shift) in enumerate(splits):
-        legend(plot.root, split, colour, plot.left + 10 + 100 * place, 24)
+        legend(plot.root, split, colour, plot.left + 10 + 100 * place, 24.0)
         group = svg.element(plot.root, "g", class_=colour)
         for name, entry in entries.items():
             measured, y = entry[split], plot.y(name) + shift
