@@ -22,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -120,6 +120,35 @@ def jaxtune_step(
     return step
 
 
+def padded(rows: Sequence[np.ndarray], weights: Sequence[np.ndarray] | None = None) -> tuple[Any, Any, Any]:
+    """Rows as PEFT's users batch them: padded to the longest one.
+
+    Args:
+      rows: token ids.
+      weights: 0 where a token is not learnt; None where all are.
+
+    Returns:
+      Tensors ``[rows, longest]``: ids, 1 where there is a token, and ids with -100 where nothing is learnt.
+    """
+    import torch
+
+    shape = (len(rows), max(len(tokens) for tokens in rows))
+    ids, mask, labels = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.full(shape, -100, np.int64)
+    for row, tokens in enumerate(rows):
+        count = len(tokens)
+        ids[row, :count], mask[row, :count] = tokens, 1
+        labels[row, :count] = tokens if weights is None else np.where(weights[row] > 0, tokens, -100)
+    return torch.from_numpy(ids), torch.from_numpy(mask), torch.from_numpy(labels)
+
+
+def peft_loss(model: Any, batch: tuple[Any, Any, Any]) -> Any:
+    """The mean loss of a padded batch, on the model's device."""
+    ids, mask, labels = (tensor.to(model.device) for tensor in batch)
+    # Without padding there is nothing to mask but the future, which is faster.
+    whole = bool(batch[1].all())
+    return model(input_ids=ids, attention_mask=None if whole else mask, labels=labels, use_cache=False).loss
+
+
 def peft_step(directory: Path, dtype: str, rows: Iterator[list[np.ndarray]]) -> Callable[[], int] | None:
     """The same for PEFT over transformers, or None without torch."""
     try:
@@ -136,28 +165,14 @@ def peft_step(directory: Path, dtype: str, rows: Iterator[list[np.ndarray]]) -> 
     optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
 
     def step() -> int:
-        group = next(rows)
-        longest = max(len(tokens) for tokens in group)
-        ids = np.zeros((len(group), longest), np.int64)
-        mask = np.zeros((len(group), longest), np.int64)
-        for row, tokens in enumerate(group):
-            ids[row, : len(tokens)], mask[row, : len(tokens)] = tokens, 1
-        inputs = torch.from_numpy(ids).to(device)
-        present = torch.from_numpy(mask).to(device)
-        padded = bool((mask == 0).any())
-        loss = model(
-            input_ids=inputs,
-            attention_mask=present if padded else None,
-            labels=inputs.masked_fill(present == 0, -100),
-            use_cache=False,
-        ).loss
-        loss.backward()
+        batch = padded(next(rows))
+        peft_loss(model, batch).backward()
         torch.nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         if device == "cuda":
             torch.cuda.synchronize()
-        return int(mask.sum()) - len(group)
+        return int(batch[1].sum()) - len(batch[1])
 
     return step
 

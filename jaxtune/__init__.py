@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from jaxtune.errors import UserError
     from jaxtune.models import Decoder, DecoderConfig, load_model, load_tokenizer, save_model
     from jaxtune.parallel import make_mesh
-    from jaxtune.search import Study
+    from jaxtune.search import Study, trials
     from jaxtune.training import Trainer, TrainState, train
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
@@ -49,6 +49,7 @@ _HOMES = {
     "save_model": "models",
     "make_mesh": "parallel",
     "Study": "search",
+    "trials": "search",
     "Trainer": "training",
     "TrainState": "training",
     "train": "training",
@@ -87,6 +88,7 @@ __all__ = [
     "save_model",
     "train",
     "train_batches",
+    "trials",
 ]
 
 

@@ -6,8 +6,10 @@ And what comes before writing: whether a place can be written to at all, and whe
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import fcntl
 import os
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -57,12 +59,40 @@ def check_writable(path: str | Path, key: str) -> None:
         raise UserError(f"{key}: {path} cannot be written: there is no permission to write to {existing}")
 
 
-def acquire_lock(path: Path, what: str) -> int:
+@dataclasses.dataclass(frozen=True)
+class Holder:
+    """Who holds a lock, as the lock's file tells.
+
+    Attributes:
+      text: what people are told: ``process 17 on node3, started 2026-01-31 10:20:30``.
+      process: its id; None where the text does not tell.
+      host: the machine that it runs on; None where the text does not tell.
+      started: when it took the lock, in seconds since 1970; None where the text does not tell.
+    """
+
+    text: str
+    process: int | None = None
+    host: str | None = None
+    started: float | None = None
+
+    @property
+    def here(self) -> bool:
+        """Whether it runs on this machine."""
+        return self.host == socket.gethostname()
+
+
+_HOLDER = re.compile(r"process (\d+) on (\S+), started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
+# How often and how long (in seconds) a lock is tried for: a reader that looks who holds it has it for an instant.
+_TRIES, _PAUSE = 5, 0.05
+
+
+def acquire_lock(path: Path, what: str, advice: str = "stop that first, or wait") -> int:
     """Takes a lock that the kernel drops when this process closes it or ends, however it ends.
 
     Args:
       path: the lock's file; made if missing, and left.
       what: what is locked, for the message: ``"study"``.
+      advice: what to do where another process holds it, for the message.
 
     Returns:
       The file's descriptor, to be closed.
@@ -71,14 +101,70 @@ def acquire_lock(path: Path, what: str) -> int:
       UserError: another process holds it.
     """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        holder = os.pread(descriptor, 200, 0).decode(errors="replace").strip() or "another process"
-        os.close(descriptor)
-        raise UserError(f"{path.parent}: this {what} is being run by {holder}; stop that first, or wait") from error
+    for attempt in range(1, _TRIES + 1):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            break
+        except BlockingIOError as error:
+            if attempt < _TRIES:
+                time.sleep(_PAUSE)
+                continue
+            holder = _read_holder(descriptor).text
+            os.close(descriptor)
+            raise UserError(f"{path.parent}: this {what} is being run by {holder}; {advice}") from error
     # The text is only for people: a stale one does no harm.
     os.ftruncate(descriptor, 0)
     started = time.strftime("%Y-%m-%d %H:%M:%S")
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
     return descriptor
+
+
+def lock_holder(path: Path) -> Holder | None:
+    """Who holds a lock now; None where nobody does. Changes nothing.
+
+    Raises:
+      UserError: the lock's file cannot be read.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read: {error.strerror}") from error
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(descriptor)
+    else:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+def _read_holder(descriptor: int) -> Holder:
+    text = os.pread(descriptor, 200, 0).decode(errors="replace").strip()
+    found = _HOLDER.fullmatch(text)
+    if found is None:
+        return Holder(text or "another process")
+    started = time.mktime(time.strptime(found[3], "%Y-%m-%d %H:%M:%S"))
+    return Holder(text, int(found[1]), found[2], started)
+
+
+def has_open(process: int, path: Path) -> bool | None:
+    """Whether a process of this machine has a file open; None where the system does not tell (it has no ``/proc``)."""
+    descriptors = Path("/proc") / str(process) / "fd"
+    if not Path("/proc/self/fd").is_dir():
+        return None
+    wanted = path.stat()
+    try:
+        entries = list(descriptors.iterdir())
+    except FileNotFoundError:
+        return False
+    except PermissionError:
+        return None
+    for entry in entries:
+        with contextlib.suppress(OSError):
+            found = entry.stat()
+            if (found.st_dev, found.st_ino) == (wanted.st_dev, wanted.st_ino):
+                return True
+    return False

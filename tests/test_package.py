@@ -19,7 +19,7 @@ def test_the_base_needs_no_torch_no_tensorflow_and_no_accelerator():
     extras = PROJECT["optional-dependencies"]
     assert any("jax[cuda13]" in requirement for requirement in extras["cuda"])
     assert any("jax[tpu]" in requirement for requirement in extras["tpu"])
-    assert {"cuda", "tpu", "report", "peers", "test"} <= extras.keys()
+    assert {"cuda", "tpu", "report", "distributed", "peers", "test"} <= extras.keys()
 
 
 def test_every_import_of_the_package_is_required_or_optional_by_name():

@@ -19,8 +19,8 @@ COMMANDS = {
     "evaluate": "score a trained run, or the untuned model, on a split",
     "generate": "continue prompts with a model and its adapter",
     "export": "write a run's result as a PEFT adapter or as a merged model",
-    "report": "write the page of a study",
-    "study": "experiments with searches: how far their early scores, and their winners, can be trusted",
+    "report": "write the page of a study, or serve it while the study runs",
+    "study": "living with studies (status, list, show, extend, stop), and experiments with them",
     "profile": "measure steps and record a profiler trace",
     "doctor": "what is installed, which devices there are, what is wrong",
 }

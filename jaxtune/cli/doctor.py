@@ -20,6 +20,7 @@ _OPTIONAL = {
     "pyarrow": "Parquet sources: pip install 'jaxtune[parquet]'",
     "datasets": "saved Hugging Face datasets: pip install 'jaxtune[datasets]'",
     "wandb": "Weights & Biases: pip install 'jaxtune[wandb]'",
+    "optuna": "search.method tpe and hyperband: pip install 'jaxtune[optuna]'",
 }
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import signal
 from pathlib import Path
+from types import FrameType
 
-from jaxtune.cli.common import add_json_argument, emit
+from jaxtune.cli.common import add_json_argument, emit, say
+from jaxtune.errors import UserError
 
-EXAMPLE = "jaxtune report runs/quickstart"
+EXAMPLE = "jaxtune report runs/quickstart --serve"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,22 +21,72 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys, when a YAML file is given")
     add_json_argument(parser)
     parser.add_argument("--dry-run", action="store_true", help="check that there is a study; write nothing")
+    serving = parser.add_argument_group("a page that follows a running study")
+    serving.add_argument("--serve", action="store_true", help="serve the page instead of writing it, until Ctrl-C")
+    serving.add_argument("--port", type=int, metavar="N", help="default: 8808, or a free one; 0: any free one")
+    serving.add_argument("--host", metavar="H", help="interface to listen on; default: this machine alone can read")
+    serving.add_argument("--public", action="store_true", help="allow a --host that other machines can reach")
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Writes ``report.html`` from a study's files alone."""
-    from jaxtune.config import load_config
-    from jaxtune.errors import UserError
+    """Writes ``report.html`` from a study's files alone, or serves it."""
+    if not arguments.serve:
+        for option in ("port", "host", "public"):
+            given = getattr(arguments, option)
+            if given is not None and given is not False:  # port 0 is given
+                raise UserError(f"--{option}: only goes with --serve")
+    directory = _directory(arguments)
+
     from jaxtune.reports import read_study, write_report
 
-    given = Path(arguments.run)
-    if arguments.overrides and given.is_dir():
-        raise UserError(f"{arguments.overrides[0]}: overrides go with a YAML file, not with a directory")
-    directory = given if given.is_dir() else Path(load_config(given, arguments.overrides).directory)
     if arguments.dry_run:
         read_study(directory)
         emit({"checked": True, "run_dir": str(directory)}, arguments.json, f"{directory} holds a study")
         return 0
+    if arguments.serve:
+        return _serve(directory, arguments)
     path = write_report(directory)
     emit({"report": str(path)}, arguments.json, f"report in {path}")
     return 0
+
+
+def _directory(arguments: argparse.Namespace) -> Path:
+    from jaxtune.config import load_config
+
+    given = Path(arguments.run)
+    # A page can be opened before its study begins, so the directory need not be there.
+    coming = arguments.serve and not given.exists() and given.suffix not in (".yaml", ".yml")
+    if given.is_dir() or coming:
+        if arguments.overrides:
+            raise UserError(f"{arguments.overrides[0]}: overrides go with a YAML file, not with a directory")
+        return given
+    return Path(load_config(given, arguments.overrides).directory)
+
+
+def _serve(directory: Path, arguments: argparse.Namespace) -> int:
+    from jaxtune.reports import read_study
+    from jaxtune.reports.server import make_server
+
+    # What is asked for to end it, Ctrl-C or a plain kill, is no failure.
+    signal.signal(signal.SIGTERM, _interrupt)
+    with make_server(
+        directory, host=arguments.host or "127.0.0.1", port=arguments.port, public=arguments.public
+    ) as server:
+        try:
+            read_study(directory)
+        except UserError as error:
+            say(f"{error}\nthe page shows the study as soon as it can be read")
+        emit(
+            {"url": server.url, "port": server.port, "run_dir": str(directory)},
+            arguments.json,
+            f"the page of {directory}: {server.url}   (Ctrl-C ends it; the study is not touched)",
+        )
+        try:
+            server.serve_forever()
+        except KeyboardInterrupt:
+            say("the page is no longer served")
+    return 0
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

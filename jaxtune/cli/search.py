@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import functools
+import shlex
+import sys
 from collections.abc import Mapping
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config
 
 EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
 
@@ -19,29 +27,38 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(arguments: argparse.Namespace) -> int:
     """Runs a study; the same command again goes on where it stopped."""
     config = start(arguments)
-
-    from jaxtune.reports import write_report
-    from jaxtune.search.run import preflight_search, search
-    from jaxtune.telemetry.progress import ProgressDisplay
-    from jaxtune.training.signals import stop_signals
-
     if arguments.dry_run:
+        from jaxtune.search.run import preflight_search
+
         checked = preflight_search(config)
         emit(checked, arguments.json, _dry_text(checked))
         return 0
-    with stop_signals() as should_stop:
+    return run_study(config, as_json=arguments.json)
+
+
+def run_study(config: Config, *, as_json: bool) -> int:
+    """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
+    from jaxtune.reports import write_report
+    from jaxtune.search.run import search
+    from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
+    from jaxtune.training.signals import stop_signals
+
+    say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
+    # Ray has words of its own for a worker that died, and says them on standard output.
+    with stop_signals() as should_stop, contextlib.redirect_stdout(sys.stderr):
         summary = search(
             config,
-            listener=lambda title: ProgressDisplay(title=title),
+            listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
-            on_plan=lambda trainer: say(table(trainer.plan.table(), title="what is trained")),
+            on_plan=lambda rows: say(table(rows, title="what is trained")),
             should_stop=should_stop,
         )
     if summary is None:
-        emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")
+        again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"
+        emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
     write_report(config.directory)
-    emit(summary, arguments.json, _text(summary, config.directory))
+    emit(summary, as_json, _text(summary, config.directory))
     return 0
 
 
@@ -51,9 +68,11 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
         say(f"{action} {trial}: {values}")
     elif event in ("scored", "finished"):
-        say(f"  {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
+        say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
     elif event == "failed":
-        say(f"  diverged after {details['steps_run']} steps")
+        say(f"  trial {trial} diverged after {details['steps_run']} steps")
+    elif event == "stopped":
+        say(f"  trial {trial} stopped at step {details['step']}: others did better there")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
 

@@ -205,8 +205,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     for depth, part in enumerate(parts):
         last = depth == len(parts) - 1
         here = ".".join(parts[: depth + 1])
-        # Keys of the search space hold dots themselves: everything behind search.space is one key.
-        if parts[:2] == ["search", "space"] and depth == 2:
+        # Keys of the search space hold dots themselves: everything behind search.space is one key, and the like.
+        if depth == 2 and parts[0] == "search" and parts[1] in ("space", "fixed", "reference"):
             part, last = ".".join(parts[2:]), True
         if isinstance(node, list):
             if not part.isdigit() or int(part) >= len(node):

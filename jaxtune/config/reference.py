@@ -29,7 +29,7 @@ from jaxtune.config.schema import (
     TelemetryConfig,
     TrainConfig,
 )
-from jaxtune.config.studies import AblationConfig, EarlyScoreConfig, StudiesConfig
+from jaxtune.config.studies import AblationConfig, DataSizeConfig, EarlyScoreConfig, StudiesConfig, TransferConfig
 
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", Config),
@@ -48,6 +48,8 @@ _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("search.space.<key>", DimensionConfig),
     ("study: read by `jaxtune study`", StudiesConfig),
     ("study.early_score", EarlyScoreConfig),
+    ("study.data_size", DataSizeConfig),
+    ("study.transfer", TransferConfig),
     ("study.ablation", AblationConfig),
     ("telemetry", TelemetryConfig),
 )

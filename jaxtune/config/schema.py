@@ -7,6 +7,7 @@ annotations (:mod:`jaxtune.config.hyperparameters`), so a key is never listed tw
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
@@ -266,6 +267,11 @@ class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
+    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+        default="gp",
+        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
+        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+    )
     trials: PositiveInt = 16
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."
@@ -279,6 +285,9 @@ class SearchConfig(Section):
     initial: PositiveInt = Field(
         default=6, description="Trials of the space-filling design, before the surrogate proposes."
     )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
+    )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )
@@ -286,6 +295,25 @@ class SearchConfig(Section):
     reference: dict[str, Any] = Field(
         default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
     )
+    workers: PositiveInt = Field(
+        default=1,
+        description="Processes that train trials, on one machine or several, under Ray (extra 'distributed'); 1 trains "
+        "in this process, unless ray_address is given.",
+    )
+    ray_address: str | None = Field(
+        default=None, description="host:port of a running Ray's head node, or 'auto'; unset starts Ray on this machine."
+    )
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
+        "else a CPU core.",
+    )
+
+    @model_validator(mode="after")
+    def _address(self) -> SearchConfig:
+        if self.ray_address not in (None, "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", self.ray_address or ""):
+            raise ValueError(f"ray_address is host:port or auto, not {self.ray_address}")
+        return self
 
     @model_validator(mode="after")
     def _promotable(self) -> SearchConfig:

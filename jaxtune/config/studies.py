@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
 from jaxtune.config.section import PositiveInt, Section, Seed
+
+
+def _no_seed_twice(seeds: list[int]) -> list[int]:
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"names a seed twice: {seeds}")
+    return seeds
 
 
 class EarlyScoreConfig(Section):
@@ -44,9 +50,56 @@ class AblationConfig(Section):
     @field_validator("seeds")
     @classmethod
     def _distinct(cls, seeds: list[int]) -> list[int]:
-        if len(set(seeds)) < len(seeds):
-            raise ValueError(f"names a seed twice: {seeds}")
-        return seeds
+        return _no_seed_twice(seeds)
+
+
+class DataSizeConfig(Section):
+    """How the score grows with the documents that are trained on; every run keeps the model of its best evaluation."""
+
+    sizes: list[Literal["all"] | Annotated[int, Field(ge=0)]] | None = Field(
+        default=None,
+        min_length=4,
+        description="Documents (rows of data.train) to train on; 0 is the untuned model. A geometric grid if unset.",
+    )
+    points: Annotated[PositiveInt, Field(ge=3)] = Field(
+        default=6, description="Sizes of the grid, in equal ratios from smallest to all documents; 0 comes on top."
+    )
+    smallest: PositiveInt = Field(default=20, description="Smallest size of the grid above 0.")
+    seeds: list[Seed] = Field(
+        default=[1, 2, 3],
+        min_length=2,
+        description="Each draws its own nested subsets, adapters and order of batches.",
+    )
+    sampling: Literal["random", "stratified", "balanced"] = Field(
+        default="random",
+        description="How documents are drawn: at random, with every group's share as in all of them, or with groups "
+        "equally often for as long as there are documents.",
+    )
+    group_by: str | None = Field(
+        default=None, description="Field that tells an example's group; if unset, the attribute of data.explode."
+    )
+    score: Literal["loss", "exact_match"] = Field(
+        default="loss", description="What is measured on data.test: the loss, or a metric of evaluation.task."
+    )
+    epsilon: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="A size is saturated when its mean score is this near the fitted ceiling; within one standard "
+        "error if unset.",
+    )
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        return _no_seed_twice(seeds)
+
+
+class TransferConfig(Section):
+    """Whether the order of configurations in cheaper settings is that of the full one."""
+
+    settings: dict[str, dict[str, Any]] = Field(
+        default_factory=dict,
+        description="Name -> dotted overrides that make training cheaper, such as {train.steps: 100}.",
+    )
 
 
 class StudiesConfig(Section):
@@ -62,4 +115,6 @@ class StudiesConfig(Section):
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="Coverage of the intervals.")
     early_score: EarlyScoreConfig = EarlyScoreConfig()
+    data_size: DataSizeConfig = DataSizeConfig()
+    transfer: TransferConfig = TransferConfig()
     ablation: AblationConfig = AblationConfig()

@@ -76,4 +76,5 @@ class Head:
             mesh=self.mesh,
             row_axes=RULES["batch"],
             vocabulary_axis=RULES["vocab"][0],
+            trial_axes=RULES["trials"],
         )

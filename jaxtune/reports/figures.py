@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from jaxtune.reports import formatting, svg
 from jaxtune.reports.records import StudyRecord, TrialRecord
+from jaxtune.reports.trial_files import Curve
 
 STATUS_WORDS = {
+    "waiting": "waiting",
     "running": "under way",
-    "scored": "stopped early",
-    "promoted": "promoted, being finished",
+    "scored": "scored early",
+    "promoted": "being finished",
     "finished": "finished",
     "failed": "failed",
 }
@@ -78,8 +80,8 @@ def statuses(trials: list[TrialRecord]) -> tuple[str, ...]:
 
 
 def winner_name(study: StudyRecord, trial: int | None) -> str:
-    """``winner`` once the best trial is finished; until then it only leads."""
-    return "winner" if any(done.id == trial for done in study.finished) else "leader"
+    """``winner`` once the study has ended; until then the best trial only leads."""
+    return "winner" if study.summary.get("best") and any(done.id == trial for done in study.finished) else "leader"
 
 
 def name_label(parent: ET.Element, text: str, x: float, y: float, plot: svg.Plot, *, above: bool) -> None:
@@ -205,26 +207,38 @@ def early_against_final(study: StudyRecord, winner: int | None) -> Figure:
     return Figure(**draw(make, (560, 380), (360, 320)), statuses=statuses(both), table=table)
 
 
-def learning_curves(study: StudyRecord, winner: int | None) -> Figure:
-    """Training loss by step, a line per trial."""
-    with_curve = [trial for trial in study.trials if any(loss is not None for _, loss in trial.curve)]
-    if not with_curve:
-        return Figure(missing="No trial has logged a training loss yet.")
-    losses = [loss for trial in with_curve for _, loss in trial.curve if loss is not None]
-    y = svg.for_scores(losses)
+def learning_curves(study: StudyRecord, winner: int | None) -> tuple[Figure, Figure]:
+    """Training loss and validation loss by step, a line per trial."""
+    training = {trial.id: trial.curve for trial in study.trials}
+    validation = {trial.id: trial.validation for trial in study.trials}
+    return (
+        _curves(study, winner, training, "training loss"),
+        # These are few, so each has a dot.
+        _curves(study, winner, validation, "validation loss", dots=True),
+    )
+
+
+def _curves(
+    study: StudyRecord, winner: int | None, curves: Mapping[int, Curve], loss_name: str, *, dots: bool = False
+) -> Figure:
+    finite = {id: [(step, loss) for step, loss in curve if loss is not None] for id, curve in curves.items()}
+    shown = [trial for trial in study.trials if finite[trial.id]]
+    if not shown:
+        return Figure(missing=f"No trial has logged a {loss_name} yet.")
+    y = svg.for_scores([loss for curve in finite.values() for _, loss in curve])
     lengths = {trial.total_steps for trial in study.trials if trial.total_steps}
-    last = max(*(step for trial in with_curve for step, _ in trial.curve), *lengths)
+    last = max(*(curves[trial.id][-1][0] for trial in shown), *lengths, 1)
     # Trials of different lengths are scored at different steps, so there is no one line to draw.
     scored_at = study.fraction * lengths.pop() if len(lengths) == 1 and study.fraction < 1 else None
     # The winner is drawn last, on top of the others.
-    order = sorted(with_curve, key=lambda trial: (trial.id == winner, trial.reference, trial.status == "finished"))
+    order = sorted(shown, key=lambda trial: (trial.id == winner, trial.reference, trial.status == "finished"))
 
     def make(size: tuple[int, int]) -> ET.Element:
         plot = svg.Plot(
             size, svg.Scale(0.0, float(last), 0, 1), y,
-            label="Learning curves: training loss by step, a line per trial",
-            x_label="step", y_label="training loss" + log_note(y), integer_x=True, margins=(30, 20, 44, 58),
-            ticks=(8 if size[0] > 500 else 4, 5),
+            label=f"Learning curves: {loss_name} by step, a line per trial",
+            x_label="step", y_label=loss_name + log_note(y), integer_x=True, margins=(30, 20, 44, 58),
+            ticks=(6 if size[0] > 500 else 4, 5),
         )  # fmt: skip
         if scored_at is not None:
             at = plot.x(scored_at)
@@ -232,19 +246,22 @@ def learning_curves(study: StudyRecord, winner: int | None) -> Figure:
             svg.element(plot.root, "text", f"scored {at_fraction(study)}", class_="name", x=at + 6, y=plot.top + 10)
         for trial in order:
             kind = "winner" if trial.id == winner else ("reference" if trial.reference else "")
-            finite = [(step, loss) for step, loss in trial.curve if loss is not None]
-            plot.polyline(finite, f"curve {trial.status} {kind}".strip(), trial.id)
+            line = plot.polyline(finite[trial.id], f"curve {trial.status} {kind}".strip(), trial.id)
+            for step, loss in finite[trial.id] if dots else []:
+                svg.element(line, "circle", class_="evaluation", cx=plot.x(step), cy=plot.y(loss), r=3.0)
             if trial.status == "failed":
-                svg.mark(plot.root, plot.x(finite[-1][0]), plot.y(finite[-1][1]), "failed", trial=trial.id)
+                step, loss = finite[trial.id][-1]
+                svg.mark(plot.root, plot.x(step), plot.y(loss), "failed", trial=trial.id)
         return plot.root
 
     rows = []
-    for trial in with_curve:
-        finite = [(step, loss) for step, loss in trial.curve if loss is not None]
-        diverged = "no longer finite" if trial.curve[-1][1] is None else formatting.number(finite[-1][1])
+    for trial in shown:
+        curve = finite[trial.id]
+        diverged = curves[trial.id][-1][1] is None
         rows.append(
-            [str(trial.id), STATUS_WORDS[trial.status], str(trial.curve[-1][0]), formatting.number(finite[0][1]),
-             formatting.number(min(loss for _, loss in finite)), diverged]
+            [str(trial.id), STATUS_WORDS[trial.status], str(curves[trial.id][-1][0]), formatting.number(curve[0][1]),
+             formatting.number(min(loss for _, loss in curve)),
+             "no longer finite" if diverged else formatting.number(curve[-1][1])]
         )  # fmt: skip
     table = Table(["Trial", "Status", "Last step", "First loss", "Lowest loss", "Last loss"], rows)
-    return Figure(**draw(make, (1000, 360), (360, 320)), statuses=statuses(with_curve), table=table)
+    return Figure(**draw(make, (540, 360), (360, 320)), statuses=statuses(shown), table=table)

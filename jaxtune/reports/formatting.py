@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -85,6 +86,22 @@ def seconds(value: Number | None) -> str:
     if total < 3600:
         return f"{total // 60}{SPACE}min {total % 60:02d}{SPACE}s"
     return f"{total // 3600}{SPACE}h {total % 3600 // 60:02d}{SPACE}min"
+
+
+def roughly(value: Number) -> str:
+    """An estimated duration, no more exact than it is: ``less than a minute``, ``12 min``, ``3 h 20 min``."""
+    if value < 50:
+        return "less than a minute"
+    minutes = max(1, round(value / 60))
+    if minutes < 60:
+        return f"{minutes}{SPACE}min"
+    minutes = round(minutes, -1)
+    return f"{minutes // 60}{SPACE}h" + (f"{SPACE}{minutes % 60:02d}{SPACE}min" if minutes % 60 else "")
+
+
+def clock(value: Number) -> str:
+    """A time (seconds since the epoch) in the local zone: ``2025-03-01 14:05:09``."""
+    return datetime.datetime.fromtimestamp(value).isoformat(sep=" ", timespec="seconds")
 
 
 def setting(value: Any) -> str:

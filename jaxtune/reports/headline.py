@@ -21,10 +21,17 @@ class Winner:
     Attributes:
       trial: the trial.
       final: it was trained to the end; otherwise it leads by its early score.
+      decided: the study has ended and says so; until then it only leads.
     """
 
     trial: TrialRecord
     final: bool
+    decided: bool
+
+    @property
+    def word(self) -> str:
+        """What it is called: the winner, or the leader."""
+        return "winner" if self.decided else "leader"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,15 +52,25 @@ class Contestant:
 
 
 def find_winner(study: StudyRecord) -> Winner | None:
-    """The summary's best trial; before there is one, the best finished trial, then the best by early score."""
+    """The summary's best trial; before there is one, the trial with the best score, each one's latest."""
     named = (study.summary.get("best") or {}).get("trial")
     for trial in study.trials:
         if trial.id == named:
-            return Winner(trial, trial.final_score is not None)
-    if done := study.best_first(study.finished, "final_score"):
-        return Winner(done[0], final=True)
-    leading = study.best_first([trial for trial in study.trials if trial.status != "failed"], "early_score")
-    return Winner(leading[0], final=False) if leading else None
+            return Winner(trial, trial.final_score is not None, decided=trial.final_score is not None)
+    # A final score stands beside the early ones of trials that are still being finished: the reference, finished first,
+    # would lead until the next one is.
+    latest = {
+        trial.id: score
+        for trial in study.trials
+        if trial.status != "failed"
+        and (score := trial.early_score if trial.final_score is None else trial.final_score) is not None
+    }
+    leading = [trial for trial in study.trials if trial.id in latest]
+    if not leading:
+        return None
+    pick = min if study.direction == "min" else max
+    best = pick(leading, key=lambda trial: latest[trial.id])
+    return Winner(best, best.final_score is not None, decided=False)
 
 
 def is_running(study: StudyRecord) -> bool:
@@ -64,16 +81,17 @@ def is_running(study: StudyRecord) -> bool:
 def verdict(study: StudyRecord, winner: Winner | None) -> str:
     """The page's first sentence."""
     tried = formatting.count(len(study.trials), "trial")
+    scored = formatting.count(sum(trial.early_score is not None for trial in study.trials), "scored trial")
     metric = formatting.metric_name(study.objective)
     if winner is None:
         failed = sum(trial.status == "failed" for trial in study.trials)
         return f"No trial has a score yet: {tried} started, {failed} failed."
     trial = winner.trial
-    if not winner.final:
-        score = formatting.score(trial.early_score, study.objective)
+    if not winner.decided:
+        score = formatting.score(trial.final_score if winner.final else trial.early_score, study.objective)
         subject = "The reference configuration" if trial.reference else f"Trial {trial.id}"
-        share = formatting.percentage(study.fraction)
-        return f"{subject} leads after {tried}: {metric} {score} at {share} of its steps."
+        where = "the end" if winner.final else f"{formatting.percentage(study.fraction)} of its steps"
+        return f"{subject} leads after {scored}: {metric} {score} at {where}."
     score = formatting.score(trial.final_score, study.objective)
     if trial.reference:
         others = formatting.count(len(study.trials) - 1, "other trial")
@@ -94,16 +112,20 @@ def reference_final(study: StudyRecord) -> float | None:
 
 
 def comparison(study: StudyRecord, winner: Winner | None) -> list[Contestant]:
-    """Winner, reference and untuned model side by side; [] until a trial is finished."""
+    """Winner, reference and untuned model side by side; [] until the leading trial is finished."""
     best, baseline, untuned = (study.summary.get(name) or {} for name in ("best", "baseline", "untuned"))
     if winner is None or not winner.final:
         return []
     rows: list[tuple[str, float | None, float | None]] = [
-        (f"Trial {winner.trial.id} (winner)", winner.trial.final_score, formatting.finite(best.get("test_score")))
+        (
+            f"Trial {winner.trial.id} ({winner.word})",
+            winner.trial.final_score,
+            formatting.finite(best.get("test_score")),
+        )
     ]
     reference = reference_final(study), formatting.finite(baseline.get("test_score"))
     if winner.trial.reference:
-        rows = [("Reference (winner)", *rows[0][1:])]
+        rows = [(f"Reference ({winner.word})", *rows[0][1:])]
         reference = rows[0][1], rows[0][2]
     else:
         rows.append(("Reference (trial 0)", *reference))
@@ -130,7 +152,7 @@ def comparison(study: StudyRecord, winner: Winner | None) -> list[Contestant]:
 def test_sentence(study: StudyRecord, winner: Winner | None) -> str:
     """What the test split says about winner and reference, with the paired bootstrap interval where there is one."""
     best = study.summary.get("best") or {}
-    if winner is None or not winner.final:
+    if winner is None or not winner.decided:
         return "The test split is measured once, at the end, on the best finished trial."
     if formatting.finite(best.get("test_score")) is None:
         return "There is no test score: the configuration names no test split (data.test), or the test has not run yet."
@@ -229,7 +251,7 @@ def budget(study: StudyRecord) -> dict[str, Any] | None:
         "share": round(100 * min(1.0, run / whole), 1),
         "saved": formatting.percentage(max(0.0, saved)),
         "times": f"{whole / run:.1f}" if run else formatting.ABSENT,
-        "seconds": formatting.seconds(formatting.finite(given.get("seconds"))),
+        "seconds": formatting.seconds(study.busy),
         "compilations": formatting.ABSENT if compilations is None else str(compilations),
     }
 

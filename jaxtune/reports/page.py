@@ -1,12 +1,15 @@
-"""``report.html``: one file that holds everything, so that it can be mailed, printed and opened without a network.
+"""The page of a study, as a file and served: one mechanism makes both.
 
+``report.html`` is one file that holds everything, so that it can be mailed, printed and opened without a network.
 Figures are inline SVG drawn here; a small script adds pointing, walking by keyboard, filters, sorting and copying, and
-the page says all it has to say without it.
+the page says all it has to say without it. Served, the same page asks for the parts that change with the study and
+patches them in.
 """
 
 from __future__ import annotations
 
 import base64
+import dataclasses
 import functools
 import hashlib
 from importlib import resources
@@ -18,9 +21,30 @@ from markupsafe import Markup
 
 from jaxtune.files import write_atomically
 from jaxtune.reports import figures, formatting, headline, space_figures
+from jaxtune.reports.progress import progress
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
 
 REPORT = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class View:
+    """What of the page changes with the study.
+
+    Attributes:
+      directory: the study's.
+      title: the window's title.
+      head, main: markup of the page's head and of its sections.
+      cards: trial → what is shown when it is pointed at.
+      ended: whether the study has its summary.
+    """
+
+    directory: str
+    title: str
+    head: Markup
+    main: Markup
+    cards: dict[int, Any]
+    ended: bool
 
 
 def write_report(run_dir: str | Path) -> Path:
@@ -37,55 +61,94 @@ def write_report(run_dir: str | Path) -> Path:
       UserError: there is no study in ``run_dir``; the message names the nearest directory that has one.
     """
     directory = Path(run_dir)
-    page = render(read_study(directory))
+    page = render(view(read_study(directory)))
     target = directory / REPORT
     write_atomically(target, page)
     return target
 
 
-def render(study: StudyRecord) -> str:
-    """The page as HTML."""
+def render(shown: View, *, refresh: str = "") -> str:
+    """The page as HTML.
+
+    Args:
+      shown: the study's parts of it.
+      refresh: where the page asks for a newer view, relative to its own address; "" for a page that stands by itself.
+    """
     script = _asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return _render(
+        "report.html.j2",
+        view=shown,
+        style=Markup(_asset("report.css")),
+        script=Markup(script),
+        # Only this very script may run: text that slipped through the escaping still could not.
+        script_source=f"'sha256-{digest}'",
+        refresh=refresh,
+        version=version(),
+    )
+
+
+@functools.cache
+def version() -> str:
+    """Names the style and the script, which a served page loads once."""
+    return hashlib.sha256((_asset("report.css") + _asset("report.js")).encode()).hexdigest()[:16]
+
+
+def notice(directory: Path, title: str, text: str) -> View:
+    """A page in place of a study that is not there yet, or cannot be read."""
+    name = directory.resolve().name
+    head = _render("head.html.j2", name=name, running=True, facts=[("Directory", str(directory))])
+    main = _render("notice.html.j2", title=title, text=text)
+    return View(str(directory), f"{name} · search report", head, main, {}, ended=False)
+
+
+def view(study: StudyRecord, *, live: bool = False) -> View:
+    """What the page shows of a study; ``live`` where it will refresh itself."""
     winner = headline.find_winner(study)
     leader = winner.trial.id if winner else None
-    return (
-        _environment()
-        .get_template("report.html.j2")
-        .render(
-            study=study,
-            style=Markup(_asset("report.css")),
-            script=Markup(script),
-            # Only this very script may run: text that slipped through the escaping still could not.
-            script_source=f"'sha256-{digest}'",
-            running=headline.is_running(study),
-            facts=facts(study),
-            winner=winner,
-            verdict=headline.verdict(study, winner),
-            comparison=headline.comparison(study, winner),
-            test_sentence=headline.test_sentence(study, winner),
-            measures=headline.test_measures(study, winner),
-            settings=headline.settings(study, winner) if winner else [],
-            command=headline.command(study, winner) if winner else "",
-            budget=headline.budget(study),
-            agreement=headline.agreement(study),
-            status_words=figures.STATUS_WORDS,
-            convergence=figures.convergence(study, leader),
-            early_final=figures.early_against_final(study, leader),
-            parallel=space_figures.parallel_coordinates(study, leader),
-            ramp=range(space_figures.RAMP),
-            dependence=space_figures.partial_dependence(study),
-            importance=sorted(space_figures.importances(study).items(), key=lambda item: -item[1]),
-            curves=figures.learning_curves(study, leader),
-            short_key=space_figures.short_key,
-            trials=[trial_row(study, trial, leader) for trial in study.trials],
-            failures=[trial for trial in study.trials if trial.status == "failed"],
-            cards={trial.id: card(study, trial, leader) for trial in study.trials},
-            percent=formatting.percentage,
-            metric=formatting.metric_name(study.objective),
-            count=formatting.count,
-        )
+    running = headline.is_running(study)
+    main = _render(
+        "study.html.j2",
+        study=study,
+        live=live,
+        running=running,
+        winner=winner,
+        verdict=headline.verdict(study, winner),
+        comparison=headline.comparison(study, winner),
+        test_sentence=headline.test_sentence(study, winner),
+        measures=headline.test_measures(study, winner),
+        settings=headline.settings(study, winner) if winner else [],
+        command=headline.command(study, winner) if winner else "",
+        progress=progress(study) if running else None,
+        budget=headline.budget(study),
+        agreement=headline.agreement(study),
+        status_words=figures.STATUS_WORDS,
+        convergence=figures.convergence(study, leader),
+        early_final=figures.early_against_final(study, leader),
+        parallel=space_figures.parallel_coordinates(study, leader),
+        ramp=range(space_figures.RAMP),
+        dependence=space_figures.partial_dependence(study),
+        importance=sorted(space_figures.importances(study).items(), key=lambda item: -item[1]),
+        curves=figures.learning_curves(study, leader),
+        short_key=space_figures.short_key,
+        trials=[trial_row(study, trial, leader) for trial in study.trials],
+        failures=[trial for trial in study.trials if trial.status == "failed"],
+        percent=formatting.percentage,
+        metric=formatting.metric_name(study.objective),
+        clock=formatting.clock,
     )
+    return View(
+        directory=str(study.directory),
+        title=f"{study.name} · search report",
+        head=_render("head.html.j2", name=study.name, running=running, facts=facts(study)),
+        main=main,
+        cards={trial.id: card(study, trial, leader) for trial in study.trials},
+        ended=not running,
+    )
+
+
+def _render(template: str, **given: Any) -> Markup:
+    return Markup(_environment().get_template(template).render(given))
 
 
 @functools.cache
@@ -133,6 +196,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dic
     return {
         "id": trial.id,
         "status": trial.status,
+        "training": trial.training,
         "name": figures.winner_name(study, winner) if trial.id == winner else ("reference" if trial.reference else ""),
         "reason": trial.reason,
         "settings": [(text, sort_key(value)) for text, value in cells],
@@ -160,6 +224,8 @@ def card(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str
     early = formatting.score(trial.early_score, study.objective)
     if trial.early_score is not None and trial.early_error:
         early += f" ± {formatting.difference(trial.early_error, study.objective).lstrip('+')}"
+    if trial.training:
+        word += f", step {trial.steps:,}"
     lines = [("early score", early), ("final score", formatting.score(trial.final_score, study.objective))]
     if trial.reason and trial.early_score is None:
         lines = [("reason", trial.reason)]

@@ -1,7 +1,8 @@
 """What a report is made from, read from a study's directory: the journal, the summary and the trials' metrics.
 
 The journal (``trials.jsonl``) is the truth and is there from the first trial on; ``summary.json`` adds what is worked
-out at the end. So a study that still runs, or one that was killed, has a report as well.
+out at the end. So a study that still runs, or one that was killed, has a report as well. Nothing here takes the study's
+lock or writes: a study is read while another process runs it.
 """
 
 from __future__ import annotations
@@ -16,13 +17,12 @@ import yaml
 
 from jaxtune.errors import UserError, nearest
 from jaxtune.reports.formatting import finite
+from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
+from jaxtune.search.header import amended_header
 from jaxtune.search.journal import FILENAME as JOURNAL
 from jaxtune.search.journal import read_journal
 from jaxtune.search.summary import FILENAME as SUMMARY
 from jaxtune.search.trial import TrialState, replay
-from jaxtune.telemetry.writers import read_metrics
-
-CURVE_POINTS = 240
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,20 +32,24 @@ class TrialRecord:
     Attributes:
       id: its number; 0 is the reference configuration.
       configuration: dotted key → value.
-      status: running, scored (stopped at the fraction), promoted (being finished), finished, failed.
+      status: waiting (proposed, not begun), running, scored (stopped at the fraction), promoted (being finished),
+        finished, failed.
+      training: it is being trained, as far as the files tell; several trials may be at the same time.
       early_score: validation score at the fraction.
       early_error: its standard error.
       final_score: validation score at the end.
       reason: why it failed, "" if it did not.
-      steps: optimizer steps run.
-      total_steps: its full length.
-      seconds: time spent on it.
+      steps: optimizer steps run; of one that trains, those logged so far.
+      total_steps: its full length; None until it is scored.
+      seconds: how long it trained; its share of the time where several trials trained together.
       curve: (step, training loss) pairs.
+      validation: (step, validation loss) pairs.
     """
 
     id: int
     configuration: dict[str, Any]
     status: str
+    training: bool
     early_score: float | None
     early_error: float | None
     final_score: float | None
@@ -53,7 +57,8 @@ class TrialRecord:
     steps: int
     total_steps: int | None
     seconds: float | None
-    curve: list[tuple[int, float | None]]
+    curve: Curve
+    validation: Curve
 
     @property
     def reference(self) -> bool:
@@ -72,10 +77,13 @@ class StudyRecord:
       direction: "min" or "max".
       fraction: share of its steps after which a trial is scored.
       planned: how many trials the study is to have.
+      promote: how many of them are to be finished, besides the reference.
       space: dotted key → {kind: bounds or choices}.
       config: the configuration that the trials override.
       trials: in order.
       summary: ``summary.json``, {} while the study has none.
+      busy: seconds in which something was trained or tested, whether by one trial or several at a time.
+      written: when the study last wrote something, in seconds since the epoch.
     """
 
     directory: Path
@@ -84,10 +92,13 @@ class StudyRecord:
     direction: str
     fraction: float
     planned: int
+    promote: int
     space: dict[str, dict[str, Any]]
     config: dict[str, Any]
     trials: list[TrialRecord]
     summary: dict[str, Any]
+    busy: float
+    written: float
 
     @property
     def keys(self) -> list[str]:
@@ -114,14 +125,20 @@ def read_study(directory: Path) -> StudyRecord:
     journal = directory / JOURNAL
     if not journal.is_file():
         raise UserError(_no_study(directory))
+    # Before the journal: with a summary, the journal read after it is whole.
+    summary = _read_summary(directory / SUMMARY)
     records = read_journal(directory)
     if not records or records[0]["event"] != "study":
         raise UserError(f"{journal}, line 1: no record of a study; the journal is empty or its first line was removed")
-    header = records[0]
+    header = amended_header(records, journal)
     history = replay(records[1:], directory, journal)
     config = header.get("config") or {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.
     base = {key: value for key in header["space"] if (value := _find(config, key)) is not None}
+    files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
+    told = {record["trial"]: _time(record) for record in records if "steps_run" in record}
+    at_work = _at_work(history.trials, files, told) if not summary else {}
+    written = [_time(records[-1]), *(file.written for file in files.values() if file.written is not None)]
     return StudyRecord(
         directory=directory,
         name=_name(directory),
@@ -129,31 +146,96 @@ def read_study(directory: Path) -> StudyRecord:
         direction=header["objective"]["direction"],
         fraction=header["fraction"],
         planned=header.get("trials") or len(history.trials),
+        promote=header.get("promote") or 0,
         space=header["space"],
         config=config,
-        trials=[_trial(history.trials[number], base) for number in sorted(history.trials)],
-        summary=_read_summary(directory / SUMMARY),
+        trials=[_trial(history.trials[n], files[n], base, training=n in at_work) for n in sorted(history.trials)],
+        summary=summary,
+        busy=_covered([*_calls(records, header.get("population") or 1), *at_work.values()]),
+        written=max(written) if not summary else _time(records[-1]),
     )
 
 
-def _trial(state: TrialState, base: Mapping[str, Any]) -> TrialRecord:
+def _time(record: Mapping[str, Any]) -> float:
+    return finite(record.get("time")) or 0.0
+
+
+def _calls(records: list[dict[str, Any]], population: int) -> list[tuple[float, float]]:
+    """When each training and test that the journal tells of began and ended.
+
+    A trial's seconds are its share of the time: beside others in the population it took at most ``population`` times as
+    long, which leaves out a pause of the study. It began no earlier than the journal's last word on it, which counts
+    a trial that had the others' places to itself for what it took.
+    """
+    calls = []
+    before: dict[int | None, float] = {}
+    for record in records:
+        trial, end, seconds = record.get("trial"), _time(record), finite(record.get("seconds"))
+        if seconds is not None:
+            longest = seconds * population if record["event"] != "tested" else seconds
+            calls.append((max(end - longest, before.get(trial, 0.0)), end))
+        before[trial] = end
+    return calls
+
+
+def _at_work(
+    trials: Mapping[int, TrialState], files: Mapping[int, TrialFiles], told: Mapping[int, float]
+) -> dict[int, tuple[float, float]]:
+    """Trials that wrote to their files since the journal last told of them, with when this began and the last time.
+
+    The journal says when a trial is proposed and how it ended; that it is training now only its own files tell.
+    """
+    found = {}
+    for number, state in trials.items():
+        file, since = files[number], told.get(number, 0.0)
+        if state.status not in ("finished", "failed") and file.written is not None and file.written > since:
+            found[number] = (max(since, file.started or file.written), file.written)
+    return found
+
+
+def _covered(intervals: list[tuple[float, float]]) -> float:
+    """The length of the union of (start, end) intervals: what trials that trained together have in common counts once,
+    and the time between two processes that ran the study not at all."""
+    total, reached = 0.0, float("-inf")
+    for start, end in sorted(intervals):
+        total += max(0.0, end - max(start, reached))
+        reached = max(reached, end)
+    return total
+
+
+def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, training: bool) -> TrialRecord:
     last = state.outcomes[-1] if state.outcomes else None
     reason = ""
     if last is not None and state.failed:
         reason = f"diverged by step {last.steps_run:,}"
+    status = state.status
+    if status == "proposed":
+        status = "running" if training else "waiting"
+    elif training:
+        status = "promoted"  # the reference is finished without a record that says so
+    run = max((outcome.steps_run for outcome in state.outcomes), default=0)
     return TrialRecord(
         id=state.trial.id,
         configuration={**base, **state.trial.configuration} if state.trial.id == 0 else state.trial.configuration,
-        status="running" if state.status == "proposed" else state.status,
+        status=status,
+        training=training,
         early_score=finite(state.early.score) if state.early and state.ranked else None,
         early_error=finite(state.early.standard_error) if state.early and state.ranked else None,
         final_score=finite(state.final.score) if state.final and state.finished else None,
         reason=reason,
-        steps=max((outcome.steps_run for outcome in state.outcomes), default=0),
+        steps=max(run, files.step) if training else run,
         total_steps=state.total_steps,
         seconds=sum(outcome.seconds for outcome in state.outcomes) if state.outcomes else None,
-        curve=_read_curve(state.trial.directory / "metrics.jsonl"),
+        curve=files.training,
+        validation=_validation(state, files),
     )
+
+
+def _validation(state: TrialState, files: TrialFiles) -> Curve:
+    """The validation losses of the trial's metrics, and those that only the journal has."""
+    scored = [outcome for outcome in state.outcomes if not outcome.failed and "validation_loss" in outcome.metrics]
+    losses = {outcome.steps_run: finite(outcome.metrics["validation_loss"]) for outcome in scored}
+    return sorted({**losses, **dict(files.validation)}.items())
 
 
 def _find(config: Any, key: str) -> Any:
@@ -193,17 +275,6 @@ def _read_summary(file: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise UserError(f"{file}: expected a JSON object, found {type(summary).__name__}")
     return summary
-
-
-def _read_curve(file: Path) -> list[tuple[int, float | None]]:
-    """(step, training loss) of a trial, thinned to what a drawing can show; the last point is always kept."""
-    if not file.is_file():
-        return []
-    points = [(int(record["step"]), finite(record["loss"])) for record in read_metrics(file) if "loss" in record]
-    if len(points) <= CURVE_POINTS:
-        return points
-    stride = len(points) / CURVE_POINTS
-    return [*(points[int(index * stride)] for index in range(CURVE_POINTS)), points[-1]]
 
 
 def _no_study(directory: Path) -> str:

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.errors import UserError
-from jaxtune.files import acquire_lock
+from jaxtune.files import acquire_lock, lock_holder
 
 logger = logging.getLogger(__name__)
 
@@ -80,6 +80,22 @@ def read_journal(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     return _parse(data, path)[0]
 
 
+def check_free(run_dir: str | os.PathLike[str]) -> None:
+    """Refuses a study that another process runs, before a model is opened for nothing.
+
+    Raises:
+      UserError: one does; the message names it.
+    """
+    directory = Path(run_dir)
+    holder = lock_holder(directory / LOCK_FILENAME)
+    if holder is not None:
+        raise UserError(f"{directory}: this study is being run by {holder.text}; {_advice(directory)}")
+
+
+def _advice(directory: Path) -> str:
+    return f"wait, or stop it with: jaxtune study stop {directory}"
+
+
 class Journal:
     """The journal of one study, locked for this process while open.
 
@@ -99,7 +115,7 @@ class Journal:
         directory = Path(run_dir)
         directory.mkdir(parents=True, exist_ok=True)
         self.path = directory / FILENAME
-        self._lock = acquire_lock(directory / LOCK_FILENAME, "study")
+        self._lock = acquire_lock(directory / LOCK_FILENAME, "study", _advice(directory))
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.records: list[dict[str, Any]] = self._recover()

@@ -26,7 +26,7 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
 
     For ``search.population: auto`` a study that is continued keeps what it began with. A new one takes the largest
     power of two (times the parts of the mesh's ``trial`` axis) whose step fits the devices' memory, and at most a
-    quarter of its trials, so that the surrogate learns from several rounds.
+    quarter of its trials over all workers, so that the surrogate learns from several rounds.
 
     Args:
       runner: with the trainers of all programs of the study.
@@ -45,7 +45,7 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
         return given
     if (run_dir / FILENAME).exists() and (records := read_journal(run_dir)):
         return int(records[0].get("population", 1))
-    wanted = max(1, runner.search.trials // (4 * parts))
+    wanted = max(1, runner.search.trials // (4 * parts * runner.search.workers))
     batches = runner.experiment.batches()
     batch = next(batches)
     batches.close()

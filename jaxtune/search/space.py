@@ -79,6 +79,11 @@ class Dimension:
             return self.choices[index]
         return 2**index if self.kind == "power_of_two" else index
 
+    def describe(self) -> str:
+        """What it holds, for people: ``log_uniform [1e-05, 0.01]``."""
+        held = list(self.choices) if self.kind == "choice" else [self.decode(self.low), self.decode(self.high)]
+        return f"{self.kind} {held}"
+
     def samples(self) -> tuple[Any, ...]:
         """Values that tell whether the dimension fits its key: all choices, or the bounds and one value inside.
 
@@ -150,12 +155,22 @@ class Space:
     Args:
       space: ``search.space``: dotted key to what to try.
       known_keys: every dotted key that the configuration has; None skips the check.
+      fixed: ``search.fixed``: searched keys that new trials do not vary any more, and their values.
+
+    A fixed key keeps its dimension, so that what earlier trials told of it is still of use; new points are laid onto
+    the slice by :meth:`snap`.
 
     Raises:
-      UserError: the space is empty, a key is not in the configuration, one key is inside another, or choices repeat.
+      UserError: the space is empty, a key is not in the configuration, one key is inside another, choices repeat, or a
+        fixed value is none that the key can take.
     """
 
-    def __init__(self, space: Mapping[str, DimensionConfig], known_keys: Iterable[str] | None = None):
+    def __init__(
+        self,
+        space: Mapping[str, DimensionConfig],
+        known_keys: Iterable[str] | None = None,
+        fixed: Mapping[str, Any] | None = None,
+    ):
         if not space:
             raise UserError(
                 "search.space is empty: name at least one key, such as optimizer.learning_rate, to search over"
@@ -170,6 +185,24 @@ class Space:
             if parent is not None:
                 raise UserError(f"search.space: {key!r} lies inside {parent!r}, which is searched as a whole; keep one")
         self.dimensions: tuple[Dimension, ...] = tuple(_dimension(key, config) for key, config in space.items())
+        self._pins = self._locate_fixed(fixed or {})
+
+    def _locate_fixed(self, fixed: Mapping[str, Any]) -> dict[int, Coordinate]:
+        """The coordinates of fixed keys, by the index of their dimension."""
+        pins: dict[int, Coordinate] = {}
+        for key, value in fixed.items():
+            if key not in self.keys:
+                raise UserError(f"search.fixed: {key!r} is not searched{nearest(key, self.keys)}")
+            index = self.keys.index(key)
+            coordinate = self.dimensions[index].encode(value)
+            if coordinate is None:
+                raise UserError(
+                    f"search.fixed.{key}: {value!r} is outside search.space.{key}, {self.dimensions[index].describe()}"
+                )
+            pins[index] = self.dimensions[index].decode(coordinate) if self.dimensions[index].continuous else coordinate
+        if len(pins) == len(self.dimensions):
+            raise UserError("search.fixed fixes every searched key; leave at least one to search over")
+        return pins
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -177,21 +210,29 @@ class Space:
         return tuple(dimension.key for dimension in self.dimensions)
 
     @property
+    def fixed(self) -> dict[str, Any]:
+        """The fixed keys and their values."""
+        return {self.keys[index]: self.dimensions[index].decode(pin) for index, pin in self._pins.items()}
+
+    @property
     def size(self) -> int | None:
-        """The number of configurations; None where a dimension is continuous."""
-        sizes = [dimension.size for dimension in self.dimensions]
+        """The number of configurations that can be proposed; None where a dimension that is not fixed is continuous."""
+        sizes = [dimension.size for index, dimension in enumerate(self.dimensions) if index not in self._pins]
         return None if None in sizes else math.prod(size for size in sizes if size is not None)
 
     def points(self) -> Iterator[Point]:
-        """Every point of a finite space.
+        """Every point that can be proposed.
 
         Raises:
-          ValueError: a dimension is continuous.
+          ValueError: a dimension that is not fixed is continuous.
         """
         if self.size is None:
             raise ValueError("a space with a continuous dimension cannot be listed")
-        ranges = (range(int(dimension.low), int(dimension.high) + 1) for dimension in self.dimensions)
-        return (list(point) for point in itertools.product(*ranges))
+        values = (
+            [self._pins[index]] if index in self._pins else range(int(dimension.low), int(dimension.high) + 1)
+            for index, dimension in enumerate(self.dimensions)
+        )
+        return (list(point) for point in itertools.product(*values))
 
     def configuration(self, point: Sequence[Any]) -> dict[str, Any]:
         """The configuration of a point; NumPy coordinates become plain Python values."""
@@ -223,9 +264,15 @@ class Space:
         return float(max(values))
 
     def snap(self, point: Sequence[Any]) -> Point:
-        """The point whose coordinates are exactly those of ``configuration(point)``, plain Python numbers."""
+        """The nearest point that can be proposed: plain Python numbers, floats rounded, fixed coordinates put in.
+
+        Its coordinates are exactly those of ``configuration(snap(point))``.
+        """
         pairs = zip(self.dimensions, point, strict=True)
-        return [dim.decode(coordinate) if dim.continuous else int(coordinate) for dim, coordinate in pairs]
+        snapped: Point = [dim.decode(coordinate) if dim.continuous else int(coordinate) for dim, coordinate in pairs]
+        for index, pin in self._pins.items():
+            snapped[index] = pin
+        return snapped
 
     def to_skopt(self) -> list[skopt.space.Dimension]:
         """The dimensions for scikit-optimize, in order."""

@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from scipy import stats
 
 # Fewer pairs than this give a rank correlation no meaning.
 _FEWEST_PAIRS = 3
@@ -40,6 +39,9 @@ def rank_agreement(
       only the promoted ones are, whose narrow range of scores makes a correlation smaller than it is over all. What is
       not known is None.
     """
+    # Half a second of import, which a search's first trial need not wait for.
+    from scipy import stats
+
     pairs = [(a, b) for a, b, bad in zip(early, final, failed, strict=True) if b is not None and not bad]
     spearman = kendall = overlap = None
     if len(pairs) >= _FEWEST_PAIRS:

@@ -8,61 +8,30 @@ time nothing waits for the slowest of them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.journal import Journal, difference
+from jaxtune.search.header import check_header, check_records, check_room, lookup, study_header
+from jaxtune.search.journal import Journal
+from jaxtune.search.methods import make_method
+from jaxtune.search.observation import Observation
+from jaxtune.search.promotion import next_to_finish, ranking
+from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
-from jaxtune.search.surrogate import Observation, Proposal, Surrogate
+from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
 
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
 Phase = Literal["early", "final"]
 
-# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
-
 
 class _Stopped(Exception):
     """The stop callable said so between two trials."""
-
-
-@dataclass(frozen=True)
-class _Request:
-    """What the surrogate needs for a proposal, copied so that a thread can work on it."""
-
-    trial: int
-    told: list[tuple[int, Observation]]
-    pending: list[tuple[int, Point]]
-
-
-@dataclass(frozen=True)
-class _Proposed:
-    request: _Request
-    proposal: Proposal
-
-
-def _lookup(nested: Any, key: str) -> Any:
-    """The value of a dotted key in a nested configuration.
-
-    Raises:
-      KeyError: there is no such key.
-    """
-    for part in key.split("."):
-        if isinstance(nested, list | tuple) and part.isdigit() and int(part) < len(nested):
-            nested = nested[int(part)]
-        elif isinstance(nested, Mapping) and part in nested:
-            nested = nested[part]
-        else:
-            raise KeyError(key)
-    return nested
 
 
 class Study:
@@ -110,28 +79,27 @@ class Study:
         self.direction: Literal["min", "max"] = direction
         self.reference = dict(search.reference if reference is None else reference)
         self.base = {} if base is None else dict(base)
-        self.space = Space(search.space, known_keys)
+        self.space = Space(search.space, known_keys, search.fixed)
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(search.initial, runner.capacity + 1)
+        self._method = make_method(search.method, self.space, seed=search.seed, initial=initial)
+        # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)
         self.reference_in_space = self._reference_point is not None
         self._on_event = on_event
         self._stop, self._stopping = stop, False
         self._compilations = runner.compilations
+        self._targets: dict[int, int] = {}
         self._sign = 1.0 if direction == "min" else -1.0
-        size, wanted = self.space.size, search.trials - (not self.reference_in_space)
-        if size is not None and wanted > size:
-            raise UserError(
-                f"search.trials is {search.trials}, but search.space holds only {size} configurations; lower "
-                f"search.trials to {size + search.trials - wanted}, or widen the space"
-            )
+        if not search.fixed:  # else it depends on what was tried before
+            check_room(self.space, search.trials, {0: self._reference_point})
 
     def _locate_reference(self, config: Mapping[str, Any] | None) -> Point | None:
         def value(key: str) -> Any:
             if config is not None:
-                return _lookup(config, key)
-            return self.reference[key] if key in self.reference else _lookup(self.base, key)
+                return lookup(config, key)
+            return self.reference[key] if key in self.reference else lookup(self.base, key)
 
         try:
             return self.space.point({key: value(key) for key in self.space.keys})
@@ -177,30 +145,24 @@ class Study:
 
     def _open(self) -> History:
         """Checks that the journal is this study's, or starts it, and reads it back."""
-        search = self.search
-        header = {
-            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
-            "objective": {"name": search.objective, "direction": self.direction},
-            "experiment": None,
-            **search.model_dump(include={"fraction", "trials", "promote", "initial", "seed"}),
-            "population": self.runner.capacity,
-            "reference": self.reference,
-            "config": {key: value for key, value in self.base.items() if key not in FREE_SECTIONS},
-        }
+        header = study_header(
+            self.search,
+            # Of one process: a study may go on over more workers, or fewer.
+            population=self.runner.capacity // self.search.workers,
+            direction=self.direction,
+            reference=self.reference,
+            base=self.base,
+        )
         records, path = self._journal.records, self._journal.path
+        if records:
+            check_header(records, header, path)
+            check_records(records, self.space, path)
+        history = replay(records[1:], self.run_dir, path)
+        points = {number: self._point(state) for number, state in history.trials.items()}
+        check_room(self.space, self.search.trials, {0: self._reference_point} | points)
         if not records:
             self._record("study", **header)
-            return History()
-        if records[0]["event"] != "study":
-            raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-        for name, value in header.items():
-            key = "" if name == "config" else f"search.{name}"
-            found = difference(records[0].get(name), value, key)
-            if found is not None:
-                raise UserError(
-                    f"{path} is the journal of another study: {found}; choose another run_dir, or set it back"
-                )
-        return replay(records[1:], self.run_dir, path)
+        return history
 
     def _record(self, event: str, **fields: Any) -> None:
         record = self._journal.append(event, **fields)
@@ -229,33 +191,27 @@ class Study:
     def _score_trials(self) -> None:
         """Proposes and scores every trial that the journal does not have yet."""
         trials = self._history.trials
-        waiting = [state for state in trials.values() if state.early is None]
-        pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="surrogate")
-        ahead: Future[_Proposed] | None = None
+        waiting = [state for state in trials.values() if not state.ended]
         running = 0
-        try:
+        with Proposals(self._method, self.reference) as proposals:
             while True:
                 while running < self.runner.capacity and (waiting or len(trials) < self.search.trials):
                     if self._asked_to_stop():
                         break
                     if not waiting:
-                        proposed = ahead.result() if ahead else self._compute(self._request(len(trials)))
-                        waiting.append(self._propose(proposed))
-                        ahead = None
-                    if ahead is None and len(trials) < self.search.trials:
-                        ahead = pool.submit(self._compute, self._request(len(trials)))
+                        waiting.append(self._propose(proposals.take(self._request(len(trials)))))
+                    if len(trials) < self.search.trials:
+                        proposals.prepare(self._request(len(trials)))
                     self._start(waiting.pop(0), "early")
                     running += 1
                 if not running:
                     break
                 running -= len(self._wait("early"))
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
         self._check_stop()
         if not any(state.ranked for state in trials.values()):
             raise UserError(self._all_diverged())
 
-    def _request(self, number: int) -> _Request:
+    def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""
         known = self._history.trials
         before = set(known[number - 1].known) if number else set()
@@ -265,27 +221,11 @@ class Study:
             for index in sorted(known)
             if index not in before and (point := self._point(known[index])) is not None
         ]
-        return _Request(number, told, pending)
+        return Request(number, told, pending)
 
-    def _compute(self, request: _Request) -> _Proposed:
-        """A proposal; runs beside the training, touches nothing but the request."""
-        if request.trial == 0:
-            return _Proposed(request, Proposal(self.reference, "reference"))
-        told, pending = ([item for _, item in items] for items in (request.told, request.pending))
-        return _Proposed(request, self._surrogate.propose(request.trial, told, pending))
-
-    def _propose(self, proposed: _Proposed) -> TrialState:
-        request, proposal = proposed.request, proposed.proposal
-        learnt = proposal.source == "surrogate"
-        self._append(
-            "proposed",
-            trial=request.trial,
-            configuration=proposal.configuration,
-            source=proposal.source,
-            told=[index for index, _ in request.told] if learnt else [],
-            pending=[index for index, _ in request.pending] if learnt else [],
-        )
-        return self._history.trials[request.trial]
+    def _propose(self, proposed: Proposed) -> TrialState:
+        self._append("proposed", **proposed.fields())
+        return self._history.trials[proposed.request.trial]
 
     def _point(self, state: TrialState) -> Point | None:
         return self._reference_point if state.trial.id == 0 else self.space.point(state.trial.configuration)
@@ -295,7 +235,8 @@ class Study:
         seen = []
         for number in sorted(self._history.trials):
             state = self._history.trials[number]
-            point, early = self._point(state), state.early
+            # A trial that was stopped counts with the last score it had.
+            point, early = self._point(state), state.outcomes[-1] if state.stopped else state.early
             if point is not None and early is not None:
                 score = None if early.failed else self._sign * early.score
                 seen.append((number, Observation(point, score, early.standard_error)))
@@ -304,7 +245,7 @@ class Study:
     # Training
 
     def _start(self, state: TrialState, phase: Phase) -> None:
-        """Gives a trial to the runner, to be trained to the end of a phase."""
+        """Gives a trial to the runner, to be trained to the end of a phase, or to the next rung before it."""
         trial = state.trial
         until = self._until(trial, phase)
         if until < 1:
@@ -312,8 +253,11 @@ class Study:
             raise UserError(
                 f"search.fraction {self.search.fraction} of trial {trial.id}'s {total} steps is less than a step"
             )
+        if phase == "early" and trial.id:  # the reference is finished whatever comes
+            until = next((step for step in self._method.rungs(until) if step not in state.rungs), until)
         trial.directory.mkdir(parents=True, exist_ok=True)
         self._emit("started", trial.id, {"step": until, "phase": phase, "configuration": trial.configuration})
+        self._targets[trial.id] = until
         self.runner.start(trial, until)
 
     def _until(self, trial: Trial, phase: Phase) -> int:
@@ -321,72 +265,71 @@ class Study:
         return total if phase == "final" else round(self.search.fraction * total)
 
     def _wait(self, phase: Phase) -> list[TrialState]:
-        """Waits for scores, and writes them down."""
+        """Waits for scores, and writes them down; returns the trials that are through with the phase."""
         ended = []
         for trial, outcome in self.runner.wait():
+            state, step = self._history.trials[trial.id], self._targets.pop(trial.id)
             compilations = self.runner.compilations - self._compilations
             self._compilations += compilations
             until, total = self._until(trial, phase), self.runner.total_steps(trial)
             common = {
                 "trial": trial.id,
                 "configuration": trial.configuration,
-                "step": until,
+                "step": step,
                 "total_steps": total,
                 **outcome_fields(outcome),
             }
+            if step < until and not outcome.failed:
+                self._append("reported", **common, compilations=compilations)
+                if self._stops(trial.id, until):
+                    self._append("stopped", trial=trial.id, configuration=trial.configuration, step=step)
+                    ended.append(state)
+                else:
+                    self._start(state, phase)
+                continue
             event = "failed" if outcome.failed else "scored" if phase == "early" else "finished"
             self._append(event, **common, phase=phase, compilations=compilations)
             if phase == "early" and until == total and not outcome.failed:
                 self._append("finished", **common, phase="final", compilations=0)
-            ended.append(self._history.trials[trial.id])
+            ended.append(state)
         return ended
+
+    def _stops(self, number: int, until: int) -> bool:
+        """Whether the method ends a trial at the rung that it has just reached."""
+        reports = {
+            index: {step: self._sign * outcome.score for step, outcome in state.rungs.items()}
+            for index, state in self._history.trials.items()
+            if state.rungs
+        }
+        return self._method.stops(number, until, reports)
 
     def _finish_trials(self) -> None:
         """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
-        estimates = dict(self._ranking())
-        order = [*self._history.promoted, *(number for number in estimates if number not in self._history.promoted)]
+        trials, promoted = self._history.trials, self._history.promoted
+        estimates = ranking(self._observations(), self._surrogate)
+        order = [*promoted, *(number for number in estimates if number not in promoted)]
         running: set[int] = set()
         while True:
-            while len(running) < self.runner.capacity and (state := self._next_to_finish(order, running)) is not None:
-                if self._asked_to_stop():
+            while len(running) < self.runner.capacity:
+                state = next_to_finish(trials, order, running, self.search.promote)
+                if state is None or self._asked_to_stop():
                     break
                 number = state.trial.id
                 if number and not state.promoted:
-                    score = None if state.early is None else state.early.score
-                    fields = {"rank": order.index(number) + 1, "score": score, "estimate": estimates[number]}
-                    self._append("promoted", trial=number, configuration=state.trial.configuration, **fields)
+                    self._append(
+                        "promoted",
+                        trial=number,
+                        configuration=state.trial.configuration,
+                        rank=order.index(number) + 1,
+                        score=None if state.early is None else state.early.score,
+                        estimate=self._sign * estimates[number],
+                    )
                 self._start(state, "final")
                 running.add(number)
             if not running:
                 break
             running -= {state.trial.id for state in self._wait("final")}
         self._check_stop()
-
-    def _next_to_finish(self, order: Sequence[int], running: set[int]) -> TrialState | None:
-        """The reference, then the best trials until enough of them are finished or on the way; None then."""
-        trials = self._history.trials
-        if trials[0].ranked and trials[0].final is None and 0 not in running:
-            return trials[0]
-        promising = [number for number in order if trials[number].finished or number in running]
-        if len(promising) >= self.search.promote:
-            return None
-        return next((trials[n] for n in order if trials[n].final is None and n not in running), None)
-
-    def _ranking(self) -> list[tuple[int, float]]:
-        """Trials that may be promoted with what each is worth (in the objective's direction), best first.
-
-        Worth is the surrogate's posterior mean given each score's standard error, or the score itself where there are
-        too few to fit a surrogate; a diverged trial is not in the list, nor is the reference, which is finished anyway.
-        """
-        seen = self._observations()
-        estimates = self._surrogate.promotion_estimates([observation for _, observation in seen])
-        ranked = []
-        for index, (number, observation) in enumerate(seen):
-            if number == 0 or observation.score is None:
-                continue
-            worth = observation.score if estimates is None else float(estimates[index])
-            ranked.append((worth, observation.score, number))
-        return [(number, self._sign * worth) for worth, _, number in sorted(ranked)]
 
     # The end
 

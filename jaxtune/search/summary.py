@@ -14,13 +14,14 @@ import numpy as np
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
 from jaxtune.search.dependence import partial_dependence
+from jaxtune.search.directory import SUMMARY_FILENAME
 from jaxtune.search.journal import plain
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
 
-FILENAME = "summary.json"
+FILENAME = SUMMARY_FILENAME
 
 
 def _score(state: TrialState, which: str) -> float | None:

@@ -1,7 +1,8 @@
 """The Gaussian process that proposes trials and weighs noisy early scores (scikit-optimize).
 
-Nothing is kept between two proposals: each one is computed afresh from the study's seed, the trial's number, the scores
-told and the trials still pending, so a study that was killed proposes what it would have proposed.
+A proposal follows from the study's seed, the trial's number, the scores told and the trials still pending alone, so a
+study that was killed proposes what it would have proposed. The fitted process, which follows from the scores told, is
+kept for the next proposal that is told the same: those of one round share it.
 """
 
 from __future__ import annotations
@@ -14,46 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxtune.search.candidates import design, random_point, random_state, taken_points, untaken
+from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
 
 if TYPE_CHECKING:
     from skopt.learning import GaussianProcessRegressor
 
-# Points at which the acquisition is evaluated before its best ones are refined by L-BFGS.
-_CANDIDATES = 4000
-# A finite space up to this size is listed in full when a new point is needed.
-_LISTED = 5_000
+# Points all over the space at which the acquisition is evaluated.
+_CANDIDATES = 1500
+# Then points around the best few of them, twice, in units of the normalised coordinates.
+_BEST, _AROUND, _WIDTHS = 5, 60, (0.1, 0.03)
 # Fewer scores than this say nothing about the length scales.
 _FEWEST_SCORES = 3
-
-
-@dataclass(frozen=True)
-class Observation:
-    """A scored trial.
-
-    Attributes:
-      point: where.
-      score: lower is better; None for a diverged trial, which counts as the worst finite score so far.
-      standard_error: of the score, in its own units; None where unknown.
-    """
-
-    point: Point
-    score: float | None
-    standard_error: float | None = None
-
-
-@dataclass(frozen=True)
-class Proposal:
-    """The next trial.
-
-    Attributes:
-      configuration: dotted keys to plain Python values.
-      source: ``design`` (space-filling), ``surrogate``, or ``random`` (no finite score to learn from yet).
-    """
-
-    configuration: dict[str, Any]
-    source: str
 
 
 def _limits():
@@ -105,12 +80,6 @@ def _regressor(columns: int, seed: int) -> GaussianProcessRegressor:
     )
 
 
-def _scores(observations: Sequence[Observation]) -> list[float]:
-    """Finite scores: a diverged trial gets the worst one."""
-    worst = max(observation.score for observation in observations if observation.score is not None)
-    return [worst if observation.score is None else observation.score for observation in observations]
-
-
 @dataclass(frozen=True)
 class Posterior:
     """The Gaussian process fitted to all scores of a study.
@@ -129,22 +98,27 @@ class Posterior:
 
     def predict(self, points: Sequence[Point]) -> tuple[Float[np.ndarray, " n"], Float[np.ndarray, "n n"]]:
         """Mean and covariance of the noise-free warped score at ``points``."""
-        return self.model.predict(self.transformed.transform([list(point) for point in points]), return_cov=True)
+        return self.model.predict(self.columns(points), return_cov=True)
 
+    def columns(self, points: Sequence[Point]) -> Float[np.ndarray, "n columns"]:
+        """Points in normalised coordinates."""
+        return np.asarray(self.transformed.transform([list(point) for point in points]), np.float64)
 
-@dataclass(frozen=True)
-class _Fitted:
-    """A fitted process, the normalised space it works in, and the best warped score."""
+    def snap(self, columns: Float[np.ndarray, "n columns"]) -> list[Point]:
+        """The points of the space nearest to normalised coordinates."""
+        return [self.space.snap(point) for point in self.transformed.inverse_transform(columns)]
 
-    model: Any
-    transformed: Any
-    best: float
+    def believing(self, points: Sequence[Point], warped: float) -> GaussianProcessRegressor:
+        """The process with the same kernel and noise, told as well that ``points`` scored ``warped``."""
+        from sklearn.base import clone
 
-    def expected_improvement(self, points: Sequence[Point]) -> np.ndarray:
-        from skopt.acquisition import gaussian_ei
-
-        columns = self.transformed.transform([list(point) for point in points])
-        return np.asarray(gaussian_ei(columns, self.model, self.best))
+        if not points:
+            return self.model
+        # What was fitted, with the noise that scikit-optimize takes out of the kernel for predictions.
+        kernel = clone(self.model.kernel_).set_params(k2__noise_level=self.model.noise_)
+        model = clone(self.model).set_params(kernel=kernel, optimizer=None)
+        columns = np.concatenate([self.model.X_train_, self.columns(points)])
+        return model.fit(columns, np.concatenate([self.model.y_train_, np.full(len(points), warped)]))
 
 
 class Surrogate:
@@ -165,21 +139,11 @@ class Surrogate:
         self.space = space
         self.seed = seed
         self.initial = initial
-
-    def _random_state(self, trial: int) -> int:
-        return int(np.random.SeedSequence((self.seed, trial)).generate_state(1)[0] >> 1)
+        self._last: tuple[list[Observation], Posterior] | None = None
 
     def design(self) -> list[Point]:
-        """The space-filling design for trials 1 … initial - 1: a Latin hypercube that spreads its points (maximin)."""
-        from skopt.sampler import Lhs
-        from skopt.space import Space as SkoptSpace
-
-        if self.initial < 2:
-            return []
-        sampler = Lhs(criterion="maximin", iterations=200)
-        dimensions = SkoptSpace(self.space.to_skopt()).dimensions
-        points: Any = sampler.generate(dimensions, self.initial - 1, random_state=self._random_state(0))
-        return [self.space.snap(point) for point in points]
+        """The space-filling design for trials 1 … initial - 1."""
+        return design(self.space, seed=self.seed, count=self.initial - 1)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
         """The configuration of trial ``trial`` (1 or above), new to ``told`` and ``pending``.
@@ -192,87 +156,66 @@ class Surrogate:
         Raises:
           ValueError: every configuration of a finite space has been tried.
         """
-        taken = {tuple(observation.point) for observation in told} | {tuple(point) for point in pending}
-        fitted: _Fitted | None = None
-        source = "random"
-        point: Point | None = None
+        taken = taken_points(told, pending)
+        point, source = None, "random"
         if trial < self.initial:
             point, source = self.design()[trial - 1], "design"
         elif any(observation.score is not None for observation in told):
-            source = "surrogate"
-            with _limits():
-                point, fitted = self._improve(trial, told, pending)
+            point, source = self._improve(trial, told, pending), "surrogate"
         if point is None or tuple(point) in taken:
-            candidates = self._untaken(trial, taken, count=_CANDIDATES if fitted else len(taken) + 1)
-            if fitted is None:
-                point = candidates[0]
-            else:
-                with _limits():
-                    point = candidates[int(np.argmax(fitted.expected_improvement(candidates)))]
+            point = random_point(self.space, taken, seed=self.seed, trial=trial)
         return Proposal(self.space.configuration(point), source)
 
-    def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> tuple[Point, _Fitted]:
-        """The point of largest expected improvement, and what it was found with."""
-        from skopt import Optimizer
-        from skopt.space import Space as SkoptSpace
-        from skopt.utils import normalize_dimensions
+    def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Point:
+        """The new point of largest expected improvement: of many all over the space, and of more around the best."""
+        from skopt.acquisition import gaussian_ei
 
-        scores = _scores(told)
-        warped = Warp.fit(scores).forward(scores)
-        lie = float(warped.min())
-        seed = self._random_state(trial)
-        dimensions = self.space.to_skopt()
-        columns = SkoptSpace(normalize_dimensions(self.space.to_skopt())).transformed_n_dims
-        optimizer = Optimizer(
-            dimensions,
-            base_estimator=_regressor(columns, seed),  # type: ignore[arg-type]
-            n_initial_points=0,
-            acq_func="EI",
-            acq_optimizer="lbfgs",
-            acq_optimizer_kwargs={"n_points": _CANDIDATES},
-            random_state=seed,
-            avoid_duplicates=False,
-        )
-        points = [list(observation.point) for observation in told] + [list(point) for point in pending]
-        values = [*(float(value) for value in warped), *([lie] * len(pending))]
-        with warnings.catch_warnings():
-            # A repeated point is dealt with by the caller, and a length scale at its bound is no news with few scores.
+        taken = taken_points(told, pending)
+        generator = np.random.default_rng((self.seed, trial, 2))
+        with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            optimizer.tell(points, values)
-            point = self.space.snap(optimizer.ask() or [])
-        return point, _Fitted(optimizer.models[-1], optimizer.space, lie)
+            posterior = self._fitted(told)
+            lie = float(posterior.model.y_train_.min())
+            model = posterior.believing(pending, lie)
 
-    def _untaken(self, trial: int, taken: set[tuple[Any, ...]], *, count: int) -> list[Point]:
-        """Points that no trial has, shuffled: all of a small space, about ``count`` of a large one."""
-        size = self.space.size
-        generator = np.random.default_rng((self.seed, trial, 1))
-        if size is not None and size <= _LISTED:
-            free = [point for point in self.space.points() if tuple(point) not in taken]
-            if not free:
-                raise ValueError(f"all {size} configurations of the space have been tried")
-            generator.shuffle(free)
-            return free
-        from skopt.space import Space as SkoptSpace
+            def improvement(points: list[Point]) -> np.ndarray:
+                return np.asarray(gaussian_ei(posterior.columns(points), model, lie))
 
-        state = np.random.RandomState(generator.integers(2**31))
-        sample = SkoptSpace(self.space.to_skopt()).rvs(count, random_state=state)
-        return [point for point in map(self.space.snap, sample) if tuple(point) not in taken]
+            points = untaken(self.space, taken, seed=self.seed, trial=trial, count=_CANDIDATES)
+            values = improvement(points)
+            for width in _WIDTHS:
+                best = posterior.columns([points[index] for index in np.argsort(-values, kind="stable")[:_BEST]])
+                around = np.repeat(best, _AROUND, axis=0)
+                around = np.clip(around + width * generator.standard_normal(around.shape), 0.0, 1.0)
+                near = [point for point in posterior.snap(around) if tuple(point) not in taken]
+                if near:
+                    points, values = points + near, np.concatenate([values, improvement(near)])
+        return points[int(np.argmax(values))]
 
     def fit(self, observations: Sequence[Observation]) -> Posterior | None:
         """The process given all scores; None where too few are finite to fit one."""
+        if sum(observation.score is not None for observation in observations) < _FEWEST_SCORES:
+            return None
+        return self._fitted(observations)
+
+    def _fitted(self, observations: Sequence[Observation]) -> Posterior:
+        """The process given scores of which one at least is finite; that of the last call where they are the same."""
         from skopt.space import Space as SkoptSpace
         from skopt.utils import normalize_dimensions
 
-        if sum(observation.score is not None for observation in observations) < _FEWEST_SCORES:
-            return None
-        scores = _scores(observations)
+        told, last = list(observations), self._last
+        if last is not None and last[0] == told:
+            return last[1]
+        scores = finite_scores(told)
         warp = Warp.fit(scores)
         transformed = SkoptSpace(normalize_dimensions(self.space.to_skopt()))
-        model = _regressor(transformed.transformed_n_dims, self._random_state(0))
+        model = _regressor(transformed.transformed_n_dims, random_state(self.seed, 0))
+        posterior = Posterior(self.space, warp, model, transformed)
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # a length scale at its bound is no news with few scores
-            model.fit(transformed.transform([list(o.point) for o in observations]), warp.forward(scores))
-        return Posterior(self.space, warp, model, transformed)
+            model.fit(posterior.columns([one.point for one in told]), warp.forward(scores))
+        self._last = told, posterior
+        return posterior
 
     def promotion_estimates(self, observations: Sequence[Observation]) -> Float[np.ndarray, " n"] | None:
         """What each scored trial is worth, in units of the score; None where no process can be fitted.
@@ -285,15 +228,14 @@ class Surrogate:
         posterior = self.fit(observations)
         if posterior is None:
             return None
-        scores = _scores(observations)
+        scores = finite_scores(observations)
         warped = posterior.warp.forward(scores)
         noise = np.full(len(scores), posterior.model.noise_)
         slopes = posterior.warp.slope(scores)
         for index, observation in enumerate(observations):
             if observation.score is not None and observation.standard_error is not None:
                 noise[index] = min(noise[index], (observation.standard_error * slopes[index]) ** 2)
-        points = posterior.transformed.transform([list(observation.point) for observation in observations])
-        kernel = posterior.model.kernel_(points)
+        kernel = posterior.model.kernel_(posterior.columns([observation.point for observation in observations]))
         with _limits():
             solved = np.linalg.solve(kernel + np.diag(noise + 1e-10), warped)
         return posterior.warp.inverse(kernel @ solved)

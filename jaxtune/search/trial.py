@@ -35,6 +35,8 @@ class TrialState:
       trial: the trial.
       known: the trials that were scored when it was proposed.
       total_steps: its full length in optimizer steps; None until it is scored.
+      rungs: the outcomes before the fraction at which it might have been stopped, by step.
+      stopped: whether it was, for good.
       early: the outcome at the fraction.
       final: the outcome at the end.
       promoted: whether it was chosen to be finished.
@@ -45,6 +47,8 @@ class TrialState:
     trial: Trial
     known: tuple[int, ...] = ()
     total_steps: int | None = None
+    rungs: dict[int, Outcome] = field(default_factory=dict)
+    stopped: bool = False
     early: Outcome | None = None
     final: Outcome | None = None
     promoted: bool = False
@@ -54,7 +58,13 @@ class TrialState:
     @property
     def outcomes(self) -> list[Outcome]:
         """The outcomes so far, early one first."""
-        return [outcome for outcome in (self.early, self.final) if outcome is not None]
+        scored = (outcome for outcome in (self.early, self.final) if outcome is not None)
+        return [*(self.rungs[step] for step in sorted(self.rungs)), *scored]
+
+    @property
+    def ended(self) -> bool:
+        """Whether its early phase is over: scored, diverged or stopped."""
+        return self.early is not None or self.stopped
 
     @property
     def failed(self) -> bool:
@@ -73,9 +83,11 @@ class TrialState:
 
     @property
     def status(self) -> str:
-        """``proposed``, ``scored``, ``promoted``, ``finished`` or ``failed``."""
+        """``proposed``, ``stopped``, ``scored``, ``promoted``, ``finished`` or ``failed``."""
         if self.failed:
             return "failed"
+        if self.stopped:
+            return "stopped"
         if self.finished:
             return "finished"
         if self.promoted:
@@ -152,7 +164,8 @@ class History:
 
     Attributes:
       trials: by number.
-      promoted: numbers in the order of promotion.
+      promoted: numbers in the order of promotion. A change of the study opens the ranking anew: of those promoted
+        before it, only the ones whose end is still to come stay first in line.
       untuned: the base model on the test split.
     """
 
@@ -171,8 +184,13 @@ class History:
         if event == "proposed":
             number = record["trial"]
             directory = run_dir / "trials" / f"{number:03d}"
-            known = tuple(index for index, state in self.trials.items() if state.early is not None)
-            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), known)
+            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
+            return
+        if event == "changed":
+            self.promoted = [number for number in self.promoted if self.trials[number].final is None]
+            if self.trials:
+                # The next proposal need not take for pending what is long scored.
+                self.trials[max(self.trials)].known = self._scored()
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)
@@ -183,15 +201,22 @@ class History:
             self.promoted.append(state.trial.id)
         elif event == "tested":
             state.test = _test_outcome(record)
-        elif event in ("scored", "finished", "failed"):
+        elif event == "stopped":
+            state.stopped = True
+        elif event in ("reported", "scored", "finished", "failed"):
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
-            if record["phase"] == "early":
+            if event == "reported":
+                state.rungs[record["step"]] = read_outcome(record)
+            elif record["phase"] == "early":
                 state.early = read_outcome(record)
             else:
                 state.final = read_outcome(record)
         else:
             raise ValueError(f"unknown event {event!r}")
+
+    def _scored(self) -> tuple[int, ...]:
+        return tuple(index for index, state in self.trials.items() if state.ended)
 
 
 def replay(records: Sequence[Mapping[str, Any]], run_dir: Path, path: Path) -> History:

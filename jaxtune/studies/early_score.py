@@ -97,8 +97,12 @@ def run(
     )
 
 
-def design(config: Config) -> list[dict[str, Any]]:
+def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
     """The configurations of all trials: the reference, then points that fill the space evenly.
+
+    Args:
+      config: its ``search`` section gives space, number of trials and reference.
+      study: the experiment, for messages.
 
     Raises:
       UserError: there is no ``search`` section, its space is empty or too small, or there are too few trials to
@@ -108,8 +112,8 @@ def design(config: Config) -> list[dict[str, Any]]:
     space = Space(search.space, dotted(config))
     if search.trials <= TOP:
         raise UserError(
-            f"search.trials: {search.trials} is too few, as {STUDY} compares the {TOP} best of them early and at the "
-            f"end; choose {TOP + 1} or more"
+            f"search.trials: {search.trials} is too few, as {study} compares the {TOP} best of them; choose "
+            f"{TOP + 1} or more"
         )
     if space.size is not None and search.trials - 1 > space.size:
         raise UserError(

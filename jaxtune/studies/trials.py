@@ -12,10 +12,11 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
+from jaxtune.search.header import FREE_SECTIONS
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.study import FREE_SECTIONS, Event
+from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
 from jaxtune.telemetry.environment import machine
@@ -31,12 +32,13 @@ class StudyTrials:
     """The trials of one experiment in its run directory, which is locked while this is open.
 
     Args:
-      config: resolved; its ``search`` section says what a score is.
+      config: resolved; its ``search`` section, if it has one, says what a score is.
       experiment: name of the experiment: ``early-score``.
       runner: trains and scores trials.
       settings: what else decides which trials there are and where they are scored; a run directory in which these, or
         the configuration, were others is refused.
       planned: how many trials there will be; None where that is not known yet.
+      objective: what a score is, where there is no search.
       on_event: is told every journal record, and ``started`` before a trial trains.
       should_stop: asked between trials.
 
@@ -52,6 +54,7 @@ class StudyTrials:
         *,
         settings: Mapping[str, Any],
         planned: int | None = None,
+        objective: str | None = None,
         on_event: Event | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
@@ -62,7 +65,7 @@ class StudyTrials:
         self._added = 0
         self._journal = Journal(self.run_dir)
         try:
-            self.history = self._open(_header(config, experiment, settings, planned))
+            self.history = self._open(_header(config, experiment, settings, planned, objective))
         except BaseException:
             self._journal.close()
             raise
@@ -222,20 +225,24 @@ class StudyTrials:
             raise Interrupted
 
 
-def _header(config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None) -> dict[str, Any]:
+def _header(
+    config: Config, experiment: str, settings: Mapping[str, Any], planned: int | None, objective: str | None
+) -> dict[str, Any]:
     """The journal's first record: what a search's has, so that whatever reads a search's journal reads this one."""
-    search = search_config(config)
+    search = config.search
+    space = {} if search is None else search.space
+    name = search_config(config).objective if objective is None else objective
     base = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return plain(
         {
             "experiment": experiment,
             "settings": dict(settings),
-            "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
-            "objective": {"name": search.objective, "direction": direction(search.objective)},
+            "space": {key: value.model_dump(exclude_none=True) for key, value in space.items()},
+            "objective": {"name": name, "direction": direction(name)},
             "fraction": 1.0,
             "trials": planned,
-            "seed": search.seed,
-            "reference": reference_overrides(config),
+            "seed": None if search is None else search.seed,
+            "reference": {} if search is None else reference_overrides(config),
             "config": base,
         }
     )

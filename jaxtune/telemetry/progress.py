@@ -25,11 +25,56 @@ def short(metrics: Mapping[str, float]) -> str:
     return "  ".join(form.format(metrics[name]) for name, form in shown.items() if name in metrics)
 
 
+class ProgressBoard:
+    """The bars of the runs that train at the same time, one below the other; gone when none trains.
+
+    Args:
+      console: where to draw; a console on standard error if None, so that standard output stays for results.
+    """
+
+    def __init__(self, console: Console | None = None):
+        self.console = console or Console(file=sys.stderr)
+        self._progress: Progress | None = None
+
+    def add(self, title: str, step: int, total: int) -> TaskID:
+        """Draws a bar."""
+        if self._progress is None:
+            self._progress = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[metrics]}"),
+                TimeRemainingColumn(),
+                console=self.console,
+                transient=True,
+            )
+            self._progress.start()
+        return self._progress.add_task(title, total=total, completed=step, metrics="")
+
+    def update(self, task: TaskID, step: int, text: str) -> None:
+        """Moves a bar."""
+        if self._progress is not None:
+            self._progress.update(task, completed=step, metrics=text)
+
+    def refresh(self) -> None:
+        """Draws at once, without waiting for the next tick."""
+        if self._progress is not None:
+            self._progress.refresh()
+
+    def remove(self, task: TaskID) -> None:
+        """Takes a bar away."""
+        if self._progress is not None:
+            self._progress.remove_task(task)
+            if not self._progress.tasks:
+                self._progress.stop()
+                self._progress = None
+
+
 class ProgressDisplay:
     """Follows one call of the training loop.
 
     Args:
-      console: where to draw; a console on standard error if None, so that standard output stays for results.
+      board: where its bar stands; one of its own on standard error if None.
       title: the name in front of the bar.
       quiet: show nothing.
       clock: seconds.
@@ -37,16 +82,14 @@ class ProgressDisplay:
 
     def __init__(
         self,
-        console: Console | None = None,
+        board: ProgressBoard | None = None,
         title: str = "train",
         quiet: bool = False,
         clock: Callable[[], float] = time.monotonic,
     ):
-        self._console = console or Console(file=sys.stderr)
+        self._board = board or ProgressBoard()
         self._title, self._quiet = title, quiet
-        self._progress: Progress | None = None
         self._task: TaskID | None = None
-        self._text = ""
         self._total = 0
         self._clock = clock
         self._start = (0, 0.0)
@@ -55,29 +98,18 @@ class ProgressDisplay:
         """The loop starts at ``step`` and ends at ``total``."""
         self._total = total
         self._start = (step, self._clock())
-        if self._quiet or not self._console.is_terminal:
-            return
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[metrics]}"),
-            TimeRemainingColumn(),
-            console=self._console,
-            transient=True,
-        )
-        self._task = self._progress.add_task(self._title, total=total, completed=step, metrics="")
-        self._progress.start()
+        if not self._quiet and self._board.console.is_terminal:
+            self._task = self._board.add(self._title, step, total)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
         """Metrics of one step were logged."""
         if self._quiet:
             return
-        if self._progress is None or self._task is None:
+        if self._task is None:
             line = f"{self._title}  step {step}/{self._total}  {short(metrics)}{self._left(step)}"
-            self._console.print(line, highlight=False, soft_wrap=True)
+            self._board.console.print(line, highlight=False, soft_wrap=True)
         else:
-            self._progress.update(self._task, completed=step, metrics=short(metrics))
+            self._board.update(self._task, step, short(metrics))
 
     def _left(self, step: int) -> str:
         """The time that the remaining steps will take at the pace so far."""
@@ -89,6 +121,6 @@ class ProgressDisplay:
 
     def on_end(self) -> None:
         """The loop is over."""
-        if self._progress is not None:
-            self._progress.stop()
-            self._progress = None
+        if self._task is not None:
+            self._board.remove(self._task)
+            self._task = None

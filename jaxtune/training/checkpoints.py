@@ -78,12 +78,17 @@ class Checkpoints:
     @property
     def best_step(self) -> int | None:
         """The step of the checkpoint with the best score, or None if none was scored."""
-        scores = {}
-        for step in self._manager.all_steps():
-            metrics = self._manager.metrics(step)
-            if metrics:
-                scores[step] = metrics["score"]
+        scores = self._scores()
         return min(scores, key=lambda step: (scores[step], step)) if scores else None
+
+    @property
+    def best_score(self) -> float | None:
+        """The score of the checkpoint at :attr:`best_step`, or None if none was scored."""
+        return min(self._scores().values(), default=None)
+
+    def _scores(self) -> dict[int, float]:
+        found = ((step, self._manager.metrics(step)) for step in self._manager.all_steps())
+        return {step: metrics["score"] for step, metrics in found if metrics}
 
     def restore(self, step: int, like: PyTree) -> tuple[PyTree, dict[str, Any]]:
         """Reads a checkpoint into the shapes, dtypes and shardings of ``like``.

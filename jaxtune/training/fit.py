@@ -232,6 +232,13 @@ class Run:
           until: stop after this many steps in all.
           evaluate_at_end: evaluate after the last step as well.
         """
+        try:
+            return (yield from self._loop(until, evaluate_at_end))
+        finally:
+            if self.listener:
+                self.listener.on_end()
+
+    def _loop(self, until: int | None, evaluate_at_end: bool) -> Generator[Mapping[str, np.ndarray], Taken, FitResult]:
         assert self._state is not None, "start() comes first"
         begin = time.perf_counter()
         start, state, self._state = self._first, self._state, None
@@ -281,8 +288,6 @@ class Run:
         self._flush()
         if self.checkpoints:
             self.checkpoints.wait()
-        if self.listener:
-            self.listener.on_end()
         return FitResult(
             state=state(),
             step=step,

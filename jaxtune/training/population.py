@@ -3,6 +3,9 @@
 The step of a run is a pure function, so ``jax.vmap`` over state, batch and hyperparameters trains a *slot* each, and
 the base is held in common. A slot that has nothing to train keeps its state: what others do never reaches it, and
 another run can take its place without a new program.
+
+A CPU's cores are busy with one slot already, and the activations of several do not fit its caches: there the slots
+follow one another inside the compiled step, and an idle one takes no time.
 """
 
 from __future__ import annotations
@@ -17,8 +20,10 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import RULES, named_sharding
 from jaxtune.training.state import TrainState
+from jaxtune.training.step import Metrics
 from jaxtune.training.trainer import Trainer, Values
 
 TRIALS = "trials"
@@ -40,6 +45,8 @@ class Population:
     Args:
       trainer: the program of one run, whose model is shared.
       size: how many slots; on a mesh with a ``trial`` axis a multiple of that.
+      batched: compute all slots at once (``jax.vmap``) instead of one after the other; by default everywhere but on
+        CPUs.
 
     Attributes:
       traces: how often the step was traced (compiled).
@@ -48,9 +55,10 @@ class Population:
       ValueError: the slots do not divide over the ``trial`` axis.
     """
 
-    def __init__(self, trainer: Trainer, size: int):
+    def __init__(self, trainer: Trainer, size: int, *, batched: bool | None = None):
         self.trainer, self.size, self.traces = trainer, size, 0
-        devices = trainer.mesh.shape["trial"]
+        devices = trainer.mesh.shape[TRIAL_AXIS]
+        self.batched = platform(trainer.mesh) != "cpu" or devices > 1 if batched is None else batched
         if size % devices:
             raise ValueError(f"{size} slots do not divide over {devices} parts of the mesh's trial axis")
         self._shardings = jax.tree.map(self._stacked_sharding, trainer.state_shardings)
@@ -147,13 +155,30 @@ class Population:
         active: Bool[Array, " k"],
     ) -> tuple[TrainState, SlotMetrics]:
         self.traces += 1
-        axis = TRIAL_AXIS if self.trainer.mesh.shape[TRIAL_AXIS] > 1 else None
-        step = jax.vmap(self.trainer.step_function, in_axes=(None, 0, 0, 0), spmd_axis_name=axis)
-        after, metrics = step(params, states, batches, values)
-        kept = jax.tree.map(
-            lambda new, old: jnp.where(active.reshape(-1, *(1,) * (new.ndim - 1)), new, old), after, states
-        )
-        return kept, metrics
+        slots = (states, batches, values, active)
+        if self.batched:
+            axis = TRIAL_AXIS if self.trainer.mesh.shape[TRIAL_AXIS] > 1 else None
+            return jax.vmap(functools.partial(self._slot, params), spmd_axis_name=axis)(*slots)
+        return jax.lax.map(lambda slot: self._slot(params, *slot), slots)
+
+    def _slot(
+        self,
+        params: Any,
+        state: TrainState,
+        batch: dict[str, Array],
+        values: dict[str, Float[Array, ""]],
+        active: Bool[Array, ""],
+    ) -> tuple[TrainState, Metrics]:
+        """The step of one slot; the metrics of an idle one mean nothing."""
+
+        def step(state: TrainState) -> tuple[TrainState, Metrics]:
+            return self.trainer.step_function(params, state, batch, values)
+
+        if not self.batched:
+            nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(step, state)[1])
+            return jax.lax.cond(active, step, lambda state: (state, nothing), state)
+        after, metrics = step(state)
+        return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state), metrics
 
     def _make(self) -> TrainState:
         """States of zeros: no slot is trained before it is filled."""

@@ -13,6 +13,10 @@ from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 
+# Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
+# change: the journal guards what decides the trials.
+_FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.")
+
 
 class RunDirectory:
     """A directory that holds one run, or one study.
@@ -70,23 +74,33 @@ class RunDirectory:
                 f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
             )
         if not self.config_path.exists():
-            if strangers := sorted(item.name for item in self.path.iterdir() if not item.name.startswith(".")):
+            # Workers of a study write there before it begins.
+            names = {item.name for item in self.path.iterdir() if not item.name.startswith(".")} - {"workers"}
+            if strangers := sorted(names):
                 raise UserError(
                     f"run_dir: {self.path} holds files of something else ({', '.join(strangers[:5])}); choose another "
                     f"directory with run_dir=…"
                 )
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        # What an experiment computes from its trials may change; its journal guards what decides the trials.
-        keys = (key for key in there.keys() | here.keys() if not key.startswith("study."))
+        keys = (key for key in there.keys() | here.keys() if not key.startswith(_FREE))
         different = sorted(key for key in keys if there.get(key) != here.get(key))
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
             raise UserError(
                 f"run_dir: {self.path} holds another run; it differs in\n{shown}{more}\n"
-                f"choose another directory with run_dir=…, or remove that one"
+                f"choose another directory with run_dir=…, or remove that one{self._extensible(different)}"
             )
+
+    def _extensible(self, different: list[str]) -> str:
+        """How a study that differs only in what may change after its start goes on."""
+        if not self.study or not set(different) <= {"search.trials", "search.promote", "search.fixed"}:
+            return ""
+        return (
+            f"; to go on with it as it is: jaxtune search {self.config_path}; to change it: jaxtune study extend "
+            f"{self.path} …"
+        )
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[None]:

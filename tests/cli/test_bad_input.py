@@ -172,6 +172,9 @@ def test_a_directory_with_another_run_is_left_alone(refused, config_file, tmp_pa
         ("{}", ["search.space"]),
         ("{optimizer.learning_rat: {uniform: [1, 2]}}", ["learning_rat", "learning_rate"]),
         ("{optimizer.learning_rate: {uniform: [-1, 2]}}", ["optimizer.learning_rate", "greater than 0"]),
+        ("{optimizer.learning_rate: {log_uniform: [1e-2, 1e-4]}}", ["optimizer.learning_rate", "low < high"]),
+        ("{update.0.rank: {power_of_two: [8, 4]}}", ["update.0.rank", "low < high"]),
+        ("{optimizer.schedule: {choice: cosine}}", ["optimizer.schedule", "list", "'cosine'"]),
         ("{update.0.rank: {uniform: [1, 2.5]}}", ["update.0.rank"]),
         ("{update.0.rank: {uniform: [1, 8]}}", ["update.0.rank", "integer"]),
         ("{model.path: {choice: [a, b]}}", ["model.path", "same for all trials"]),
@@ -197,6 +200,8 @@ def test_a_search_needs_its_section_and_a_validation_split(refused, config_file)
     assert "data.validation" in refused("search", config_file, SEARCH, "data.validation=null")
     assert "evaluation.task" in refused("search", config_file, SEARCH, "search.objective=exact_match")
     assert "less than a step" in refused("search", config_file, SEARCH, "train.steps=2")
+    assert "promote 4 is above trials 3" in refused("search", config_file, SEARCH, "search.promote=4")
+    assert "search.fixed" in refused("search", config_file, SEARCH, "search.fixed.update.0.rank=4")
 
 
 def test_commands_that_need_a_trained_run_say_so(refused, config_file, tmp_path):

@@ -44,7 +44,7 @@ class MadeUpRunner:
       reference_gain: how much better the reference is than its hyperparameters deserve.
     """
 
-    compilations = 0
+    capacity, compilations = 1, 0
 
     def __init__(
         self,
@@ -56,13 +56,26 @@ class MadeUpRunner:
         has_test: bool = True,
         reference_gain: float = 0.0,
     ):
+        self._started: list[tuple[Trial, int]] = []
         self.share, self.diverged, self.late = share, diverged, late
         self.stop_at, self.has_test, self.reference_gain = stop_at, has_test, reference_gain
 
     def total_steps(self, trial: Trial) -> int:
         return STEPS
 
-    def run(self, trial: Trial, until: int) -> Outcome:
+    def start(self, trial: Trial, until: int) -> None:
+        self._started.append((trial, until))
+
+    def wait(self) -> list[tuple[Trial, Outcome]]:
+        trial, until = self._started[0]
+        outcome = self._run(trial, until)
+        del self._started[0]
+        return [(trial, outcome)]
+
+    def close(self) -> None:
+        self._started = []
+
+    def _run(self, trial: Trial, until: int) -> Outcome:
         self.compilations = 2
         generator = np.random.default_rng([trial.id, until])
         if trial.id == self.stop_at:
@@ -103,7 +116,9 @@ class MadeUpRunner:
             if diverged:
                 loss = None if step > until * 0.8 else loss * (1 + 3 * (step / until) ** 4)
             lines.append({"step": step, "loss": loss, "learning_rate": 1e-4, "tokens_per_second": 9000.0})
-        lines.append({"step": until, "validation_loss": 0.5})
+        evaluated = [] if diverged else [*range(80, until, 80), until]
+        lines += [{"step": step, "validation_loss": self._score(trial, until) + 20 / step} for step in evaluated]
+        lines.sort(key=lambda line: line["step"])
         (trial.directory / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 

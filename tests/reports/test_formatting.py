@@ -34,6 +34,15 @@ def test_seconds(seconds: float | None, text: str) -> None:
     assert formatting.seconds(seconds).replace("\u00a0", " ") == text
 
 
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0, "less than a minute"), (49, "less than a minute"), (51, "1 min"), (800, "13 min"), (3540, "59 min"),
+     (3600, "1 h"), (12000, "3 h 20 min"), (86400, "24 h")],
+)  # fmt: skip
+def test_roughly(seconds: float, text: str) -> None:
+    assert formatting.roughly(seconds).replace("\u00a0", " ") == text
+
+
 def test_scores_and_differences() -> None:
     assert formatting.score(0.21344, "loss") == "0.2134"
     assert formatting.score(0.8825, "exact_match").replace("\u00a0", " ") in ("88.2 %", "88.3 %")

@@ -22,7 +22,7 @@ from study_directory import write_study
 from jaxtune.config.loading import parse_value
 from jaxtune.errors import UserError
 from jaxtune.reports import write_report
-from jaxtune.reports.page import render
+from jaxtune.reports.page import render, view
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
 
 
@@ -84,10 +84,10 @@ def test_every_trial_is_in_the_table(page: Page, summary: dict[str, Any]) -> Non
 
 def test_figures_have_names_and_tables(page: Page) -> None:
     drawings = page.all("svg", **{"class": "plot"})
-    assert len(drawings) == 4 * 2 + 5  # four figures, wide and narrow, and five panels of partial dependence
+    assert len(drawings) == 5 * 2 + 5  # five figures, wide and narrow, and five panels of partial dependence
     assert all(drawing["aria-label"] for drawing in drawings)
-    assert len(page.all("details")) == 4 + 5 + 1
-    for name in ("Convergence", "Early and final scores", "Configurations", "Learning curves"):
+    assert len(page.all("details")) == 5 + 5 + 1
+    for name in ("Convergence", "Early and final scores", "Configurations", "Training losses", "Validation losses"):
         assert f"{name} as a table" in page.text
     sliders = page.all("g", role="slider")
     assert {slider["aria-label"] for slider in sliders} >= {"Filter optimizer.learning_rate", "Filter early score"}
@@ -149,12 +149,11 @@ def test_hostile_names_stay_text(tmp_path: Path) -> None:
 
 def test_running_study_says_what_is_missing(running: Path) -> None:
     page = open_report(running)
-    assert "still running" in page.text
+    assert "not finished" in page.text
     assert "Trials 4 of 16, 0 finished" in page.text
-    assert re.search(r"Trial \d leads after 4 trials: validation loss 0\.\d{4} at 20 % of its steps", page.text)
+    assert re.search(r"Trial \d leads after 3 scored trials: validation loss 0\.\d{4} at 20 % of its steps", page.text)
     for words in (
-        "No trial has been trained to the end yet",
-        "The steps that were saved are counted when the study ends",
+        "The leader has not been trained to the end yet",
         "early and final scores can be compared from two on",
         "The rank agreement is worked out when enough trials are finished",
         "no partial dependence yet",
@@ -227,8 +226,9 @@ def test_old_page_is_replaced_and_nothing_is_left(finished: Path) -> None:
 def trial(number: int, early: float | None, final: float | None, *, status: str) -> TrialRecord:
     return TrialRecord(
         id=number, configuration={"a.rate": 10.0 ** -(number % 4), "b.kind": "xyz"[number % 3]}, status=status,
-        early_score=early, early_error=0.1, final_score=final, reason="", steps=1, total_steps=5, seconds=0.0,
-        curve=[(1, early), (2, None), (3, final)],
+        training=status == "running", early_score=early, early_error=0.1, final_score=final, reason="", steps=1,
+        total_steps=5, seconds=0.0,
+        curve=[(1, early), (2, None), (3, final)], validation=[(1, early), (5, final)],
     )  # fmt: skip
 
 
@@ -244,15 +244,15 @@ def test_any_scores_can_be_drawn(scores: list[tuple[float | None, float | None]]
         status = "failed" if early is None else ("scored" if final is None else "finished")
         trials.append(trial(number, early, final if early is not None else None, status=status))
     study = StudyRecord(
-        directory=Path("runs/s"), name="s", objective="loss", direction=direction, fraction=0.2, planned=6,
+        directory=Path("runs/s"), name="s", objective="loss", direction=direction, fraction=0.2, planned=6, promote=2,
         space={"a.rate": {"log_uniform": [1e-3, 1.0]}, "b.kind": {"choice": ["x", "y"]}}, config={}, trials=trials,
-        summary={},
+        summary={}, busy=3.0, written=1.7e9,
     )  # fmt: skip
-    page = Page(render(study))
+    page = Page(render(view(study)))
     assert not re.search(r'(?<=[ ",(])(nan|inf)(?=[ ",)])', page.html)
     assert len(page.tables[-1]) == len(scores) + 1
     later = dataclasses.replace(study, trials=[])
-    assert "No trial has been started yet" in Page(render(later)).text
+    assert "No trial has been started yet" in Page(render(view(later))).text
 
 
 def test_directory_without_a_study_names_the_nearest(finished: Path, tmp_path: Path) -> None:

@@ -411,3 +411,32 @@ def test_it_beats_random_search_at_the_same_budget(tmp_path):
         best = np.minimum(floors.reshape(-1, 5).min(1), runner.floor(REFERENCE))
         random.append(best.mean() - lowest)
     assert np.mean(regrets) < 0.7 * np.mean(random), (regrets, random)
+
+
+def test_hyperband_stops_trials_on_the_way_to_the_fraction(tmp_path):
+    """Stopped trials take few steps, are told, and are never promoted; a stop and a restart change nothing."""
+    pytest.importorskip("optuna")
+    search = search_config(trials=14, promote=2, method="hyperband", fraction=0.4)
+    runner = SyntheticRunner(capacity=2)
+    summary = study(tmp_path, runner, search=search).run()
+    assert summary is not None
+    stopped = {trial["id"]: trial for trial in summary["trials"] if trial["status"] == "stopped"}
+    assert len(stopped) >= 3
+    assert 0 not in stopped
+    assert all(trial["early_score"] is None and trial["final_score"] is None for trial in stopped.values())
+    trained = {number: max(until for trial, until in runner.calls if trial == number) for number in range(14)}
+    assert all(trained[number] < 20 for number in stopped)
+    assert summary["budget"]["steps_run"] == sum(trained.values())
+    whole = records(tmp_path)
+    assert {record["event"] for record in whole} >= {"reported", "stopped", "scored", "promoted", "finished"}
+    told = [record["told"] for record in whole if record["event"] == "proposed"][-1]
+    assert set(told) & stopped.keys()
+    again = tmp_path / "again"
+    first = SyntheticRunner(capacity=2)
+    at = next((trial, until) for trial, until in runner.calls if trial == 9)
+    first.before = interrupt_at(*at)
+    assert study(again, first, search=search).run() is None
+    assert study(again, SyntheticRunner(capacity=2), search=search).run() is not None
+    assert [record["configuration"] for record in records(again) if record["event"] == "promoted"] == [
+        record["configuration"] for record in whole if record["event"] == "promoted"
+    ]

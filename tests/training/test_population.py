@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+import re
+
 import jax
 import numpy as np
 import pytest
@@ -9,6 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtune.config.schema import LowRankRule, OptimizerConfig, TrainConfig
+from jaxtune.models import DecoderConfig, random_model
+from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
 from jaxtune.training.population import Population
 from jaxtune.updates import UpdatePlan
@@ -45,10 +50,10 @@ def trainer(model):
     )
 
 
-@pytest.fixture(scope="module")
-def population(trainer):
-    """One population for all tests of this module: what it holds is replaced, its program stays."""
-    return Population(trainer, SIZE)
+@pytest.fixture(scope="module", params=[True, False], ids=["batched", "in turn"])
+def population(trainer, request):
+    """One population of each kind for all tests of this module: what it holds is replaced, its program stays."""
+    return Population(trainer, SIZE, batched=request.param)
 
 
 @pytest.fixture
@@ -187,17 +192,57 @@ def test_a_slot_is_refilled_without_a_new_program(trainer, population, streams, 
 
 def test_trials_do_not_copy_the_frozen_base(trainer, examples):
     """The compiled step holds no array with a leading axis of trials that is as large as a base matrix."""
-    population, batch = Population(trainer, 5), _batch(examples, 0)
+    population, batch = Population(trainer, 5, batched=True), _batch(examples, 0)
     text = population.compile_step(batch).as_text()
     largest = max(leaf.shape for leaf in jax.tree.leaves(trainer.params) if leaf.ndim == 3)
     copies = [f"f32[5,{','.join(map(str, largest))}]", f"f32[{largest[0]},5,{largest[1]},{largest[2]}]"]
     assert not any(copy in text for copy in copies)
 
 
-def test_slots_divide_over_the_trial_axis(trainer, monkeypatch):
-    class Parts:
-        shape = {"trial": 2}  # noqa: RUF012
-
-    monkeypatch.setattr(trainer, "mesh", Parts())
+def test_slots_divide_over_the_trial_axis(model, trainer):
+    other = copy.copy(trainer)
+    other.mesh = make_mesh(1, 1, 1, jax.devices()[:2], trial=2)
     with pytest.raises(ValueError, match="3 slots do not divide over 2 parts"):
-        Population(trainer, 3)
+        Population(other, 3)
+
+
+@pytest.mark.parametrize("kernels", ["xla", "interpret"])
+def test_trials_spread_over_a_mesh_axis_and_exchange_nothing(kernels, examples):
+    """Two parts of two devices each: every slot is its run alone, and no array crosses from part to part."""
+    sizes = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
+    config = DecoderConfig("llama", 96, 32, 64, 1, 4, 2, 8)
+
+    def made(mesh):
+        return Trainer(
+            random_model(config, jax.random.key(0), mesh),
+            UpdatePlan([LowRankRule(match="layers.*.attention.{q,v}", **sizes)]),
+            TrainConfig(steps=20, batch_size=4, sequence_length=12),
+            OptimizerConfig(learning_rate=1e-3),
+            kernels=kernels,
+        )
+
+    trainer = made(make_mesh(2, 1, 1, jax.devices()[:4], trial=2))
+    alone = made(make_mesh(1, 1, 1, jax.devices()[:1]))
+    population, batch = Population(trainer, SIZE), _batch(examples, 1)
+    batch = {**batch, "tokens": batch["tokens"] % 96, "targets": batch["targets"] % 96}
+    for slot in range(SIZE):
+        population.put(slot, trainer.init(SOUND, seed=slot), SOUND)
+    found = population.step(dict.fromkeys(range(SIZE), batch))
+    for slot in range(SIZE):
+        state, metrics = alone.step(alone.init(SOUND, seed=slot), batch, SOUND)
+        assert found[slot]["loss"] == pytest.approx(float(metrics["loss"]), rel=1e-5)
+        together = flat(population.take(slot).trainable)
+        assert np.linalg.norm(together - flat(state.trainable)) <= 1e-5 * np.linalg.norm(together)
+    text = population.compile_step(batch).as_text()
+    crossing = [line for line in text.splitlines() if "replica_groups" in line and not _within_parts(line)]
+    # How many blocks of rows the loss loops over is agreed on by all devices: one number.
+    assert all(re.match(r"\s*%\S+ = s32\[\] all-reduce\(", line) for line in crossing), crossing
+
+
+def _within_parts(line):
+    """Whether a collective of the compiled text stays among devices 0 and 1, and among 2 and 3."""
+    if listed := re.search(r"replica_groups=\{((?:\{[\d,]+\},?)+)\}", line):
+        groups = [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
+        return all(len({device // 2 for device in group}) == 1 for group in groups)
+    # Two groups of neighbours; or, by name, the second of the mesh's axes.
+    return bool(re.search(r"replica_groups=(\[2,2\]<=\[4\],|mesh\[.*\] \{'axis_1'\})", line))

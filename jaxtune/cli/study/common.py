@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import shlex
 from collections.abc import Callable, Mapping
@@ -33,7 +34,7 @@ def run_experiment(arguments: argparse.Namespace, study: str, text: Callable[[Ma
 
     from jaxtune.studies.output import output_directory
     from jaxtune.studies.run import experiment_config
-    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
     config = experiment_config(config, study)
@@ -46,7 +47,7 @@ def run_experiment(arguments: argparse.Namespace, study: str, text: Callable[[Ma
         summary = experiment.run(
             config,
             command=shlex.join(["jaxtune", "study", study, arguments.config, *arguments.overrides]),
-            listener=lambda title: ProgressDisplay(title=title),
+            listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
             should_stop=should_stop,
         )

@@ -30,6 +30,7 @@ def linear_cross_entropy(
     mesh: jax.sharding.Mesh | None = None,
     row_axes: tuple[str, ...] = (),
     vocabulary_axis: str | None = None,
+    trial_axes: tuple[str, ...] = (),
     block: int | None = None,
     implementation: str | None = None,
 ) -> Float[Array, "*rows"]:
@@ -61,6 +62,7 @@ def linear_cross_entropy(
       mesh: the mesh that the operands lie on; None for one device.
       row_axes: axes of the mesh that the first dimension of the rows is cut over.
       vocabulary_axis: the axis of the mesh that head's vocabulary is cut over.
+      trial_axes: axes of the mesh that trials, mapped by ``jax.vmap``, are cut over.
       block: rows that are processed at once on each device; None chooses for the shape.
       implementation: "reference" holds the logits, "xla" does not; None picks.
 
@@ -90,7 +92,7 @@ def linear_cross_entropy(
         return linear_cross_entropy_reference(terms, rows)
     if not targets.ndim:
         raise ValueError("there must be at least one axis of rows")
-    return linear_cross_entropy_xla(terms, rows, Layout(block, mesh, Axes(row_axes, vocabulary_axis)))
+    return linear_cross_entropy_xla(terms, rows, Layout(block, mesh, Axes(row_axes, vocabulary_axis), trial_axes))
 
 
 __all__ = ["linear_cross_entropy"]

@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -45,11 +46,15 @@ class Layout:
       block: rows that are processed at once; None chooses (:func:`block_rows`).
       mesh: the mesh that the operands lie on, or None.
       axes: the mesh axes that they are cut over.
+      trial_axes: the mesh axes that the trials of a population are cut over.
+      population: whether the second axis of the rows holds trials.
     """
 
     block: int | None
     mesh: Mesh | None
     axes: Axes
+    trial_axes: tuple[str, ...] = ()
+    population: bool = False
 
 
 class _Bounds(NamedTuple):
@@ -226,7 +231,8 @@ def _losses(layout: Layout, wanted: tuple[bool, ...]) -> Callable[..., Any]:
                 Term(folded(term.states, flags.states), term.matrix, term.transposed)
                 for term, flags in zip(terms, is_batched[0], strict=True)
             )
-            found = function(folded_terms, jax.tree.map(folded, rows, is_batched[1]))
+            of_population = _losses(dataclasses.replace(layout, population=True), wanted)
+            found = of_population(folded_terms, jax.tree.map(folded, rows, is_batched[1]))
             found = jax.tree.map(lambda array: jnp.moveaxis(array, 1, 0), found)
         return found, jax.tree.map(lambda _: True, found)
 
@@ -292,19 +298,21 @@ def _partition(layout: Layout, terms: Terms, rows: Rows) -> tuple[Axes, Partitio
     An axis that the mesh lacks, or whose size does not divide the operands, cuts nothing.
     """
     sizes = {} if layout.mesh is None else dict(layout.mesh.shape)
-    row_axes = tuple(name for name in layout.axes.rows if sizes.get(name, 1) > 1)
-    shards = 1
-    for name in row_axes:
-        shards *= sizes[name]
-    if rows.targets.shape[0] % shards:
-        row_axes = ()
+
+    def dividing(names: tuple[str, ...], size: int) -> tuple[str, ...]:
+        wanted = tuple(name for name in names if sizes.get(name, 1) > 1)
+        return () if size % math.prod(sizes[name] for name in wanted) else wanted
+
+    row_axes = dividing(layout.axes.rows, rows.targets.shape[0])
+    trial_axes = dividing(layout.trial_axes, rows.targets.shape[1]) if layout.population else ()
     vocabulary = layout.axes.vocabulary if sizes.get(layout.axes.vocabulary or "", 1) > 1 else None
     if vocabulary is not None and terms[0].matrix.shape[0 if terms[0].transposed else 1] % sizes[vocabulary]:
         vocabulary = None
     specs = tuple(
         PartitionSpec(vocabulary, None) if term.transposed else PartitionSpec(None, vocabulary) for term in terms
     )
-    return Axes(row_axes, vocabulary), PartitionSpec(row_axes) if row_axes else PartitionSpec(), specs
+    by_row = PartitionSpec(row_axes or None, trial_axes) if trial_axes else PartitionSpec(row_axes or None)
+    return Axes((*row_axes, *trial_axes), vocabulary), by_row, specs
 
 
 def _term_specs(terms: Terms, by_row: PartitionSpec, matrices: tuple[PartitionSpec, ...]) -> tuple[Term, ...]:

@@ -1,0 +1,257 @@
+"""Search strategies on recorded learning curves: what the best finished trial scores after a given budget.
+
+Nothing is trained. The tables of benchmarks/curves (benchmarks/record_curves.py made them with jaxtune's trainer) are
+replayed for many seeds of the search; a budget is counted in full trainings. How proposals become recorded
+configurations is said in benchmarks/replay.py, how Optuna is run in benchmarks/optuna_rivals.py.
+
+Regret is the final validation loss of the best trial that a strategy has finished, less that of the best recorded one;
+the reference trial that a study finishes besides is left out for all. Bands are 95 % bootstrap intervals of the mean
+over seeds; a star says that ``gp, fraction`` is ahead, seed by seed, with 95 % of the resamplings.
+
+    python benchmarks/surrogates.py                    # a table for each task
+    python benchmarks/surrogates.py --json > benchmarks/results/surrogates.json
+    python benchmarks/surrogates.py --figures docs/figures --from benchmarks/results/surrogates.json
+
+From the repository's root; needs the extra ``optuna``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from common import machine
+from optuna_rivals import tpe_with
+from replay import CURVES, Fractional, Strategy, Table, full, read_table
+
+BUDGETS = (3, 4, 6, 8, 10)
+OURS = "gp, fraction"
+STRATEGIES: dict[str, Strategy] = {
+    "random, full": full("random"),
+    "random, fraction": Fractional("random"),
+    "TPE, full": tpe_with("none"),
+    "TPE, median pruner": tpe_with("median"),
+    "TPE, Hyperband": tpe_with("hyperband"),
+    "gp, full": full("gp"),
+    OURS: Fractional("gp"),
+    "tpe, fraction": Fractional("tpe"),
+    "hyperband, fraction": Fractional("hyperband"),
+}
+
+
+def _other(table: Table) -> Table:
+    """The table of the next task, which stands for an earlier study on other data."""
+    tasks = sorted(path.stem for path in CURVES.glob("*.csv"))
+    return read_table(tasks[(tasks.index(table.name) + 1) % len(tasks)])
+
+
+# What goes beyond the method, each a change to ``gp, fraction``; measured on request.
+EXTRAS: dict[str, Strategy] = {
+    "gp, ladder 0.1": Fractional("gp", ladder=(0.1,)),
+    "gp, fraction 0.1": Fractional("gp", fraction=0.1),
+    "gp, fraction 0.4": Fractional("gp", fraction=0.4),
+    "gp, finishing 1/3": Fractional("gp", finishing=1 / 3),
+    "gp, finishing 2/3": Fractional("gp", finishing=2 / 3),
+    "gp, transfer": Fractional("gp", taught_by=_other),
+}
+_RESAMPLES = 2_000
+
+
+def regrets(table: Table, strategy: Strategy, seeds: Sequence[int], budgets: Sequence[float]) -> dict[str, np.ndarray]:
+    """[seeds, budgets] regrets on the validation split (what a search can see) and on the test split.
+
+    A run that has not finished a sound trial has the regret of the worst one.
+    """
+    sound = np.isfinite(table.final)
+    worst = int(np.argmax(np.where(sound, table.final, -np.inf)))
+    picked = []
+    for seed in seeds:
+        winners = strategy(table, seed, budgets)
+        picked.append([worst if winners[budget] is None else winners[budget] for budget in budgets])
+    index = np.array(picked)
+    test = np.where(sound, table.test, np.inf)
+    return {"validation": table.final[index] - table.final.min(), "test": table.test[index] - test.min()}
+
+
+def interval(values: np.ndarray, generator: np.random.Generator) -> tuple[float, float]:
+    """The 95 % bootstrap interval of a mean over seeds."""
+    means = generator.choice(values, (_RESAMPLES, len(values))).mean(1)
+    return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
+
+
+def described(values: Mapping[str, np.ndarray], ours: np.ndarray) -> dict[str, Any]:
+    """Means over seeds with their bands, for each budget; and how much is lost against ours (positive: ours leads)."""
+    generator = np.random.default_rng(0)
+    validation = values["validation"]
+    bands = [interval(column, generator) for column in validation.T]
+    behind = [interval(column, generator) for column in (validation - ours).T]
+    return {
+        "mean": validation.mean(0).tolist(),
+        "low": [low for low, _ in bands],
+        "high": [high for _, high in bands],
+        "test_mean": values["test"].mean(0).tolist(),
+        "behind_ours": (validation - ours).mean(0).tolist(),
+        "behind_ours_low": [low for low, _ in behind],
+        "behind_ours_high": [high for _, high in behind],
+    }
+
+
+def facts(table: Table) -> dict[str, Any]:
+    """What there is to find in a table, and how well early scores tell it."""
+    from scipy.stats import spearmanr
+
+    sound = np.isfinite(table.final)
+    final = table.final[sound]
+    at = {f"{table.share(c):g}": table.losses[sound, c] for c in range(len(table.steps) - 1)}
+    return {
+        "trials": len(table.points),
+        "diverged": int((~sound).sum()),
+        "steps": table.steps[-1],
+        "best": float(final.min()),
+        "median": float(np.median(final)),
+        "standard_error": float(np.median(table.errors[sound, -1])),
+        "within_one_percent": int((final <= 1.01 * final.min()).sum()),
+        "spearman_with_final": {share: float(spearmanr(early, final).statistic) for share, early in at.items()},
+        "seconds_variation": float(np.std(table.seconds) / np.mean(table.seconds)),
+    }
+
+
+def measure(tasks: Sequence[str], strategies: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
+    """Every strategy on every table."""
+    result: dict[str, Any] = {}
+    for task in tasks:
+        table = read_table(task)
+        values: dict[str, dict[str, np.ndarray]] = {}
+        for name in dict.fromkeys([OURS, *strategies]):
+            begin = time.perf_counter()
+            values[name] = regrets(table, {**STRATEGIES, **EXTRAS}[name], seeds, BUDGETS)
+            print(f"{task}: {name}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
+        ours = values[OURS]["validation"]
+        result[task] = {
+            "table": facts(table),
+            "strategies": {name: described(values[name], ours) for name in strategies},
+        }
+    return {
+        "budgets": list(BUDGETS),
+        "seeds": len(seeds),
+        "ours": OURS,
+        "tasks": result,
+        **machine(["jaxtune", "numpy", "scikit-optimize", "scikit-learn", "scipy", "optuna"]),
+    }
+
+
+def as_text(result: Mapping[str, Any]) -> str:
+    """A table for each task."""
+    lines = []
+    for task, measured in result["tasks"].items():
+        known = measured["table"]
+        lines += [
+            f"{task}: {known['trials']} trials of {known['steps']} steps, {known['diverged']} diverged; final loss: "
+            f"best {known['best']:.3f}, median {known['median']:.3f}",
+            f"mean regret over {result['seeds']} seeds (± half a 95 % band) after a budget of full trainings; "
+            f"* {result['ours']} is ahead, - behind, with 95 %",
+            "",
+            f"{'strategy':<22}" + "".join(f"{budget:>17g}" for budget in result["budgets"]),
+        ]
+        for name, row in measured["strategies"].items():
+            cells = ""
+            for at in range(len(result["budgets"])):
+                sign = "*" if row["behind_ours_low"][at] > 0 else "-" if row["behind_ours_high"][at] < 0 else " "
+                cells += f"{row['mean'][at]:>9.4f} ±{(row['high'][at] - row['low'][at]) / 2:.3f}{sign}"
+            lines.append(f"{name:<22}{cells}")
+        lines.append("")
+    return "\n".join(lines)
+
+
+# How each strategy is drawn: colour and dashes. Strategies that share a family share a colour.
+LOOKS = {
+    "random, full": ("#8a8f98", "2 4"),
+    "random, fraction": ("#8a8f98", ""),
+    "TPE, full": ("#c2701c", "2 4"),
+    "TPE, median pruner": ("#c2701c", "8 4"),
+    "TPE, Hyperband": ("#8e4ec6", "8 4"),
+    "gp, full": ("#1a7f6b", "2 4"),
+    OURS: ("#1a7f6b", ""),
+    "tpe, fraction": ("#c2701c", ""),
+    "hyperband, fraction": ("#8e4ec6", ""),
+}
+_STYLE = """
+svg { background: #ffffff; } text { font: 12px system-ui, sans-serif; fill: #444b54; } .grid { stroke: #e6e8eb; }
+.axis, .tick { stroke: #9aa1aa; } path { fill: none; stroke-width: 1.6; stroke-linejoin: round; }
+"""
+
+
+def figure(task: str, result: Mapping[str, Any]) -> str:
+    """Mean regret against budget as an SVG file: every strategy a line, ours with its band."""
+    from xml.etree import ElementTree
+
+    from jaxtune.reports import svg
+
+    budgets, strategies = result["budgets"], result["tasks"][task]["strategies"]
+    means = [value for row in strategies.values() for value in row["mean"]]
+    size, legend = (760, 340), 210
+    plot = svg.Plot(
+        size,
+        svg.linear(budgets, margin=0.03),
+        svg.linear([0.0, *means]),
+        label=f"Mean regret against budget on {task}",
+        x_label="budget in full trainings",
+        y_label=f"{task}: regret (validation loss above the best recorded trial)",
+        margins=(30, legend, 44, 58),
+        interactive=False,
+    )
+    root = plot.root
+    root.set("xmlns", "http://www.w3.org/2000/svg")
+    style = ElementTree.Element("style")
+    style.text = _STYLE
+    root.insert(0, style)
+    ours = strategies[result["ours"]]
+    outline = [*zip(budgets, ours["low"], strict=True), *reversed(list(zip(budgets, ours["high"], strict=True)))]
+    data = svg.path([(plot.x(x), plot.y(y)) for x, y in outline], close=True)
+    svg.element(root, "path", d=data, style=f"fill: {LOOKS[result['ours']][0]}; fill-opacity: 0.15; stroke: none")
+    # The legend is in the order of the lines at the largest budget.
+    for row, (name, values) in enumerate(sorted(strategies.items(), key=lambda item: -item[1]["mean"][-1])):
+        colour, dashes = LOOKS[name]
+        look = f"stroke: {colour}; stroke-dasharray: {dashes or 'none'}" + (
+            "; stroke-width: 3" if name == result["ours"] else ""
+        )
+        points = [(plot.x(x), plot.y(y)) for x, y in zip(budgets, values["mean"], strict=True)]
+        svg.element(root, "path", d=svg.path(points), style=look)
+        at = plot.top + 14 + 22 * row
+        svg.element(root, "path", d=svg.path([(plot.right + 14, at - 4), (plot.right + 44, at - 4)]), style=look)
+        svg.element(root, "text", name, x=plot.right + 52, y=at)
+    return svg.to_text(root) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--tasks", nargs="+", default=sorted(path.stem for path in CURVES.glob("*.csv")))
+    parser.add_argument(
+        "--strategies", nargs="+", default=list(STRATEGIES), choices=[*STRATEGIES, *EXTRAS], metavar="NAME"
+    )
+    parser.add_argument("--seeds", type=int, default=50)
+    parser.add_argument("--first-seed", type=int, default=0, help="settings were chosen on seeds from 1000")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--from", dest="source", type=Path, help="read an earlier --json instead of measuring")
+    parser.add_argument("--figures", type=Path, help="folder for a figure (SVG) of each task")
+    arguments = parser.parse_args()
+    if arguments.source:
+        result = json.loads(arguments.source.read_text())
+    else:
+        seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
+        result = measure(arguments.tasks, arguments.strategies, seeds)
+    if arguments.figures:
+        arguments.figures.mkdir(parents=True, exist_ok=True)
+        for task in result["tasks"]:
+            (arguments.figures / f"surrogates-{task}.svg").write_text(figure(task, result), encoding="utf-8")
+    print(json.dumps(result, indent=1) if arguments.json else as_text(result))
+
+
+if __name__ == "__main__":
+    main()

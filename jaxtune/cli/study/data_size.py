@@ -1,0 +1,25 @@
+"""``jaxtune study data-size``."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from jaxtune.cli.common import table
+from jaxtune.cli.study.common import add_arguments, run_experiment
+
+__all__ = ["EXAMPLE", "add_arguments", "run"]
+
+EXAMPLE = "jaxtune study data-size configs/studies/data-size.yaml study.data_size.sampling=balanced"
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Trains on more and more documents; the same command again goes on where it stopped."""
+    return run_experiment(arguments, "data-size", _text)
+
+
+def _text(summary: Mapping[str, Any]) -> str:
+    from jaxtune.studies.data_size_page import findings, rows, title
+
+    return "\n".join([table(rows(summary), title=title(summary)), "", *findings(summary)])

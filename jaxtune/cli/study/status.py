@@ -1,0 +1,80 @@
+"""``jaxtune study status``."""
+
+from __future__ import annotations
+
+import argparse
+import time
+
+from jaxtune.cli.common import add_json_argument, emit, table
+from jaxtune.search.status import STATES, StudyStatus, read_status
+
+EXAMPLE = "jaxtune study status runs/quickstart"
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declares the command's arguments."""
+    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory")
+    add_json_argument(parser)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """Shows where a study stands, while it runs and after."""
+    status = read_status(arguments.run_dir)
+    emit(status.as_dict(), arguments.json, text(status))
+    return 0
+
+
+def text(status: StudyStatus) -> str:
+    """The status for people."""
+    rows = [
+        {
+            "trial": trial.trial,
+            "state": trial.state,
+            "from": trial.source,
+            "step": trial.step,
+            "of": trial.until,
+            "early": trial.early_score,
+            "final": trial.final_score,
+            "": "best" if trial.trial == status.best else "",
+        }
+        for trial in status.trials
+    ]
+    counts = ", ".join(f"{count} {state}" for state in STATES if (count := status.count(state)))
+    fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
+    kind = f" (experiment {status.experiment})" if status.experiment else ""
+    ended = f"; the best {status.promote} go to the end" if status.promote is not None else ""
+    lines = [
+        f"{status.directory}: {status.phase}{kind}",
+        f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}{ended}{fixed}",
+        f"{status.steps:,} steps in {duration(status.seconds)} of training and scoring",
+        running(status),
+    ]
+    if rows:
+        name = f"{status.objective} ({status.direction} is better)"
+        lines += ["", table(rows, title=name)]
+    return "\n".join(lines)
+
+
+def running(status: StudyStatus) -> str:
+    """Who runs the study, or how it goes on."""
+    now = time.time()
+    if status.holder is not None:
+        since = "" if status.holder.started is None else f" ({duration(now - status.holder.started)} ago)"
+        return f"run by {status.holder.text}{since}"
+    idle = f"nobody runs it; the last record is {duration(now - status.last)} old"
+    if status.phase == "finished":
+        return idle
+    command = f"study {status.experiment}" if status.experiment else "search"
+    return f"{idle}; to go on: jaxtune {command} {status.directory / 'config.yaml'}"
+
+
+def duration(seconds: float | int) -> str:
+    """A time span in its two largest units; one that a clock set back made negative is none."""
+    rest = round(max(0.0, seconds))
+    if rest < 60:
+        return f"{rest} s"
+    if rest < 3600:
+        return f"{rest // 60} min {rest % 60} s"
+    if rest < 86400:
+        return f"{rest // 3600} h {rest % 3600 // 60} min"
+    return f"{rest // 86400} d {rest % 86400 // 3600} h"

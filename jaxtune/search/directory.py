@@ -1,0 +1,80 @@
+"""The directories of studies: whether one is there, which are around, and how to run one of its trials by itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import parse_value
+from jaxtune.errors import UserError, nearest
+from jaxtune.search.journal import FILENAME
+
+SUMMARY_FILENAME = "summary.json"
+
+
+def study_directory(run_dir: str | os.PathLike[str]) -> Path:
+    """The directory, if there is a study in it.
+
+    Raises:
+      UserError: there is none; names the nearest directory that has one.
+    """
+    directory = Path(run_dir)
+    if (directory / FILENAME).is_file():
+        return directory
+    if directory.is_file():
+        raise UserError(f"{directory}: a file; give the run directory of a study{_inside(directory)}")
+    if (directory / "metrics.jsonl").is_file():
+        raise UserError(f"{directory}: this is a single run, not a study (it has no {FILENAME})")
+    problem = f"no study here (it has no {FILENAME})" if directory.is_dir() else "no such directory"
+    raise UserError(f"{directory}: {problem}{nearest(str(directory), map(str, _around(directory)))}")
+
+
+def _inside(file: Path) -> str:
+    return f", such as {file.parent}" if (file.parent / FILENAME).is_file() else ""
+
+
+def _around(directory: Path) -> Iterator[Path]:
+    """Directories with a study: below the directory itself, and beside it."""
+    for parent in (directory, directory.parent):
+        if parent.is_dir():
+            for found in sorted(parent.glob(f"*/{FILENAME}")):
+                yield found.parent
+
+
+def find_studies(directory: str | os.PathLike[str]) -> list[Path]:
+    """The directories of all studies below a directory, itself included, by name.
+
+    Raises:
+      UserError: there is no such directory.
+    """
+    if not Path(directory).is_dir():
+        raise UserError(f"{directory}: no such directory")
+    found = []
+    for place, folders, files in os.walk(directory):
+        if FILENAME in files:
+            found.append(Path(place))
+            folders.clear()  # a study's own folders hold trials
+    return sorted(found)
+
+
+def train_command(run_dir: str | os.PathLike[str], configuration: Mapping[str, Any], target: str) -> str:
+    """The command line that trains one configuration of a study by itself.
+
+    Args:
+      run_dir: the study's.
+      configuration: dotted overrides.
+      target: the run directory of the training.
+    """
+    overrides = [f"{key}={_argument(value)}" for key, value in configuration.items()]
+    return shlex.join(["jaxtune", "train", str(Path(run_dir) / "config.yaml"), *overrides, f"run_dir={target}"])
+
+
+def _argument(value: Any) -> str:
+    """A value as an override that is read as the same value."""
+    if isinstance(value, str) and parse_value(value) == value:
+        return value
+    return repr(value) if isinstance(value, float) else json.dumps(value, ensure_ascii=False)

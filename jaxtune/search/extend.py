@@ -1,0 +1,239 @@
+"""Changing a study that has begun: more trials, other promotions, a configuration by hand, a value held fast.
+
+The journal stays append-only: a ``changed`` record holds the new settings, a trial by hand is a ``proposed`` record
+whose source is ``hand``. Then ``config.yaml`` is rewritten to say the same. Killed in between, the journal is the
+truth: extending the study again, by nothing, writes the file.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
+from jaxtune.config.schema import SearchConfig
+from jaxtune.errors import UserError, nearest
+from jaxtune.files import write_atomically
+from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.search.header import amended_header, check_header, check_records, check_room, study_header
+from jaxtune.search.journal import Journal
+from jaxtune.search.run import check_space, check_trials, reference_point
+from jaxtune.search.space import Space, canonical
+from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trial import History, replay
+from jaxtune.training.experiment import Experiment
+
+_SETTINGS = ("search.trials", "search.promote")
+
+
+@dataclass(frozen=True)
+class Extension:
+    """What a study was changed to.
+
+    Attributes:
+      config: the configuration that it goes on with.
+      changed: the settings that differ from before, by their name below ``search``.
+      added: configurations by hand, by trial number.
+      left: trials that have no early score yet.
+    """
+
+    config: Config
+    changed: dict[str, Any] = field(default_factory=dict)
+    added: dict[int, dict[str, Any]] = field(default_factory=dict)
+    left: int = 0
+
+
+def extend(
+    run_dir: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    added: Sequence[Mapping[str, Any]] = (),
+    fixed: Mapping[str, Any] | None = None,
+    freed: Sequence[str] = (),
+    write: bool = True,
+) -> Extension:
+    """Changes a study that nobody runs. Without any change, ``config.yaml`` is made to agree with the journal.
+
+    Args:
+      run_dir: the study's run directory.
+      overrides: ``search.trials=…`` and ``search.promote=…``.
+      added: configurations to try next. A searched key that is not named has its fixed value, or the configuration's.
+        Each is a trial more, unless ``search.trials`` is given.
+      fixed: searched keys that proposals do not vary any more, and their values.
+      freed: fixed keys that they vary again.
+      write: False checks only.
+
+    Raises:
+      UserError: there is no study, another process holds it, or the change does not fit it; nothing is changed then.
+    """
+    directory = study_directory(run_dir)
+    with Journal(directory) as journal:
+        header = amended_header(journal.records, journal.path)
+        if header.get("experiment"):
+            raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
+        config = _recorded_config(directory, header)
+        settings = search_config(config)
+        reference = reference_overrides(config)
+        here = study_header(
+            settings,
+            # "auto" is what the study began with.
+            population=header["population"] if settings.population == "auto" else settings.population,
+            direction=direction(settings.objective),
+            reference=reference,
+            base=config.model_dump(mode="json"),
+        )
+        check_header(journal.records, here, journal.path)
+        check_records(journal.records, Space(settings.space), journal.path)
+        history = replay(journal.records[1:], directory, journal.path)
+        changes = _changes(settings.fixed, overrides, fixed or {}, freed)
+        if added:
+            changes.setdefault("search.trials", settings.trials + len(added))
+        changed = with_overrides(config, changes, origin="study extend: ")
+        check_space(changed)
+        space = Space(settings.space, dotted(changed), search_config(changed).fixed)
+        numbered = _numbered(changed, space, history, added)
+        _check_trials(changed, space, history, numbered)
+        new = {name: value for name, value in search_config(changed).model_dump().items() if header.get(name) != value}
+        new = {name: value for name, value in new.items() if f"search.{name}" in changes}
+        if write:
+            _write(journal, changed, new, numbered)
+    trials = search_config(changed).trials
+    scored = sum(state.early is not None for state in history.trials.values())
+    return Extension(changed, new, numbered, trials - scored)
+
+
+def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
+    """``config.yaml`` with the settings that the journal tells.
+
+    Raises:
+      UserError: it is missing or damaged, has no search, or names another directory.
+    """
+    file = directory / "config.yaml"
+    config = load_config(file)
+    search_config(config)
+    if Path(config.directory).resolve() != directory.resolve():
+        raise UserError(
+            f"{file}: run_dir is {config.directory}, which from here is not {directory}; start the command where the "
+            f"study was started, or, if the study was moved, set run_dir: {directory} in that file"
+        )
+    settings = {name: header[name] for name in ("trials", "promote", "fixed")}
+    return with_overrides(config, {f"search.{name}": value for name, value in settings.items()}, origin=f"{file}: ")
+
+
+def _changes(
+    now: Mapping[str, Any], overrides: Sequence[str], fixed: Mapping[str, Any], freed: Sequence[str]
+) -> dict[str, Any]:
+    """What is asked for, as overrides of the configuration."""
+    changes: dict[str, Any] = {}
+    for override in overrides:
+        key, separator, text = override.partition("=")
+        if not separator:
+            raise UserError(f"{override!r}: expected {_SETTINGS[0]}=… or {_SETTINGS[1]}=…")
+        if key not in _SETTINGS:
+            begun = f"{key}: cannot change in a study that has begun"
+            if key.removeprefix("search.") in SearchConfig.model_fields:
+                raise UserError(f"{begun}, as its trials would not compare; {' and '.join(_SETTINGS)} can")
+            raise UserError(f"{begun}{nearest(key, _SETTINGS)}")
+        changes[key] = parse_value(text)
+    for key in freed:
+        if key not in now:
+            raise UserError(f"--free {key}: it is not fixed{nearest(key, now)}")
+    if fixed or freed:
+        kept = {key: value for key, value in now.items() if key not in freed}
+        changes["search.fixed"] = {**kept, **fixed}
+    return changes
+
+
+def _numbered(
+    config: Config, space: Space, history: History, added: Sequence[Mapping[str, Any]]
+) -> dict[int, dict[str, Any]]:
+    """The configurations by hand under the numbers of the next trials, with all searched keys.
+
+    Raises:
+      UserError: a key is not searched, a value is outside the space, or a trial has the configuration already.
+    """
+    known = {number: canonical(state.trial.configuration) for number, state in history.trials.items()}
+    following = max(history.trials, default=0) + 1  # trial 0 is the reference's
+    values = dotted(config) | space.fixed
+    numbered: dict[int, dict[str, Any]] = {}
+    for number, given in enumerate(added, start=following):
+        for key in given:
+            if key not in space.keys:
+                raise UserError(f"--add {key}: not searched{nearest(key, space.keys)}")
+        configuration = {}
+        for dimension in space.dimensions:
+            value = given.get(dimension.key, values.get(dimension.key))
+            coordinate = dimension.encode(value)
+            if coordinate is None:
+                own = "" if dimension.key in given else " (it is not named, so it is the configuration's own)"
+                raise UserError(
+                    f"--add {dimension.key}={value}: outside search.space.{dimension.key}, "
+                    f"{dimension.describe()}{own}; jaxtune train runs any configuration by itself"
+                )
+            configuration[dimension.key] = dimension.decode(coordinate)
+        same = next((trial for trial, text in known.items() if text == canonical(configuration)), None)
+        if same is not None:
+            raise UserError(f"--add: trial {same} has this configuration already; jaxtune study show … {same} shows it")
+        known[number] = canonical(configuration)
+        numbered[number] = configuration
+    return numbered
+
+
+def _check_trials(config: Config, space: Space, history: History, added: Mapping[int, Mapping[str, Any]]) -> None:
+    """Raises :class:`UserError` where the trials that there are to be cannot be."""
+    settings = search_config(config)
+    there = max([*history.trials, *added], default=0) + 1
+    if settings.trials < there:
+        raise UserError(
+            f"search.trials: {settings.trials} is less than the {there} trials that were proposed"
+            f"{' or are added' if added else ''}; give at least {there}"
+        )
+    points = {number: space.point(state.trial.configuration) for number, state in history.trials.items()}
+    points |= {number: space.point(configuration) for number, configuration in added.items()}
+    check_room(space, settings.trials, points | {0: reference_point(config, space)})
+    if added:
+        # The model and the data have the last word on a configuration: ask them before it is written for good.
+        check_trials(config, TrainerRunner(Experiment(config)), [dict(one) for one in added.values()])
+
+
+def _write(
+    journal: Journal, config: Config, changed: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]
+) -> None:
+    """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
+    directory = journal.path.parent
+    if changed or added:
+        (directory / SUMMARY_FILENAME).unlink(missing_ok=True)
+    if changed:
+        journal.append("changed", **changed)
+    if added and 0 not in {record.get("trial") for record in journal.records}:
+        reference = {"configuration": reference_overrides(config), "source": "reference"}
+        journal.append("proposed", trial=0, **reference, told=[], pending=[])
+    for number, configuration in added.items():
+        journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
+    file, text = directory / "config.yaml", dump_config(config)
+    if file.read_text(encoding="utf-8") != text:
+        write_atomically(file, text)
+
+
+def parse_assignments(text: str, option: str) -> dict[str, Any]:
+    """``"key=value,key=value"`` as a mapping; a comma inside a value is one that no ``key=`` follows.
+
+    Args:
+      text: as given.
+      option: that it was given to, for the message.
+
+    Raises:
+      UserError: a part has no ``=``, or a key is given twice.
+    """
+    assigned: dict[str, Any] = {}
+    for part in re.split(r",\s*(?=[A-Za-z_][\w.]*=)", text):
+        key, separator, value = part.partition("=")
+        if not separator or not key.strip():
+            raise UserError(f"{option} {part!r}: expected key=value, or several with commas between them")
+        if key.strip() in assigned:
+            raise UserError(f"{option} {text!r}: {key.strip()} is given twice")
+        assigned[key.strip()] = parse_value(value)
+    return assigned

@@ -1,0 +1,175 @@
+"""What makes a study this study: the first record of its journal, with the changes that later records made to it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxtune.config.schema import SearchConfig
+from jaxtune.errors import UserError, nearest
+from jaxtune.search.journal import difference
+from jaxtune.search.space import Point, Space
+
+CHANGEABLE = ("trials", "promote", "fixed")
+"""Settings of a study that may change after its start, as what is scored already stays comparable."""
+
+# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
+FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
+
+
+def study_header(
+    search: SearchConfig, *, population: int, direction: str, reference: Mapping[str, Any], base: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The fields of a journal's first record.
+
+    Args:
+      search: the study's settings.
+      population: trials that train at a time.
+      direction: ``min`` or ``max``.
+      reference: dotted overrides that make trial 0.
+      base: the resolved configuration, nested.
+    """
+    return {
+        "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
+        "objective": {"name": search.objective, "direction": direction},
+        "experiment": None,
+        **search.model_dump(include={"method", "fraction", "trials", "promote", "initial", "seed", "fixed"}),
+        "population": population,
+        "reference": dict(reference),
+        "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
+    }
+
+
+def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str, Any]:
+    """The first record of a journal with the changes of its ``changed`` records, which hold the new values alone.
+
+    Raises:
+      UserError: there is no record, or the first one is not a study's.
+    """
+    if not records:
+        raise UserError(f"{path}: the journal is empty; run the search again to start it anew")
+    if records[0]["event"] != "study":
+        raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
+    header: dict[str, Any] = {"method": "gp", "fixed": {}, **records[0]}
+    for record in records[1:]:
+        if record["event"] == "changed":
+            header |= {name: record[name] for name in CHANGEABLE if name in record}
+    return header
+
+
+def check_header(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], path: Path) -> None:
+    """Refuses the journal of another study.
+
+    Args:
+      records: of the journal.
+      header: what the study at hand would begin it with.
+      path: of the journal, for the message.
+
+    Raises:
+      UserError: they differ; the first difference is named.
+    """
+    recorded = amended_header(records, path)
+    for name, value in header.items():
+        found = difference(recorded.get(name), value, "" if name == "config" else f"search.{name}")
+        if found is None:
+            continue
+        if name in CHANGEABLE:
+            raise UserError(
+                f"{path}: {found}; to change the study: jaxtune study extend {path.parent} …; to go on with it as it "
+                f"is: jaxtune study extend {path.parent}"
+            )
+        raise UserError(f"{path} is the journal of another study: {found}; choose another run_dir, or set it back")
+
+
+def check_records(records: Sequence[Mapping[str, Any]], space: Space, path: Path) -> None:
+    """Refuses trials that cannot come from this study: a journal that was edited by hand, or put together.
+
+    Args:
+      records: all of a journal's, the first included.
+      space: of the study.
+      path: of the journal, for the message.
+
+    Raises:
+      UserError: a trial was proposed twice, has other keys than the searched ones or a value outside the space, or was
+        scored with another configuration than it was proposed with; names the line.
+    """
+    proposed: dict[Any, tuple[int, Any]] = {}
+    for line, record in enumerate(records, start=1):
+        number, configuration = record.get("trial"), record.get("configuration")
+        if number is None or configuration is None:
+            continue
+        wrong: str | None = None
+        if record["event"] != "proposed":
+            first, expected = proposed.get(number, (line, configuration))
+            found = difference(expected, configuration)
+            if found is not None:
+                wrong = f"differs from what line {first} proposed ({found})"
+        elif number in proposed:
+            wrong = f"was proposed before, in line {proposed[number][0]}"
+        elif number != 0:
+            wrong = _misfit(configuration, space)
+        if wrong is not None:
+            raise UserError(
+                f"{path}, line {line}: trial {number} {wrong}; restore the line, or cut the file before it to run the "
+                f"later trials again"
+            )
+        if record["event"] == "proposed":
+            proposed[number] = line, configuration
+
+
+def lookup(nested: Any, key: str) -> Any:
+    """The value of a dotted key in a nested configuration.
+
+    Raises:
+      KeyError: there is no such key.
+    """
+    for part in key.split("."):
+        if isinstance(nested, list | tuple) and part.isdigit() and int(part) < len(nested):
+            nested = nested[int(part)]
+        elif isinstance(nested, Mapping) and part in nested:
+            nested = nested[part]
+        else:
+            raise KeyError(key)
+    return nested
+
+
+def check_room(space: Space, trials: int, points: Mapping[int, Point | None]) -> None:
+    """Refuses more trials than a finite space has configurations.
+
+    Args:
+      space: of the study.
+      trials: how many there are to be.
+      points: of the trials that there are, trial 0 included; None for one outside the space.
+
+    Raises:
+      UserError: there are not enough configurations that no trial has.
+    """
+    size, wanted = space.size, trials - len(points)
+    if size is None or wanted <= 0:
+        return
+    taken = {tuple(point) for point in points.values() if point is not None and space.snap(point) == point}
+    free = size - len(taken)
+    if wanted > free:
+        fixed = ", ".join(f"{key} fixed at {value}" for key, value in space.fixed.items())
+        held = f"search.space with {fixed}" if fixed else "search.space"
+        raise UserError(
+            f"search.trials is {trials}, but {held} holds only {size} configurations; lower "
+            f"search.trials to {len(points) + free}, or widen the space"
+        )
+
+
+def _misfit(configuration: Any, space: Space) -> str | None:
+    """Why a configuration is none of a space; None where it is one."""
+    if not isinstance(configuration, Mapping):
+        return f"has the configuration {configuration!r}, which is no mapping"
+    for key in configuration:
+        if key not in space.keys:
+            return f"sets {key!r}, which is not searched{nearest(key, space.keys)}"
+    for dimension in space.dimensions:
+        if dimension.key not in configuration:
+            return f"does not set {dimension.key}"
+        value = configuration[dimension.key]
+        if dimension.encode(value) is None:
+            return f"has {dimension.key} = {value!r}, which is outside {dimension.describe()}"
+    return None

@@ -1,0 +1,39 @@
+"""How a study chooses its trials: one interface, four methods (``search.method``)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from jaxtune.errors import UserError, nearest
+from jaxtune.search.methods.gaussian_process import GaussianProcess
+from jaxtune.search.methods.hyperband import Hyperband
+from jaxtune.search.methods.protocol import Method
+from jaxtune.search.methods.random_search import RandomSearch
+from jaxtune.search.methods.tpe import TreeParzen
+from jaxtune.search.space import Space
+
+__all__ = ["METHODS", "Method", "make_method"]
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "gp": GaussianProcess,
+    "random": RandomSearch,
+    "tpe": TreeParzen,
+    "hyperband": Hyperband,
+}
+
+
+def make_method(name: str, space: Space, *, seed: int, initial: int) -> Method:
+    """A search method by its name in the configuration.
+
+    Args:
+      name: ``gp``, ``random``, ``tpe`` or ``hyperband``.
+      space: the space.
+      seed: of the study.
+      initial: trials of the initial design, trial 0 (the reference) included.
+
+    Raises:
+      UserError: there is no such method, or its package is not installed.
+    """
+    if name not in METHODS:
+        raise UserError(f"search.method: there is no method {name!r}{nearest(name, METHODS)}")
+    return METHODS[name](space, seed=seed, initial=initial)

@@ -1,0 +1,21 @@
+"""``gp``: the study's own Gaussian process proposes by expected improvement."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jaxtune.search.methods.protocol import Method
+from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.space import Point, Space
+from jaxtune.search.surrogate import Surrogate
+
+
+class GaussianProcess(Method):
+    """Proposals of :class:`jaxtune.search.surrogate.Surrogate`; see :func:`make_method` for the arguments."""
+
+    def __init__(self, space: Space, *, seed: int, initial: int):
+        self._surrogate = Surrogate(space, seed=seed, initial=initial)
+
+    def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
+        """The point of the design, or that of largest expected improvement."""
+        return self._surrogate.propose(trial, told, pending)

@@ -1,0 +1,276 @@
+"""Where a study stands, while it runs and after: read from its files alone, without disturbing who runs it."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from jaxtune.errors import UserError
+from jaxtune.files import Holder, lock_holder
+from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.search.header import amended_header, lookup
+from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
+from jaxtune.search.outcome import Outcome
+from jaxtune.search.trial import History, TrialState, replay
+
+STATES = ("waiting", "training", "paused", "scored", "promoted", "finishing", "finished", "failed")
+"""What a trial can be doing: ``training`` goes on to the fraction, ``finishing`` to the end; ``paused`` was under way
+when the study was stopped."""
+
+# Bytes at the end of a trial's metrics that hold its last line.
+_TAIL = 65536
+
+
+@dataclass(frozen=True)
+class TrialStatus:
+    """Where a trial stands.
+
+    Attributes:
+      trial: its number.
+      state: one of :data:`STATES`.
+      source: what proposed it.
+      step: optimizer steps done, as far as they are logged.
+      until: the step at which it is scored next, or was scored last; None before it is known.
+      early_score: at the fraction; None without one, or where it diverged.
+      final_score: at the end; the same.
+    """
+
+    trial: int
+    state: str
+    source: str
+    step: int
+    until: int | None
+    early_score: float | None
+    final_score: float | None
+
+
+@dataclass(frozen=True)
+class StudyStatus:
+    """Where a study stands.
+
+    Attributes:
+      directory: its run directory.
+      objective: name of the score.
+      direction: ``min`` or ``max``.
+      phase: ``scoring``, ``finishing`` (the promoted trials), ``testing``, ``finished``, or ``failed``: every trial
+        diverged.
+      holder: who runs it; None where nobody does.
+      experiment: whose trials these are; None for a search.
+      planned: ``search.trials``; how many there are where that is not fixed beforehand.
+      promote: ``search.promote``; None for an experiment.
+      fixed: searched keys that are held fast.
+      trials: in order.
+      best: number of the trial with the best final score; before there is one, with the best early score.
+      steps: optimizer steps run, trials under way included.
+      seconds: training, scoring and testing took, added up over trials.
+      last: when the last record was written, in seconds since 1970.
+    """
+
+    directory: Path
+    objective: str
+    direction: str
+    phase: str
+    holder: Holder | None
+    experiment: str | None
+    planned: int
+    promote: int | None
+    fixed: dict[str, Any]
+    trials: list[TrialStatus]
+    best: int | None
+    steps: int
+    seconds: float
+    last: float
+
+    def count(self, *states: str) -> int:
+        """How many trials are in one of these states."""
+        return sum(trial.state in states for trial in self.trials)
+
+    def as_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        best = next((trial for trial in self.trials if trial.trial == self.best), None)
+        return {
+            "run_dir": str(self.directory),
+            "phase": self.phase,
+            "running": None if self.holder is None else dataclasses.asdict(self.holder),
+            "objective": {"name": self.objective, "direction": self.direction},
+            "experiment": self.experiment,
+            "planned": self.planned,
+            "promote": self.promote,
+            "fixed": self.fixed,
+            "proposed": len(self.trials),
+            **{state: self.count(state) for state in STATES},
+            "best": None
+            if best is None
+            else {"trial": best.trial, "early_score": best.early_score, "final_score": best.final_score},
+            "steps": self.steps,
+            "seconds": self.seconds,
+            "idle_seconds": max(0.0, time.time() - self.last),
+            "trials": [dataclasses.asdict(trial) for trial in self.trials],
+        }
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A study's journal, read.
+
+    Attributes:
+      directory: the run directory.
+      header: the first record with later changes in it.
+      records: all records.
+      history: what they tell of the trials.
+    """
+
+    directory: Path
+    header: dict[str, Any]
+    records: list[dict[str, Any]]
+    history: History
+
+    @property
+    def sources(self) -> dict[int, str]:
+        """What proposed each trial."""
+        return {record["trial"]: record.get("source", "") for record in self.records if record["event"] == "proposed"}
+
+    def configuration(self, state: TrialState) -> dict[str, Any]:
+        """A trial's configuration with every searched key: the reference overrides only what it changes."""
+        configuration = {}
+        for key in self.header["space"]:
+            with contextlib.suppress(KeyError):
+                configuration[key] = lookup(self.header.get("config") or {}, key)
+        return {**configuration, **state.trial.configuration}
+
+
+def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:
+    """Reads a study's journal; takes no lock and changes nothing.
+
+    Raises:
+      UserError: there is no study, or its journal is damaged.
+    """
+    directory = study_directory(run_dir)
+    path = directory / FILENAME
+    records = read_journal(directory)
+    header = amended_header(records, path)
+    for name in ("space", "objective", "fraction"):
+        if name not in header:
+            raise UserError(f"{path}, line 1: the record of the study lacks {name!r}; restore it")
+    return Recorded(directory, header, records, replay(records[1:], directory, path))
+
+
+def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
+    """Where the study in a directory stands.
+
+    Raises:
+      UserError: there is no study, or its journal is damaged.
+    """
+    # The lock is looked at first: a study that ends in between is then shown with its last records.
+    holder = lock_holder(Path(run_dir) / LOCK_FILENAME)
+    recorded = read_recorded(run_dir)
+    header, history, sources = recorded.header, recorded.history, recorded.sources
+    trials = [
+        _trial_status(state, sources.get(number, ""), header["fraction"], holder is not None)
+        for number, state in sorted(history.trials.items())
+    ]
+    states, best = list(history.trials.values()), best_trial(recorded)
+    outcomes = [outcome for state in states for outcome in (*state.outcomes, state.test)]
+    outcomes = [outcome for outcome in (*outcomes, history.untuned) if outcome is not None]
+    return StudyStatus(
+        directory=recorded.directory,
+        objective=header["objective"]["name"],
+        direction=header["objective"]["direction"],
+        phase=_phase(recorded),
+        holder=holder,
+        experiment=header.get("experiment"),
+        planned=header.get("trials") or len(trials),
+        promote=header.get("promote"),
+        fixed=header["fixed"],
+        trials=trials,
+        best=None if best is None else best.trial.id,
+        steps=sum(trial.step for trial in trials),
+        seconds=float(sum(max(0.0, outcome.seconds) for outcome in outcomes)),
+        last=recorded.records[-1].get("time") or 0.0,
+    )
+
+
+def score_of(outcome: Outcome | None) -> float | None:
+    """A score that counts, or None."""
+    return None if outcome is None or outcome.failed else outcome.score
+
+
+def logged_step(directory: Path) -> int | None:
+    """The last step that a trial has logged: 0 where it has only begun, None where it has not."""
+    file = directory / "metrics.jsonl"
+    if not file.is_file():
+        return None
+    with file.open("rb") as stream:
+        # The end alone: a status that is asked for every second must not read all of a long trial.
+        stream.seek(max(0, file.stat().st_size - _TAIL))
+        for line in reversed(stream.read().split(b"\n")):
+            try:
+                return int(json.loads(line)["step"])
+            except (ValueError, KeyError, TypeError):
+                continue
+    return 0
+
+
+def _trial_status(state: TrialState, source: str, fraction: float, runs: bool) -> TrialStatus:
+    name, step = state.status, max((outcome.steps_run for outcome in state.outcomes), default=0)
+    until = state.total_steps if name in ("promoted", "finished") else step
+    if name == "proposed":
+        logged = logged_step(state.trial.directory)
+        name = "waiting" if logged is None else "training" if runs else "paused"
+        step, until = logged or 0, _early_step(state.trial.directory, fraction)
+    elif name == "promoted" or (name == "scored" and state.trial.id == 0):
+        # The reference is finished as well, without a promotion.
+        logged = logged_step(state.trial.directory) or 0
+        if logged > step:
+            name, step, until = "finishing" if runs else "paused", logged, state.total_steps
+    return TrialStatus(
+        trial=state.trial.id,
+        state=name,
+        source=source,
+        step=step,
+        until=until,
+        early_score=score_of(state.early),
+        final_score=score_of(state.final),
+    )
+
+
+def _early_step(directory: Path, fraction: float) -> int | None:
+    """The step at which a trial that has begun is scored, from its own configuration; None where that is not there."""
+    try:
+        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        return round(fraction * config["train"]["steps"])
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def _phase(recorded: Recorded) -> str:
+    states = recorded.history.trials.values()
+    if (recorded.directory / SUMMARY_FILENAME).is_file():
+        return "finished"
+    if sum(bool(state.outcomes) for state in states) < (recorded.header.get("trials") or 1):
+        return "scoring"
+    if all(state.failed for state in states):
+        return "failed"
+    return "testing" if recorded.records[-1]["event"] == "tested" else "finishing"
+
+
+def best_trial(recorded: Recorded) -> TrialState | None:
+    """The trial with the best final score; before there is one, with the best early score."""
+    sign = 1.0 if recorded.header["objective"]["direction"] == "min" else -1.0
+    for which in ("final", "early"):
+        scores = {
+            number: sign * score
+            for number, state in recorded.history.trials.items()
+            if not state.failed and (score := score_of(getattr(state, which))) is not None
+        }
+        if scores:
+            return recorded.history.trials[min(scores, key=lambda number: (scores[number], number))]
+    return None

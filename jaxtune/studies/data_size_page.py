@@ -1,0 +1,313 @@
+"""The page of the data-size study: its table, its findings, its figures."""
+
+from __future__ import annotations
+
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.reports import formatting, svg
+from jaxtune.reports.formatting import MINUS, SPACE, Number
+from jaxtune.studies.drawing import legend, whisker
+from jaxtune.studies.output import markdown_table
+
+Summary = Mapping[str, Any]
+
+_SHOWN_GROUPS = 9
+_COLUMNS = 3
+
+
+def title(summary: Summary) -> str:
+    """The page's title."""
+    return f"How much data is enough: {summary['task']}"
+
+
+def _score(value: float, summary: Summary) -> str:
+    return formatting.score(value, summary["objective"]["name"])
+
+
+def _gain(value: float, summary: Summary) -> str:
+    """An improvement, positive where the score gets better in its own direction."""
+    return formatting.difference(value, summary["objective"]["name"])
+
+
+def _bounds(figure: Mapping[str, float], write: Any, summary: Summary) -> str:
+    """A figure with its interval."""
+    return f"{write(figure['value'], summary)} [{write(figure['low'], summary)}, {write(figure['high'], summary)}]"
+
+
+def rows(summary: Summary) -> list[dict[str, str]]:
+    """A row for each size."""
+    written = []
+    for entry in summary["scores"]:
+        trained = entry["size"] > 0
+        each = entry["seeds"]
+        passes = [seed["passes"] for seed in each] if trained else []
+        steps = [seed["best_step"] for seed in each] if trained else []
+        row = {
+            "documents": f"{entry['size']:,}",
+            "examples": f"{entry['examples']:,}",
+            "score": _score(entry["mean"], summary),
+            "standard error": _error(entry["standard_error"], summary),
+            "between seeds": _error(entry["seed_standard_deviation"], summary),
+            "best step": _range(steps),
+            "passes": _range(passes),
+        }
+        for name in ("exact_match", "f1"):
+            if name != summary["objective"]["name"] and name in each[0]["metrics"]:
+                mean = sum(seed["metrics"][name] for seed in each) / len(each)
+                row[formatting.metric_name(name)] = formatting.score(mean, name)
+        written.append(row)
+    return written
+
+
+def _error(value: float | None, summary: Summary) -> str:
+    if value is None:
+        return formatting.ABSENT
+    share = formatting.is_share(summary["objective"]["name"])
+    return f"{100 * value:.1f}{SPACE}%" if share else f"{value:.4f}"
+
+
+def _range(values: Sequence[Number]) -> str:
+    if not values:
+        return formatting.ABSENT
+    low, high = (formatting.number(round(value, 1), 3) for value in (min(values), max(values)))
+    return low if low == high else f"{low} … {high}"
+
+
+def saturation_sentence(summary: Summary) -> str:
+    """Where the gains end, or that they do not end here."""
+    size, largest = summary["saturation"], summary["sizes"][-1]
+    if size is None:
+        return (
+            f"Gains have not ended: no size up to {largest:,} documents is as near to the fitted ceiling as the rule "
+            "asks."
+        )
+    if size == 0:
+        return "The untuned model already is as near to the fitted ceiling as the rule asks: no gain can be told apart."
+    return f"Gains end at {size:,} documents: {summary['rule']}."
+
+
+def findings(summary: Summary) -> list[str]:
+    """What the numbers say, in sentences; the paper's figures beside ours."""
+    first, last, doubling = summary["scores"][0], summary["scores"][-1], summary["next_doubling"]
+    said = [
+        f"The score goes from {_score(first['mean'], summary)} with {first['size']:,} documents to "
+        f"{_score(last['mean'], summary)} with all {last['size']:,}; the curve's ceiling is "
+        f"{_bounds(summary['ceiling'], _score, summary)}.",
+        saturation_sentence(summary),
+        f"The next doubling, to {doubling['documents']:,}, would improve the score by "
+        f"{_bounds(doubling['improvement'], _gain, summary)}.",
+    ]
+    said += _rarest(summary)
+    said.append(beside_the_paper(summary))
+    return said
+
+
+def _rarest(summary: Summary) -> list[str]:
+    """Which group the last gains came from."""
+    groups = summary["by_attribute"]
+    total = sum(entry["last_gain"] for entry in groups.values())
+    if len(groups) < 2 or total <= 0:
+        return []
+    before, after = summary["sizes"][-2:]
+    name, entry = max(groups.items(), key=lambda item: item[1]["last_gain"])
+    share, held = entry["last_gain"] / total, entry["train_documents"] / after
+    return [
+        f"Of the last gain, from {before:,} to {after:,} documents ({_gain(total, summary)}), the largest part "
+        f"({share:.0%}) is that of “{name}”, which {held:.0%} of the documents have."
+    ]
+
+
+def beside_the_paper(summary: Summary) -> str:
+    """The paper's figures and ours; the measures differ, so only the shapes compare."""
+    paper, ours = summary["paper"], summary["paper"]["ours"]
+    basis = {"measured": "", "curve": " (read off the curve)", "extrapolated": " (beyond our sizes)"}[ours["basis"]]
+    share = "" if ours["share_of_gain"] is None else f", {ours['share_of_gain']:.0%} of what all documents gain"
+    size, largest = summary["saturation"], summary["sizes"][-1]
+    where = f"not within {largest:,} documents" if size is None else f"at {size:,} documents"
+    metric = formatting.metric_name(summary["objective"]["name"]).removeprefix("validation ")
+    return (
+        f"In the paper ({paper['source']}) {paper['samples']} samples lift the {paper['metric']} from "
+        f"{paper['untuned']:.0%} to {paper['at_samples']:.0%}, and gains end near {paper['saturation']:,} samples. "
+        f"Here {paper['samples']} documents take the {metric} from {_score(ours['untuned'], summary)} to "
+        f"{_score(ours['at_samples'], summary)}{basis}{share}, and gains end {where}. Model, data and measure are "
+        "others, so the shapes compare and the numbers do not."
+    )
+
+
+def text(summary: Summary) -> list[str]:
+    """The page, as Markdown paragraphs."""
+    training, interval, objective = summary["training"], summary["interval"], summary["objective"]
+    seeds = len(summary["scores"][-1]["seeds"])
+    better = "lower" if objective["direction"] == "min" else "higher"
+    name = formatting.metric_name(objective["name"]).removeprefix("validation ")
+    drawn = {
+        "random": "at random",
+        "stratified": "so that every group has about its share of the whole in each of them",
+        "balanced": "so that groups are as frequent as one another for as long as there are documents",
+    }[summary["sampling"]]
+    patience = training["patience"]
+    early = f", and ends after {patience} evaluations without a better one" if patience else ""
+    page = [
+        " ".join(findings(summary)),
+        "![Score by number of documents](curve.svg)",
+        markdown_table(rows(summary)),
+        f"The score is the {name} on the test split, {better} is better. Subsets are nested and drawn "
+        f"{drawn}, anew for each of {seeds} seeds; what is drawn are documents, with all of their examples. Every size "
+        f"trains at most {training['steps']:,} steps of {training['batch_size']} rows with "
+        f"{training['sequence_length']} positions on one schedule{early}: a small set is repeated, of a large one "
+        f"a part may stay unseen (*passes*). Each run is evaluated on the validation "
+        f"split every {training['evaluate_every']} steps, and the model of its best evaluation is measured. The "
+        "*standard error* is that of the mean over seeds and test documents, "
+        f"*between seeds* the standard deviation of single runs.",
+        f"*The curve* is c {'+' if objective['direction'] == 'min' else MINUS} a (n + n0)^{MINUS}b, by least squares "
+        f"through the mean scores: c = {formatting.number(summary['ceiling']['value'])}, a = "
+        f"{formatting.number(summary['curve']['coefficient'])}, n0 = {formatting.number(summary['curve']['offset'])}, "
+        f"b = {formatting.number(summary['curve']['exponent'])}; residuals have a root mean square of "
+        f"{formatting.number(summary['curve']['residual'], 2)}. In brackets: "
+        f"{formatting.percentage(interval['confidence'])} percentile intervals of {interval['bootstrap']:,} bootstrap "
+        f"draws of {interval['over']}; {seeds} seeds are few, so they are rather too narrow than too wide. *Where "
+        f"gains end* is {summary['rule']}.",
+    ]
+    if len(summary["by_attribute"]) > 1:
+        page += [
+            "## By attribute" if summary["group_by"] == "attribute" else f"## By {summary['group_by']}",
+            "![Score by number of documents, for each group](groups.svg)",
+            markdown_table(_group_rows(summary)),
+            "*Last gain* is what the group adds to the improvement of the whole score between the two largest sizes. "
+            "*Gains end* follows the rule above with the group's own curve and standard errors (– where no size is "
+            "near enough).",
+        ]
+    return page
+
+
+def _group_rows(summary: Summary) -> list[dict[str, str]]:
+    sizes = summary["sizes"]
+    shown = [0, len(sizes) // 2, len(sizes) - 2, len(sizes) - 1]
+    return [
+        {
+            "group": name,
+            "train documents": f"{entry['train_documents']:,}",
+            "test examples": f"{entry['examples']:,}",
+            **{f"at {sizes[place]:,}": _score(entry["scores"][place], summary) for place in dict.fromkeys(shown)},
+            "last gain": _gain(entry["last_gain"], summary),
+            "ceiling": _score(entry["ceiling"], summary),
+            "gains end": formatting.ABSENT if entry["saturation"] is None else f"{entry['saturation']:,}",
+        }
+        for name, entry in summary["by_attribute"].items()
+    ]
+
+
+def figures(summary: Summary) -> dict[str, ET.Element]:
+    """The drawings: file name -> SVG."""
+    drawn = {"curve": _curve(summary)}
+    if len(summary["by_attribute"]) > 1:
+        drawn["groups"] = _groups(summary)
+    return drawn
+
+
+def _documents_scale(values: Sequence[Number]) -> svg.Scale:
+    return svg.logarithmic([0.0, *values])
+
+
+def _score_scale(summary: Summary, values: Sequence[Number]) -> svg.Scale:
+    if formatting.is_share(summary["objective"]["name"]):
+        return svg.linear(values, lowest=0.0)
+    return svg.for_scores(values)
+
+
+def _label(summary: Summary, scale: svg.Scale) -> str:
+    objective = summary["objective"]
+    name = formatting.metric_name(objective["name"]).replace("validation", "test")
+    better = "lower" if objective["direction"] == "min" else "higher"
+    return f"{name}, {better} is better{' (log scale)' if scale.base else ''}"
+
+
+def _curve(summary: Summary) -> ET.Element:
+    """Means with their errors, single seeds, the fitted curve with its band, and the ceiling."""
+    curve, ceiling = summary["curve"], summary["ceiling"]
+    points = [(entry["size"], entry["mean"], entry["standard_error"]) for entry in summary["scores"]]
+    runs = [(entry["size"], seed["score"]) for entry in summary["scores"] for seed in entry["seeds"]]
+    ends = [value for _, mean, error in points for value in (mean - error, mean + error)]
+    every = [*ends, *(score for _, score in runs), *curve["low"], *curve["high"], ceiling["value"]]
+    # A loss near 0 on a logarithmic scale would push everything else together.
+    y = _score_scale(summary, [value for value in every if value > 0] or every)
+    positive = [value for value in curve["documents"] if value > 0]
+    plot = svg.Plot(
+        (920, 420), _documents_scale(positive), y, label="Score by number of training documents",
+        x_label="training documents (log scale, 0 at the left)", y_label=_label(summary, y), interactive=False,
+        percent_y=formatting.is_share(summary["objective"]["name"]), margins=(50, 24, 44, 62),
+    )  # fmt: skip
+    _draw_curve(plot, curve)
+    at = plot.y(ceiling["value"]) if ceiling["value"] > 0 or not y.base else plot.bottom
+    svg.element(plot.root, "line", class_="guide", x1=plot.left, x2=plot.right, y1=at, y2=at)
+    svg.element(plot.root, "text", "ceiling", class_="name", x=plot.right - 4, y=at - 6, text_anchor="end")
+    singles = svg.element(plot.root, "g", class_="quiet")
+    for size, score in runs:
+        svg.element(singles, "circle", class_="dot", cx=plot.x(size), cy=plot.y(score), r=2.5)
+    _draw_means(plot, points)
+    if summary["saturation"]:
+        x = plot.x(summary["saturation"])
+        svg.element(plot.root, "line", class_="guide", x1=x, x2=x, y1=plot.top, y2=plot.bottom)
+        svg.element(plot.root, "text", "gains end", class_="name", x=x + 6, y=plot.top + 12)
+    meanings = [("first", "mean ± standard error"), ("quiet", "one seed"), ("second", "fitted curve with its interval")]
+    for place, (colour, words) in enumerate(meanings):
+        legend(plot.root, words, colour, plot.left + 190.0 * place + 5, 36.0)
+    return plot.root
+
+
+def _draw_curve(plot: svg.Plot, curve: Mapping[str, Any]) -> None:
+    """The fitted curve and its band; 0 documents lie at the left end of the axis."""
+    floor = plot.y.low
+
+    def place(values: Sequence[Number]) -> list[tuple[float, float]]:
+        pairs = zip(curve["documents"], values, strict=True)
+        return [(plot.x(size), plot.y(max(value, floor))) for size, value in pairs]
+
+    group = svg.element(plot.root, "g", class_="second")
+    outline = svg.path([*place(curve["low"]), *reversed(place(curve["high"]))], close=True)
+    svg.element(group, "path", class_="band", d=outline)
+    svg.line(group, svg.path(place(curve["values"])), "thin")
+
+
+def _draw_means(plot: svg.Plot, points: Sequence[tuple[Number, Number, Number]]) -> None:
+    group = svg.element(plot.root, "g", class_="first")
+    for size, mean, error in points:
+        x = plot.x(size)
+        low, high = (plot.y(min(max(end, plot.y.low), plot.y.high)) for end in (mean - error, mean + error))
+        whisker(group, (x, low), (x, high))
+        svg.element(group, "circle", class_="dot", cx=x, cy=plot.y(mean), r=4)
+
+
+def _groups(summary: Summary) -> ET.Element:
+    """A small plot for each of the groups with the most test examples, all on one scale."""
+    sizes = summary["sizes"]
+    shown = list(summary["by_attribute"].items())[:_SHOWN_GROUPS]
+    every = [
+        value
+        for _, entry in shown
+        for score, error in zip(entry["scores"], entry["standard_errors"], strict=True)
+        for value in (score - error, score, score + error)
+    ]
+    y = _score_scale(summary, [value for value in every if value > 0] or every)
+    width, height = 306, 220
+    lines = (len(shown) + _COLUMNS - 1) // _COLUMNS
+    label = "Score by number of training documents, for each group"
+    root = svg.svg_root((width * min(_COLUMNS, len(shown)), height * lines), label)
+    for place, (name, entry) in enumerate(shown):
+        plot = svg.Plot(
+            (width, height), _documents_scale([size for size in sizes if size > 0]), y, label=f"{name}: score by size",
+            x_label="training documents", y_label=f"{svg.clip(name, 24)} ({entry['train_documents']:,})",
+            interactive=False, percent_y=formatting.is_share(summary["objective"]["name"]),
+            margins=(26, 14, 44, 52), ticks=(4, 4),
+        )  # fmt: skip
+        points = list(zip(sizes, entry["scores"], entry["standard_errors"], strict=True))
+        group = svg.element(plot.root, "g", class_="first")
+        svg.line(group, svg.path((plot.x(size), plot.y(score)) for size, score, _ in points), "thin")
+        _draw_means(plot, points)
+        panel = svg.element(
+            root, "g", transform=f"translate({width * (place % _COLUMNS)},{height * (place // _COLUMNS)})"
+        )
+        panel.extend(plot.root)
+    return root

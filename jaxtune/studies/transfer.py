@@ -1,0 +1,285 @@
+"""Does the best configuration of a cheaper setting stay the best in the full one?
+
+One design of configurations is trained to its end in the full setting and in cheaper ones: on a part of the data, with
+fewer steps, with a smaller model. Losses of two settings cannot be compared (another model may even count other
+tokens), but their *order* can: it is all that a search needs of a cheap setting.
+
+A setting may also differ in nothing but ``train.seed``. It shows how far the full setting agrees with itself, which no
+cheaper one can be expected to exceed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+
+from jaxtune.config import Config, hyperparameters, with_overrides
+from jaxtune.errors import UserError
+from jaxtune.files import check_writable
+from jaxtune.search.outcome import Outcome
+from jaxtune.search.population_size import population_size
+from jaxtune.search.run import check_space, check_trials
+from jaxtune.search.runner import Interrupted
+from jaxtune.search.study import Event
+from jaxtune.search.trainer_runner import TrainerRunner, direction, search_config
+from jaxtune.search.trial import Trial
+from jaxtune.studies import transfer_page
+from jaxtune.studies.agreement import TOP, agreement
+from jaxtune.studies.early_score import design
+from jaxtune.studies.output import output_directory, write_output
+from jaxtune.studies.run import claim
+from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.fit import Listener
+from jaxtune.training.run_directory import RunDirectory
+
+STUDY = "transfer"
+
+FULL = "full"
+"""The setting that the others are to foretell: the configuration as it is."""
+
+_NOT_OVERRIDDEN = ("name", "run_dir", "search", "study", "telemetry")
+"""Sections that make no setting cheaper: they are the study's own."""
+
+
+def check(config: Config) -> dict[str, Any]:
+    """Everything that can be checked before training; trains and writes nothing.
+
+    Returns:
+      ``trials`` and ``steps``, what the experiment would train.
+
+    Raises:
+      UserError: the input is wrong.
+    """
+    configurations = design(config, STUDY)
+    settings = _settings(config)
+    _check_places(config)
+    steps = 0
+    for name, changed in settings.items():
+        runner = _open(changed, name)
+        steps += sum(_steps(runner, values) for values in configurations)
+    return {"trials": len(configurations) * len(settings), "steps": steps}
+
+
+def run(
+    config: Config,
+    *,
+    command: str,
+    listener: Callable[[str], Listener] | None = None,
+    on_event: Event | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> dict[str, Any] | None:
+    """Trains the design in every setting, and writes how far their orders agree.
+
+    Args:
+      config: its ``search`` section gives space, number of trials, objective and reference; ``study.transfer.settings``
+        the cheaper settings.
+      command: the command line, for the page.
+      listener: makes the progress display of a trial, given its title.
+      on_event: is told every journal record.
+      should_stop: asked after every step and between trials.
+
+    Returns:
+      The summary; None if it was stopped before its end.
+
+    Raises:
+      UserError: the input is wrong, or fewer than two trials of the full setting stayed finite.
+    """
+    configurations = design(config, STUDY)
+    settings = _settings(config)
+    _check_places(config)
+    # Every setting is opened before the first trial: what is wrong with the last one is known at once.
+    runners = {
+        name: _open(changed, name, listener=listener, should_stop=should_stop) for name, changed in settings.items()
+    }
+    claim(config)
+    with StudyTrials(
+        config, STUDY, runners[FULL], settings={"settings": config.study.transfer.settings},
+        planned=len(configurations) * len(settings), on_event=on_event, should_stop=should_stop,
+    ) as trials:  # fmt: skip
+        each = {name: [trials.add(values, setting=name) for values in configurations] for name in settings}
+        try:
+            for name, runner in runners.items():
+                trials.score([(trial, runner.total_steps(trial)) for trial in each[name]], runner)
+        except Interrupted:
+            return None
+        summary = _summarize(config, command, trials, runners, each)
+    return write_output(
+        output_directory(config, STUDY),
+        summary,
+        title=transfer_page.title(summary),
+        text=transfer_page.text(summary),
+        figures=transfer_page.figures(summary),
+    )
+
+
+def _settings(config: Config) -> dict[str, Config]:
+    """The configuration of every setting, the full one first.
+
+    Raises:
+      UserError: there is no cheaper setting, a key does not exist, or overriding it would do nothing.
+    """
+    cheaper, space = config.study.transfer.settings, search_config(config).space
+    if not cheaper:
+        raise UserError("study.transfer.settings: name at least one cheaper setting, such as short: {train.steps: 40}")
+    settings = {FULL: config}
+    for name, overrides in cheaper.items():
+        where = f"study.transfer.settings.{name}"
+        if name == FULL:
+            raise UserError(f"{where}: this is the name of the configuration as it is; choose another")
+        if not overrides:
+            raise UserError(f"{where}: overrides nothing; give at least one key, such as train.steps")
+        for key in overrides:
+            if key.split(".")[0] in _NOT_OVERRIDDEN:
+                raise UserError(f"{where}: {key!r} is the same for all settings of a study")
+            if searched := next((other for other in space if _overlap(key, other)), None):
+                raise UserError(f"{where}: {key!r} would be overridden by the searched key {searched!r}")
+        settings[name] = with_overrides(config, overrides, origin=f"{where}: ")
+        check_space(settings[name])
+    return settings
+
+
+def _overlap(one: str, other: str) -> bool:
+    """Whether two dotted keys are one, or one lies inside the other."""
+    return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
+
+
+def _check_places(config: Config) -> None:
+    RunDirectory(config.directory, study=True).check(config)
+    check_writable(output_directory(config, STUDY), "study.output")
+
+
+def _open(
+    config: Config,
+    name: str,
+    *,
+    listener: Callable[[str], Listener] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainerRunner:
+    """Opens model and data of a setting and tries the space against them."""
+    named = None if listener is None else lambda title: listener(f"{name}, {title}")
+    try:
+        runner = TrainerRunner(Experiment(config), listener=named, should_stop=should_stop)
+        check_trials(config, runner)
+        runner.capacity = population_size(runner, Path(config.directory))
+    except UserError as error:
+        raise UserError(str(error) if name == FULL else f"study.transfer.settings.{name}: {error}") from error
+    return runner
+
+
+def _steps(runner: TrainerRunner, configuration: Mapping[str, Any]) -> int:
+    steps = runner.configuration(configuration).train.steps
+    assert steps is not None
+    return steps
+
+
+def _summarize(
+    config: Config,
+    command: str,
+    trials: StudyTrials,
+    runners: Mapping[str, TrainerRunner],
+    each: Mapping[str, Sequence[Trial]],
+) -> dict[str, Any]:
+    """The summary of trials that are all scored in every setting."""
+    search, study = search_config(config), config.study
+    sign = 1.0 if direction(search.objective) == "min" else -1.0
+    outcomes = {name: [_outcome(trials, runners[name], trial) for trial in each[name]] for name in runners}
+    scores = {
+        name: np.array([math.inf if o.failed else sign * o.score for o in row], np.float64)
+        for name, row in outcomes.items()
+    }
+    full = scores[FULL]
+    if np.isfinite(full).sum() < 2:
+        raise UserError(
+            f"{np.isinf(full).sum()} of {len(full)} trials diverged in the full setting, so there is no order to "
+            "compare; lower the upper bound of the learning rate in search.space"
+        )
+    cost = {name: _cost(runner, each[name], outcomes[name]) for name, runner in runners.items()}
+    return {
+        "study": STUDY,
+        "task": config.name,
+        "command": command,
+        "objective": {"name": search.objective, "direction": direction(search.objective)},
+        "top_k": TOP,
+        "promote": search.promote,
+        "interval": {"confidence": study.confidence, "bootstrap": study.bootstrap, "over": "trials"},
+        "full": {
+            "cost": cost[FULL],
+            "best": int(np.argmin(full)),
+            "best_score": sign * float(full.min()),
+            "standard_deviation": float(full[np.isfinite(full)].std(ddof=1)),
+            "diverged": int(np.isinf(full).sum()),
+        },
+        "settings": {
+            name: {
+                "overrides": overrides,
+                **agreement(
+                    scores[name], full, promote=search.promote, samples=study.bootstrap, confidence=study.confidence
+                ),
+                **_choice(scores[name], full, sign),
+                "diverged": int(np.isinf(scores[name]).sum()),
+                "cost": cost[name],
+                "cost_saved": _saved(cost, name, len(full)),
+            }
+            for name, overrides in study.transfer.settings.items()
+        },
+        "trials": [
+            {
+                "id": number,
+                "configuration": each[FULL][number].configuration,
+                "scores": {name: None if row[number].failed else row[number].score for name, row in outcomes.items()},
+                "standard_error": outcomes[FULL][number].standard_error,
+            }
+            for number in range(len(full))
+        ],
+        "machine": trials.machine,
+        "budget": {
+            "steps_run": trials.steps_run,
+            "seconds": trials.seconds,
+            "compilations": trials.compilations,
+        },
+    }
+
+
+def _outcome(trials: StudyTrials, runner: TrainerRunner, trial: Trial) -> Outcome:
+    outcome = trials.outcome(trial, runner.total_steps(trial))
+    assert outcome is not None
+    return outcome
+
+
+def _choice(cheap: Float[np.ndarray, " n"], full: Float[np.ndarray, " n"], sign: float) -> dict[str, Any]:
+    """What choosing in a cheaper setting comes to: the trial, and where it stands in the full one.
+
+    Of equal scores the earlier trial is chosen. Ranks count from 1; a rank is one more than the trials that are better.
+    """
+    chosen, best = int(np.argmin(cheap)), int(np.argmin(full))
+    return {
+        "chosen": chosen,
+        "rank_in_full": int((full < full[chosen]).sum()) + 1,
+        "score_in_full": sign * float(full[chosen]) if np.isfinite(full[chosen]) else None,
+        "rank_of_full_best": int((cheap < cheap[best]).sum()) + 1,
+    }
+
+
+def _cost(runner: TrainerRunner, trials: Sequence[Trial], outcomes: Sequence[Outcome]) -> dict[str, Any]:
+    """What training a setting's trials takes: steps, model FLOPs, and the seconds that were measured."""
+    flops = 0.0
+    for trial in trials:
+        config = runner.configuration(trial.configuration)
+        flops += runner.trainer(config).step_flops(hyperparameters(config)).total * runner.total_steps(trial)
+    return {
+        "steps": sum(runner.total_steps(trial) for trial in trials),
+        "flops": flops,
+        "seconds": sum(outcome.seconds for outcome in outcomes),
+    }
+
+
+def _saved(cost: Mapping[str, Mapping[str, Any]], name: str, trials: int) -> float:
+    """Share of the model FLOPs that is saved where all trials are trained in a setting and one of them in full."""
+    whole = cost[FULL]["flops"]
+    return 1 - (cost[name]["flops"] + whole / trials) / whole

@@ -1,0 +1,117 @@
+"""The makespan benchmark on a tiny study: both sides do the same work, and the figures follow from the events."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+pytest.importorskip("torch")
+pytest.importorskip("peft")
+pytest.importorskip("optuna")
+
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
+SEARCH = {"trials": 3, "promote": 1, "population": 2, "fraction": 0.25}
+STEPS = 8
+
+
+@pytest.fixture(scope="module")
+def modules():
+    """The benchmark's files; scripts find each other beside them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(BENCHMARKS))
+        yield {name: importlib.import_module(name) for name in ("makespan_task", "makespan_peer", "search_makespan")}
+
+
+@pytest.fixture(scope="module")
+def folder(modules, tmp_path_factory):
+    """A prepared task: examples of real lengths, packed by jaxtune."""
+    directory = tmp_path_factory.mktemp("makespan")
+    task = modules["makespan_task"]
+    setting = task.PRESETS["tiny"][0]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(task, "_rows", lambda *_: 8)  # the tests' eight devices take a row each
+        task.prepare(setting, SEARCH, STEPS, 8, directory)
+    return directory
+
+
+def test_the_untuned_loss_is_one_number(modules, folder):
+    ours = json.loads((folder / "described.json").read_text())["untuned_loss"]
+    assert modules["makespan_peer"].Peer(folder).untuned() == pytest.approx(ours, rel=1e-5)
+
+
+def test_a_step_has_the_same_examples(modules, folder):
+    """The tokens that jaxtune's packed rows hold are those of the peer's group, no more and no less."""
+    from jaxtune.config import load_config
+    from jaxtune.training.experiment import Experiment
+
+    peer = modules["makespan_peer"].Peer(folder)
+    batches = Experiment(load_config(folder / "config.yaml")).batches()
+    for group in peer.task["groups"]:
+        batch = next(batches)
+        targets = batch["targets"][batch["segment_ids"] > 0]
+        theirs = [peer._train[place][0][1:] for place in group]
+        assert np.array_equal(np.sort(targets), np.sort(np.concatenate(theirs)))
+    batches.close()
+
+
+def test_the_peer_goes_on_where_it_stopped(modules, folder):
+    peer = modules["makespan_peer"].Peer(folder)
+    values = {**peer.task["reference"], "optimizer.learning_rate": 1e-2}
+    whole, _ = peer.train(values, 0, STEPS, None)
+    early, saved = peer.train(values, 0, STEPS // 2, None)
+    resumed, _ = peer.train(values, STEPS // 2, STEPS, saved)
+    assert resumed == pytest.approx(whole, rel=1e-6)
+    assert abs(early - whole) > 1e-4
+    assert peer.steps_run == 2 * STEPS
+
+
+def test_all_ways_run_and_agree_on_the_reference(modules, folder):
+    """The reference is one configuration: its scores are the same in all ways, within what two frameworks differ."""
+    script = modules["search_makespan"]
+    runs = {}
+    for way in script.WAYS:
+        script._remove(folder / "run")
+        runs[way] = [{**script.alone(way, folder, time.time()), "load_before": 0.0}]
+    result = script.summarise(runs, SEARCH["population"])
+    assert result["speedup_over_peer"] == pytest.approx(result["seconds"]["peer"] / result["seconds"]["population"])
+    early = round(SEARCH["fraction"] * STEPS)
+    steps = SEARCH["trials"] * early + (SEARCH["promote"] + 1) * (STEPS - early)
+    for way in ("population", "single", "peer_at_fraction"):
+        assert result["ways"][way]["steps_run"] == steps
+        assert result["ways"][way]["trials_finished"] == SEARCH["promote"] + 1
+    assert result["ways"]["peer"]["steps_run"] == SEARCH["trials"] * STEPS, "five trials run before any is pruned"
+    for event in ("scored", "finished"):
+        scores = [
+            next(e["score"] for e in runs[way][0]["events"] if e["trial"] == 0 and e["event"] == event) for way in runs
+        ]
+        assert scores == pytest.approx([scores[0]] * len(scores), rel=1e-3)
+    shown = script.as_text({"settings": {"real": {**result}, "full": None}})
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "not measured" in shown
+
+
+def test_figures_follow_from_the_events(modules):
+    script = modules["search_makespan"]
+
+    def run(*events, seconds):
+        keys = ("seconds", "trial", "event", "step", "score")
+        common = {"cpu_seconds": 1.0, "steps_run": 10, "compile_seconds": None, "peak_bytes": 1, "load_before": 0.0}
+        return {"seconds": seconds, "events": [dict(zip(keys, e, strict=True)) for e in events], "mfu": 0.4, **common}
+
+    ours = run((1, 0, "scored", 2, 3.0), (2, 1, "failed", 2, None), (3, 0, "finished", 9, 2.01), seconds=4.0)
+    theirs = run((5, 0, "scored", 2, 3.0), (8, 0, "finished", 9, 2.0), (10, 1, "scored", 2, 4.0), seconds=12.0)
+    single = run((2, 0, "scored", 2, 3.0), (6, 0, "finished", 9, 2.5), seconds=8.0)
+    found = script.summarise({"population": [ours], "single": [single], "peer": [theirs]}, population=8)
+    assert found["seconds"] == {"population": 4.0, "single": 8.0, "peer": 12.0, "peer_at_fraction": None}
+    assert (found["speedup_over_peer"], found["speedup_over_single"]) == (3.0, 2.0)
+    assert found["speedup_over_peer_at_fraction"] is None
+    ways = found["ways"]
+    assert [ways[way]["seconds_to_scored"] for way in ("population", "single", "peer")] == [2, 2, 10]
+    assert [ways[way]["seconds_to_good"] for way in ("population", "single", "peer")] == [3, None, 8]
+    assert found["bound_over_single"] == pytest.approx(2.5), "40 % of the peak leave a factor of 2.5"
+    assert found["share_of_bound"] == pytest.approx(0.8)

@@ -1,0 +1,156 @@
+"""All search methods: what they propose lies in the space, is new, and repeats."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jaxtune.config.schema import DimensionConfig, SearchConfig
+from jaxtune.errors import UserError
+from jaxtune.search.methods import METHODS, make_method
+from jaxtune.search.observation import Observation
+from jaxtune.search.space import Space
+
+MIXED = Space(
+    {
+        "rate": DimensionConfig(log_uniform=(1e-5, 1e-2)),
+        "share": DimensionConfig(uniform=(0.0, 0.3)),
+        "rank": DimensionConfig(power_of_two=(2, 64)),
+        "layers": DimensionConfig(integer=(1, 12)),
+        "targets": DimensionConfig(choice=[["q"], ["q", "v"], ["q", "k", "v"]]),
+    }
+)
+INITIAL = 4
+
+coordinates = st.tuples(
+    st.floats(-5, -2).map(lambda exponent: 10**exponent),
+    st.floats(0, 0.3),
+    st.integers(1, 6),
+    st.integers(1, 12),
+    st.integers(0, 2),
+).map(MIXED.snap)
+scores = st.none() | st.floats(0.5, 1e4)
+
+
+def valley(configuration) -> float:
+    """Best at a rate of 1e-3; the rest matters little."""
+    return 1 + math.log10(configuration["rate"] / 1e-3) ** 2 + 0.01 * configuration["layers"]
+
+
+@pytest.mark.parametrize("name", METHODS)
+@given(
+    told=st.lists(st.tuples(coordinates, scores, st.none() | st.integers(1, 9)), max_size=12),
+    pending=st.lists(coordinates, max_size=4),
+    seed=st.integers(0, 2**32 - 1),
+    trial=st.integers(1, 40),
+)
+@settings(max_examples=15, deadline=None)
+def test_a_proposal_is_in_the_space_new_and_repeats(name, told, pending, seed, trial):
+    observations = [Observation(point, score, None, stopped) for point, score, stopped in told]
+    proposal = make_method(name, MIXED, seed=seed, initial=INITIAL).propose(trial, observations, pending)
+    point = MIXED.point(proposal.configuration)
+    assert point is not None
+    assert MIXED.configuration(point) == proposal.configuration
+    assert point not in [*(one.point for one in observations), *pending]
+    # A study that was killed asks a method that has seen nothing.
+    again = make_method(name, MIXED, seed=seed, initial=INITIAL).propose(trial, observations, pending)
+    assert again == proposal
+    assert all(type(value) in (int, float, list) for value in proposal.configuration.values())
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_seed_and_trial_change_the_proposal(name):
+    told = [Observation(point, valley(MIXED.configuration(point))) for point in _random_points(12)]
+    made = [make_method(name, MIXED, seed=seed, initial=INITIAL).propose(trial, told, [])
+            for seed, trial in [(0, 12), (1, 12), (0, 13)]]  # fmt: skip
+    assert made[0] != made[1]
+    assert made[0] != made[2]
+    assert {one.source for one in made} == {"random" if name == "random" else "surrogate"}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_order_of_calls_does_not_matter(name):
+    told = [Observation(point, valley(MIXED.configuration(point))) for point in _random_points(8)]
+    method = make_method(name, MIXED, seed=5, initial=INITIAL)
+    forwards = [method.propose(trial, told[:count], []) for trial, count in [(3, 2), (8, 7), (9, 8)]]
+    backwards = [method.propose(trial, told[:count], []) for trial, count in [(9, 8), (8, 7), (3, 2)]]
+    assert forwards == backwards[::-1]
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_a_small_space_is_used_up_without_a_repeat(name):
+    space = Space({"a": DimensionConfig(integer=(1, 2)), "b": DimensionConfig(choice=["x", "y", "z"])})
+    method = make_method(name, space, seed=0, initial=3)
+    told: list[Observation] = []
+    for trial in range(1, 7):
+        point = space.point(method.propose(trial, told, []).configuration)
+        assert point is not None
+        told.append(Observation(point, float(trial)))
+    assert len({tuple(one.point) for one in told}) == 6
+    with pytest.raises(ValueError, match="all 6 configurations"):
+        method.propose(7, told, [])
+
+
+@pytest.mark.parametrize("name", ["gp", "tpe", "hyperband"])
+def test_methods_that_learn_go_where_scores_are_good(name):
+    """Medians over twenty trials: what is proposed lies nearer to the best rate than what chance proposes."""
+    told = [Observation(point, valley(MIXED.configuration(point))) for point in _random_points(30)]
+
+    def distance(method: str) -> float:
+        made = make_method(method, MIXED, seed=1, initial=INITIAL)
+        rates = [made.propose(trial, told, []).configuration["rate"] for trial in range(30, 50)]
+        return float(np.median(np.abs(np.log10(rates) + 3)))
+
+    assert distance(name) < 0.5 * distance("random")
+
+
+@pytest.mark.parametrize("name", ["tpe", "hyperband"])
+def test_a_stopped_trial_counts_as_a_bad_one(name):
+    """The lowest scores are those of stopped trials: told as complete they draw the proposals, told as stopped not."""
+    points = _random_points(30)
+    good = [Observation(point, 2 + valley(MIXED.configuration(point))) for point in points]
+
+    def distance(stopped: int | None) -> float:
+        decoys = [Observation([1e-5 * (1 + k / 9), 0.1, 3, 6, 0], 0.5, None, stopped) for k in range(6)]
+        method = make_method(name, MIXED, seed=1, initial=INITIAL)
+        rates = [method.propose(trial, good + decoys, []).configuration["rate"] for trial in range(36, 46)]
+        return float(np.median(np.abs(np.log10(rates) + 3)))
+
+    assert distance(2) < 1 < distance(None)
+
+
+@pytest.mark.parametrize("name", ["gp", "random", "tpe"])
+def test_only_hyperband_stops_trials(name):
+    method = make_method(name, MIXED, seed=0, initial=INITIAL)
+    assert method.rungs(100) == ()
+    assert not method.stops(1, 100, {0: {11: 1.0}, 1: {11: 9.0}})
+
+
+@pytest.mark.parametrize("name", ["tpe", "hyperband"])
+def test_a_missing_optuna_is_named_before_any_trial(name, monkeypatch):
+    monkeypatch.setitem(sys.modules, "optuna", None)
+    with pytest.raises(UserError, match=rf"{name}.*pip install 'jaxtune\[optuna\]'"):
+        make_method(name, MIXED, seed=0, initial=INITIAL)
+    make_method("gp", MIXED, seed=0, initial=INITIAL)
+
+
+def test_a_wrong_name_is_answered_with_the_nearest():
+    with pytest.raises(UserError, match=r"no method 'hyperbandit'; did you mean 'hyperband'"):
+        make_method("hyperbandit", MIXED, seed=0, initial=INITIAL)
+
+
+def test_the_configuration_names_all_methods():
+    annotation = SearchConfig.model_fields["method"].annotation
+    assert list(METHODS) == list(annotation.__args__)
+
+
+def _random_points(count: int) -> list:
+    from skopt.space import Space as SkoptSpace
+
+    state = np.random.RandomState(count)
+    return [MIXED.snap(point) for point in SkoptSpace(MIXED.to_skopt()).rvs(count, random_state=state)]

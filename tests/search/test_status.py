@@ -1,0 +1,174 @@
+"""Where a study stands, read while it runs and after; its trials as rows."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, search_config
+
+from jaxtune.errors import UserError
+from jaxtune.files import lock_holder
+from jaxtune.search import Study, trials
+from jaxtune.search.details import trial_details
+from jaxtune.search.directory import find_studies
+from jaxtune.search.status import read_status
+
+BASE = {"name": "test", "optimizer": {"warmup": 0.1}}
+
+
+def study(run_dir, runner, **changes) -> Study:
+    return Study(run_dir, search_config(**changes), runner, reference=REFERENCE, base=BASE)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    run_dir = tmp_path_factory.mktemp("runs") / "one"
+    summary = study(run_dir, SyntheticRunner(divergence=3e-3)).run()
+    assert summary is not None
+    return run_dir, summary
+
+
+def test_a_finished_study(finished):
+    run_dir, summary = finished
+    status = read_status(run_dir)
+    assert (status.phase, status.holder, status.planned, status.promote) == ("finished", None, 8, 3)
+    assert status.best == summary["best"]["trial"]
+    assert status.steps == summary["budget"]["steps_run"]
+    assert status.seconds == pytest.approx(summary["budget"]["seconds"])
+    by_number = {trial["id"]: trial for trial in summary["trials"]}
+    for trial in status.trials:
+        known = by_number[trial.trial]
+        assert (trial.state, trial.early_score, trial.final_score) == (
+            known["status"],
+            known["early_score"],
+            known["final_score"],
+        )
+    assert status.count("finished", "scored", "failed") == 8
+    json.dumps(status.as_dict(), allow_nan=False)
+
+
+def test_a_study_seen_from_inside_a_trial(tmp_path):
+    seen = []
+
+    def look(trial, until):
+        if (trial.id, until) in ((0, 10), (3, 10), (0, 50)):
+            (trial.directory / "config.yaml").write_text("train: {steps: 50}\n")
+            line = json.dumps({"step": until - 3, "loss": 1.0})
+            (trial.directory / "metrics.jsonl").write_text(line + '\n{"step": torn')
+            seen.append(read_status(tmp_path))
+
+    runner = SyntheticRunner(divergence=1.0)
+    runner.before = look
+    assert study(tmp_path, runner).run() is not None
+    first, early, late = seen
+    assert first.best is None
+    assert first.holder is not None
+    assert first.holder.process == os.getpid()
+    assert first.holder.here
+    assert early.phase == "scoring"
+    assert early.count("scored") == 3
+    (under_way,) = (trial for trial in early.trials if trial.state == "training")
+    assert (under_way.trial, under_way.step, under_way.until) == (3, 7, 10)
+    assert early.steps == 37
+    assert late.phase == "finishing"
+    assert (late.trials[0].state, late.trials[0].step, late.trials[0].until) == ("finishing", 47, 50)
+    assert late.best is not None
+    after = read_status(tmp_path)
+    assert after.holder is None
+    # A look from outside takes nothing away: the next process gets the lock at once.
+    assert lock_holder(tmp_path / "study.lock") is None
+
+
+def test_a_stopped_study_has_a_trial_that_waits(tmp_path):
+    runner = SyntheticRunner()
+    runner.before = interrupt_at(2, 10)
+    assert study(tmp_path, runner).run() is None
+    (tmp_path / "trials" / "002" / "metrics.jsonl").write_text('{"step": 4, "loss": 1.0}\n')
+    status = read_status(tmp_path)
+    assert (status.phase, status.holder) == ("scoring", None)
+    assert [trial.state for trial in status.trials] == ["scored", "scored", "paused"]
+    assert status.trials[2].step == 4
+
+
+def test_a_clock_that_jumps_changes_nothing_but_the_times(finished, tmp_path, monkeypatch):
+    """Back by a year in the middle, and forward by ten at the end."""
+    clock = time.time
+    calls = iter(range(10_000))
+    monkeypatch.setattr(time, "time", lambda: clock() + (0, -3e7, 3e8)[min(next(calls) // 8, 2)])
+    summary = study(tmp_path, SyntheticRunner(divergence=3e-3)).run()
+    monkeypatch.setattr(time, "time", clock)
+    assert summary is not None
+    assert {**summary, "budget": 0} == {**finished[1], "budget": 0}
+    times = [json.loads(line)["time"] for line in (tmp_path / "trials.jsonl").read_text().splitlines()]
+    assert times != sorted(times)
+    assert times[-1] > clock() + 1e8
+    shown = read_status(tmp_path).as_dict()
+    assert shown["idle_seconds"] == 0
+    assert shown["seconds"] == pytest.approx(read_status(finished[0]).seconds)
+
+
+def test_all_diverged_is_a_phase(tmp_path):
+    with pytest.raises(UserError, match="all 8 trials diverged"):
+        study(tmp_path, SyntheticRunner(divergence=0.0)).run()
+    status = read_status(tmp_path)
+    assert (status.phase, status.best) == ("failed", None)
+
+
+def test_trials_go_into_pandas_in_one_line(finished):
+    pandas = pytest.importorskip("pandas")
+    run_dir, summary = finished
+    frame = pandas.DataFrame(trials(run_dir))
+    assert len(frame) == 8
+    assert list(frame.columns[:3]) == ["trial", "status", "source"]
+    assert list(frame.columns[3:7]) == list(SPACE)
+    assert frame["final_score"].dtype == float
+    best = frame.sort_values("final_score").iloc[0]
+    assert best["trial"] == summary["best"]["trial"]
+    assert best["optimizer.learning_rate"] == summary["best"]["configuration"]["optimizer.learning_rate"]
+    assert best["test_score"] == summary["best"]["test_score"]
+    assert frame["steps"].sum() == summary["budget"]["steps_run"]
+    failed = frame[frame["status"] == "failed"]
+    assert len(failed) >= 1
+    assert failed["early_score"].isna().all()
+    assert frame.loc[frame["status"] == "finished", "final.validation_loss"].notna().all()
+
+
+def test_the_reference_has_the_searched_values_of_the_configuration(tmp_path):
+    space = {**SPACE, "optimizer.warmup": {"uniform": (0.0, 0.3)}}
+    runner = SyntheticRunner()
+    runner.before = interrupt_at(1, 10)
+    assert study(tmp_path, runner, space=space).run() is None
+    rows = trials(tmp_path)
+    assert rows[0]["optimizer.warmup"] == 0.1
+    assert rows[0].keys() == rows[1].keys()
+    assert rows[1]["early_score"] is None
+
+
+def test_one_trial_in_full(finished):
+    run_dir, summary = finished
+    number = summary["best"]["trial"]
+    details = trial_details(run_dir, number)
+    assert details["configuration"] == summary["best"]["configuration"]
+    assert details["final"]["score"] == summary["best"]["final_score"]
+    assert details["test"]["score"] == summary["best"]["test_score"]
+    assert details["promoted"]["rank"] >= 1
+    assert f"run_dir={run_dir}-trial-{number:03d}" in details["command"]
+    failed = next(trial["id"] for trial in summary["trials"] if trial["status"] == "failed")
+    assert trial_details(run_dir, failed)["early"]["score"] is None
+    for wrong in ("8", "-1", "best"):
+        with pytest.raises(UserError, match=f"trial {wrong}: no such trial; .* has trials 0 to 7"):
+            trial_details(run_dir, wrong)
+
+
+def test_studies_are_found_below_a_directory(finished, tmp_path):
+    run_dir, _ = finished
+    assert find_studies(run_dir.parent) == [run_dir]
+    assert find_studies(run_dir) == [run_dir]
+    assert find_studies(tmp_path) == []
+    with pytest.raises(UserError, match="no such directory"):
+        find_studies(tmp_path / "none")
+    with pytest.raises(UserError, match=f"did you mean '{run_dir}'"):
+        read_status(run_dir.parent / "onee")
