@@ -26,6 +26,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import json
+import math
 import os
 import statistics
 import subprocess
@@ -57,8 +58,9 @@ def alone(way: str, folder: Path, started: float) -> dict[str, Any]:
     """Runs one way and returns its events, each with the seconds since the process was started."""
     events: list[dict[str, Any]] = []
 
-    def tell(trial: int, event: str, step: int, score: float) -> None:
+    def tell(trial: int, event: str, step: int, score: float | None) -> None:
         seconds = time.time() - started
+        score = score if score is not None and math.isfinite(score) else None
         events.append({"seconds": seconds, "trial": trial, "event": event, "step": step, "score": score})
 
     if way.startswith("peer"):
@@ -102,11 +104,15 @@ def jaxtune_study(folder: Path, tell: Any, *, population: bool) -> dict[str, Any
 
     def on_event(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         if trial is not None and event in ("scored", "finished", "failed"):
-            tell(trial, event, details["step"], details["score"])
+            score = details["score"]
+            # Lower is better in every figure: of answers, the share that is wrong.
+            tell(trial, event, details["step"], score if lower or score is None else 1 - score)
 
     jax.monitoring.register_event_duration_secs_listener(measured)
     start_devices()
     config = load_config(folder / "config.yaml", [] if population else ["search.population=1"])
+    assert config.search is not None
+    lower = config.search.objective == "loss"
     summary = search(config, on_event=on_event)
     assert summary is not None
     return {
@@ -297,9 +303,9 @@ def as_text(result: Mapping[str, Any]) -> str:
             shown = ("–" if cell is None else f"{cell / unit:,.{digits}f}" for cell in cells)
             lines.append(f"  {label:<28}" + "".join(f"{cell:>12}" for cell in shown))
         ratios = {
-            "the peer": "speedup_over_peer",
-            "the peer at the fraction": "speedup_over_peer_at_fraction",
-            "one at a time": "speedup_over_single",
+            "peer": "speedup_over_peer",
+            "peer at fraction": "speedup_over_peer_at_fraction",
+            "single": "speedup_over_single",
         }
         told = (f"{found[key]:.2f} × {text}" for text, key in ratios.items() if found[key] is not None)
         lines += ["  population: " + ", ".join(told), ""]

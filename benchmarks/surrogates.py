@@ -30,7 +30,7 @@ from common import machine
 from optuna_rivals import tpe_with
 from replay import CURVES, Fractional, Strategy, Table, full, read_table
 
-BUDGETS = (3, 4, 6, 8, 10)
+BUDGETS = (3, 4, 6, 8)
 OURS = "gp, fraction"
 STRATEGIES: dict[str, Strategy] = {
     "random, full": full("random"),
@@ -123,38 +123,59 @@ def facts(table: Table) -> dict[str, Any]:
 
 
 def measure(tasks: Sequence[str], strategies: Sequence[str], seeds: Sequence[int]) -> dict[str, Any]:
-    """Every strategy on every table."""
-    result: dict[str, Any] = {}
+    """Every strategy on every table, seed by seed."""
+    measured: dict[str, Any] = {}
     for task in tasks:
         table = read_table(task)
-        values: dict[str, dict[str, np.ndarray]] = {}
-        for name in dict.fromkeys([OURS, *strategies]):
+        measured[task] = {}
+        for name in strategies:
             begin = time.perf_counter()
-            values[name] = regrets(table, {**STRATEGIES, **EXTRAS}[name], seeds, BUDGETS)
+            values = regrets(table, {**STRATEGIES, **EXTRAS}[name], seeds, BUDGETS)
+            measured[task][name] = {split: np.round(value, 5).tolist() for split, value in values.items()}
             print(f"{task}: {name}, {time.perf_counter() - begin:.0f} s", file=sys.stderr, flush=True)
-        ours = values[OURS]["validation"]
-        result[task] = {
-            "table": facts(table),
-            "strategies": {name: described(values[name], ours) for name in strategies},
-        }
     return {
         "budgets": list(BUDGETS),
-        "seeds": len(seeds),
+        "seeds": [seeds[0], seeds[-1]],
         "ours": OURS,
-        "tasks": result,
+        "regrets": measured,
         **machine(["jaxtune", "numpy", "scikit-optimize", "scikit-learn", "scipy", "optuna"]),
     }
 
 
+def merged(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Results of one set of budgets and seeds, measured in parts."""
+    whole = {**results[0], "regrets": {}}
+    for result in results:
+        if (result["budgets"], result["seeds"]) != (whole["budgets"], whole["seeds"]):
+            raise SystemExit("the results have other budgets or seeds")
+        for task, strategies in result["regrets"].items():
+            whole["regrets"].setdefault(task, {}).update(strategies)
+    return whole
+
+
+def summarised(result: dict[str, Any]) -> dict[str, Any]:
+    """The result with means, bands and facts of the tables."""
+    tasks = {}
+    for task, strategies in sorted(result["regrets"].items()):
+        values = {name: {split: np.array(v) for split, v in strategies[name].items()} for name in strategies}
+        ours = values[result["ours"]]["validation"]
+        order = [name for name in (*STRATEGIES, *EXTRAS) if name in values]
+        tasks[task] = {
+            "table": facts(read_table(task)),
+            "strategies": {name: described(values[name], ours) for name in order},
+        }
+    return {**result, "tasks": tasks}
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """A table for each task."""
-    lines = []
+    lines, (first, last) = [], result["seeds"]
     for task, measured in result["tasks"].items():
         known = measured["table"]
         lines += [
             f"{task}: {known['trials']} trials of {known['steps']} steps, {known['diverged']} diverged; final loss: "
             f"best {known['best']:.3f}, median {known['median']:.3f}",
-            f"mean regret over {result['seeds']} seeds (± half a 95 % band) after a budget of full trainings; "
+            f"mean regret over {last - first + 1} seeds (± half a 95 % band) after a budget of full trainings; "
             f"* {result['ours']} is ahead, - behind, with 95 %",
             "",
             f"{'strategy':<22}" + "".join(f"{budget:>17g}" for budget in result["budgets"]),
@@ -166,6 +187,20 @@ def as_text(result: Mapping[str, Any]) -> str:
                 cells += f"{row['mean'][at]:>9.4f} ±{(row['high'][at] - row['low'][at]) / 2:.3f}{sign}"
             lines.append(f"{name:<22}{cells}")
         lines.append("")
+    return "\n".join(lines)
+
+
+def as_markdown(result: Mapping[str, Any], task: str, names: Sequence[str]) -> str:
+    """A task's rows for a page."""
+    budgets = result["budgets"]
+    lines = ["| strategy |" + "".join(f" {budget:g} |" for budget in budgets), "|---|" + "---|" * len(budgets)]
+    for name in names:
+        row = result["tasks"][task]["strategies"][name]
+        cells = ""
+        for at in range(len(budgets)):
+            star = " ★" if row["behind_ours_low"][at] > 0 else ""
+            cells += f" {row['mean'][at]:.3f} ± {(row['high'][at] - row['low'][at]) / 2:.3f}{star} |"
+        lines.append(f"| {name} |{cells}")
     return "\n".join(lines)
 
 
@@ -193,7 +228,8 @@ def figure(task: str, result: Mapping[str, Any]) -> str:
 
     from jaxtune.reports import svg
 
-    budgets, strategies = result["budgets"], result["tasks"][task]["strategies"]
+    budgets, every = result["budgets"], result["tasks"][task]["strategies"]
+    strategies = {name: every[name] for name in LOOKS if name in every}
     means = [value for row in strategies.values() for value in row["mean"]]
     size, legend = (760, 340), 210
     plot = svg.Plot(
@@ -238,19 +274,28 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were chosen on seeds from 1000")
     parser.add_argument("--json", action="store_true")
-    parser.add_argument("--from", dest="source", type=Path, help="read an earlier --json instead of measuring")
+    parser.add_argument("--from", dest="source", type=Path, nargs="+", help="read and merge earlier --json outputs")
     parser.add_argument("--figures", type=Path, help="folder for a figure (SVG) of each task")
+    parser.add_argument("--markdown", action="store_true", help="the rows of docs/surrogates.md")
     arguments = parser.parse_args()
     if arguments.source:
-        result = json.loads(arguments.source.read_text())
+        result = merged([json.loads(path.read_text()) for path in arguments.source])
     else:
         seeds = range(arguments.first_seed, arguments.first_seed + arguments.seeds)
         result = measure(arguments.tasks, arguments.strategies, seeds)
+    if all(OURS in strategies for strategies in result["regrets"].values()):
+        result = summarised(result)
+    elif not arguments.json:
+        raise SystemExit(f"--strategies: without {OURS!r} there is nothing to compare with; print --json to merge it")
     if arguments.figures:
         arguments.figures.mkdir(parents=True, exist_ok=True)
         for task in result["tasks"]:
             (arguments.figures / f"surrogates-{task}.svg").write_text(figure(task, result), encoding="utf-8")
-    print(json.dumps(result, indent=1) if arguments.json else as_text(result))
+    if arguments.markdown:
+        for task, row in result["tasks"].items():
+            print(f"{task}\n\n{as_markdown(result, task, list(row['strategies']))}\n")
+        return
+    print(json.dumps(result) if arguments.json else as_text(result))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import contextlib
 import functools
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -43,14 +43,18 @@ def run_study(config: Config, *, as_json: bool) -> int:
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
-    say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
+    def planned(rows: Sequence[Mapping[str, Any]]) -> None:
+        # Only now is it known that the study can begin.
+        say(table(rows, title="what is trained"))
+        say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
+
     # Ray has words of its own for a worker that died, and says them on standard output.
     with stop_signals() as should_stop, contextlib.redirect_stdout(sys.stderr):
         summary = search(
             config,
             listener=functools.partial(ProgressDisplay, ProgressBoard()),
             on_event=_tell,
-            on_plan=lambda rows: say(table(rows, title="what is trained")),
+            on_plan=planned,
             should_stop=should_stop,
         )
     if summary is None:

@@ -105,3 +105,14 @@ def device_memory_peak() -> int | None:
     """Most bytes in use so far on the first local device, or None where the backend does not tell (CPU)."""
     statistics = jax.local_devices()[0].memory_stats()
     return None if statistics is None else statistics.get("peak_bytes_in_use")
+
+
+def memory_bytes(mesh: jax.sharding.Mesh) -> float | None:
+    """Memory that programs may fill on each device of the mesh; None where the platform does not say.
+
+    A CPU knows no limit of its own: its devices share the machine's memory.
+    """
+    device = mesh.devices.flat[0]
+    if device.platform == "cpu":
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())
+    return (device.memory_stats() or {}).get("bytes_limit")

@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
-import jax
 import numpy as np
 
 from jaxtune.errors import UserError
+from jaxtune.parallel.platform import memory_bytes
 from jaxtune.search.journal import FILENAME, read_journal
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.population import Population
 from jaxtune.training.preflight import compiled_memory
 from jaxtune.training.trainer import Trainer
 
-# What is left for evaluations, checkpoints on their way to the host, and the allocator.
+# The rest is left for evaluations, checkpoints on their way to the host, and the allocator.
 _SHARE = 0.8
-_SHARE_ON_CPU = 0.5
 
 
 def population_size(runner: TrainerRunner, run_dir: Path) -> int:
@@ -49,8 +47,10 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
     batches = runner.experiment.batches()
     batch = next(batches)
     batches.close()
-    limit = memory_limit(runner.experiment.model.mesh.devices.flat[0])
-    fits = wanted if limit is None else min(fitting(trainer, batch, limit, wanted) for trainer in runner.trainers)
+    memory = memory_bytes(runner.experiment.model.mesh)
+    fits = wanted
+    if memory is not None:
+        fits = min(fitting(trainer, batch, _SHARE * memory, wanted) for trainer in runner.trainers)
     return parts * 2 ** int(np.log2(max(1, fits)))
 
 
@@ -71,13 +71,3 @@ def fitting(trainer: Trainer, batch: Mapping[str, np.ndarray], limit: float, mos
     parts = trainer.mesh.shape["trial"]
     one, two = (compiled_memory(Population(trainer, parts * size).compile_step(batch))["total"] for size in (1, 2))
     return int(np.clip((limit - one) // max(two - one, 1) + 1, 1, most))
-
-
-def memory_limit(device: jax.Device) -> float | None:
-    """Bytes of a device that a step may use; None where the platform does not say."""
-    if device.platform == "cpu":
-        # Read from the system: the CPU is a device that knows no limit of its own.
-        return _SHARE_ON_CPU * os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())
-    stats = device.memory_stats() or {}
-    limit = stats.get("bytes_limit")
-    return None if limit is None else _SHARE * limit

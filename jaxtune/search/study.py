@@ -235,11 +235,12 @@ class Study:
         seen = []
         for number in sorted(self._history.trials):
             state = self._history.trials[number]
-            # A trial that was stopped counts with the last score it had.
+            # A trial that was stopped counts with the last score it had, and as stopped.
             point, early = self._point(state), state.outcomes[-1] if state.stopped else state.early
             if point is not None and early is not None:
                 score = None if early.failed else self._sign * early.score
-                seen.append((number, Observation(point, score, early.standard_error)))
+                stopped = max(state.rungs) if state.stopped else None
+                seen.append((number, Observation(point, score, early.standard_error, stopped)))
         return seen
 
     # Training

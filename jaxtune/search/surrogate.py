@@ -7,6 +7,7 @@ kept for the next proposal that is told the same: those of one round share it.
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.search.candidates import design, random_point, random_state, taken_points, untaken
+from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
@@ -23,10 +24,11 @@ from jaxtune.search.warp import Warp
 if TYPE_CHECKING:
     from skopt.learning import GaussianProcessRegressor
 
-# Points all over the space at which the acquisition is evaluated.
-_CANDIDATES = 1500
-# Then points around the best few of them, twice, in units of the normalised coordinates.
-_BEST, _AROUND, _WIDTHS = 5, 60, (0.1, 0.03)
+# The acquisition is evaluated at so many points around the leading told ones: that share of them, this many at least.
+_CANDIDATES = 300
+_LEADING, _FEWEST_LEADING = 0.25, 2
+# A candidate differs from its centre in this share of its normalised coordinates, by this standard deviation.
+_MOVED, _WIDTH = 0.6, 0.2
 # Fewer scores than this say nothing about the length scales.
 _FEWEST_SCORES = 3
 
@@ -115,8 +117,10 @@ class Posterior:
         if not points:
             return self.model
         # What was fitted, with the noise that scikit-optimize takes out of the kernel for predictions.
-        kernel = clone(self.model.kernel_).set_params(k2__noise_level=self.model.noise_)
-        model = clone(self.model).set_params(kernel=kernel, optimizer=None)
+        kernel: Any = clone(self.model.kernel_)
+        kernel.set_params(k2__noise_level=self.model.noise_)
+        model: Any = clone(self.model)
+        model.set_params(kernel=kernel, optimizer=None)
         columns = np.concatenate([self.model.X_train_, self.columns(points)])
         return model.fit(columns, np.concatenate([self.model.y_train_, np.full(len(points), warped)]))
 
@@ -139,11 +143,14 @@ class Surrogate:
         self.space = space
         self.seed = seed
         self.initial = initial
+        self._design: list[Point] | None = None
         self._last: tuple[list[Observation], Posterior] | None = None
 
     def design(self) -> list[Point]:
         """The space-filling design for trials 1 … initial - 1."""
-        return design(self.space, seed=self.seed, count=self.initial - 1)
+        if self._design is None:
+            self._design = design(self.space, seed=self.seed, count=self.initial - 1)
+        return self._design
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
         """The configuration of trial ``trial`` (1 or above), new to ``told`` and ``pending``.
@@ -167,30 +174,36 @@ class Surrogate:
         return Proposal(self.space.configuration(point), source)
 
     def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Point:
-        """The new point of largest expected improvement: of many all over the space, and of more around the best."""
+        """The candidate of largest expected improvement."""
         from skopt.acquisition import gaussian_ei
 
         taken = taken_points(told, pending)
-        generator = np.random.default_rng((self.seed, trial, 2))
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             posterior = self._fitted(told)
             lie = float(posterior.model.y_train_.min())
             model = posterior.believing(pending, lie)
 
-            def improvement(points: list[Point]) -> np.ndarray:
-                return np.asarray(gaussian_ei(posterior.columns(points), model, lie))
+            points = self._candidates(trial, posterior, taken)
+            return points[int(np.argmax(gaussian_ei(posterior.columns(points), model, lie)))]
 
-            points = untaken(self.space, taken, seed=self.seed, trial=trial, count=_CANDIDATES)
-            values = improvement(points)
-            for width in _WIDTHS:
-                best = posterior.columns([points[index] for index in np.argsort(-values, kind="stable")[:_BEST]])
-                around = np.repeat(best, _AROUND, axis=0)
-                around = np.clip(around + width * generator.standard_normal(around.shape), 0.0, 1.0)
-                near = [point for point in posterior.snap(around) if tuple(point) not in taken]
-                if near:
-                    points, values = points + near, np.concatenate([values, improvement(near)])
-        return points[int(np.argmax(values))]
+    def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
+        """New points near the best told ones, and a few anywhere.
+
+        Expected improvement over the whole space goes to its corners while there are few scores: there are many of
+        them, and nothing is known there.
+        """
+        generator = np.random.default_rng((self.seed, trial, 2))
+        columns, warped = posterior.model.X_train_, posterior.model.y_train_
+        leading = max(_FEWEST_LEADING, math.ceil(_LEADING * len(warped)))
+        best = columns[np.argsort(warped, kind="stable")[:leading]]
+        near = best[generator.integers(len(best), size=_CANDIDATES)]
+        moved = near + _WIDTH * generator.standard_normal(near.shape)
+        near = np.where(generator.random(near.shape) < _MOVED, moved, near)
+        # A coordinate that leaves the space is drawn anew.
+        near = np.where((near < 0) | (near > 1), generator.random(near.shape), near)
+        anywhere = untaken(self.space, taken, seed=self.seed, trial=trial, count=_CANDIDATES // leading)
+        return anywhere + [point for point in posterior.snap(near) if tuple(point) not in taken]
 
     def fit(self, observations: Sequence[Observation]) -> Posterior | None:
         """The process given all scores; None where too few are finite to fit one."""

@@ -99,39 +99,70 @@ def findings(summary: Summary) -> list[str]:
         f"The next doubling, to {doubling['documents']:,}, would improve the score by "
         f"{_bounds(doubling['improvement'], _gain, summary)}.",
     ]
-    said += _rarest(summary)
+    said += _seen_in_part(summary)
+    said += _last_gain(summary)
     said.append(beside_the_paper(summary))
     return said
 
 
-def _rarest(summary: Summary) -> list[str]:
-    """Which group the last gains came from."""
-    groups = summary["by_attribute"]
-    total = sum(entry["last_gain"] for entry in groups.values())
-    if len(groups) < 2 or total <= 0:
+def _seen_in_part(summary: Summary) -> list[str]:
+    """What the length of training leaves open: documents that no step has seen cannot help."""
+    parts = [
+        entry["size"]
+        for entry in summary["scores"]
+        if entry["size"] > 0 and max(seed["passes"] for seed in entry["seeds"]) < 1
+    ]
+    if not parts:
         return []
+    return [
+        f"From {parts[0]:,} documents on, training sees only a part of the set in its "
+        f"{summary['training']['steps']:,} steps: this is what documents buy at that length, and longer training may "
+        "gain from more of them."
+    ]
+
+
+def _last_gain(summary: Summary) -> list[str]:
+    """Whether the last documents bought anything, and which group that came from."""
     before, after = summary["sizes"][-2:]
+    total = _improvement(summary)
+    if total <= 0:
+        return [f"From {before:,} to {after:,} documents the score did not improve ({_gain(total, summary)})."]
+    groups = summary["by_attribute"]
+    if len(groups) < 2:
+        return []
     name, entry = max(groups.items(), key=lambda item: item[1]["last_gain"])
     share, held = entry["last_gain"] / total, entry["train_documents"] / after
     return [
-        f"Of the last gain, from {before:,} to {after:,} documents ({_gain(total, summary)}), the largest part "
-        f"({share:.0%}) is that of “{name}”, which {held:.0%} of the documents have."
+        f"Of the last gain, from {before:,} to {after:,} documents ({_gain(total, summary)}), the largest part is that "
+        f"of “{name}” ({_gain(entry['last_gain'], summary)}, {_percent(share)}), which {_percent(held)} of the "
+        "documents have."
     ]
+
+
+def _improvement(summary: Summary) -> float:
+    """By how much the largest size is better than the one before."""
+    before, after = (entry["mean"] for entry in summary["scores"][-2:])
+    return before - after if summary["objective"]["direction"] == "min" else after - before
+
+
+def _percent(share: float) -> str:
+    return formatting.percentage(round(share, 2))
 
 
 def beside_the_paper(summary: Summary) -> str:
     """The paper's figures and ours; the measures differ, so only the shapes compare."""
     paper, ours = summary["paper"], summary["paper"]["ours"]
     basis = {"measured": "", "curve": " (read off the curve)", "extrapolated": " (beyond our sizes)"}[ours["basis"]]
-    share = "" if ours["share_of_gain"] is None else f", {ours['share_of_gain']:.0%} of what all documents gain"
+    share = "" if ours["share_of_gain"] is None else f", {_percent(ours['share_of_gain'])} of what all documents gain"
     size, largest = summary["saturation"], summary["sizes"][-1]
     where = f"not within {largest:,} documents" if size is None else f"at {size:,} documents"
     metric = formatting.metric_name(summary["objective"]["name"]).removeprefix("validation ")
     return (
         f"In the paper ({paper['source']}) {paper['samples']} samples lift the {paper['metric']} from "
-        f"{paper['untuned']:.0%} to {paper['at_samples']:.0%}, and gains end near {paper['saturation']:,} samples. "
-        f"Here {paper['samples']} documents take the {metric} from {_score(ours['untuned'], summary)} to "
-        f"{_score(ours['at_samples'], summary)}{basis}{share}, and gains end {where}. Model, data and measure are "
+        f"{_percent(paper['untuned'])} to {_percent(paper['at_samples'])}, and gains end near "
+        f"{paper['saturation']:,} samples. Here {paper['samples']} documents take the {metric} from "
+        f"{_score(ours['untuned'], summary)} to {_score(ours['at_samples'], summary)}{basis}{share}, and gains end "
+        f"{where}. Model, data and measure are "
         "others, so the shapes compare and the numbers do not."
     )
 
@@ -214,7 +245,8 @@ def _documents_scale(values: Sequence[Number]) -> svg.Scale:
 def _score_scale(summary: Summary, values: Sequence[Number]) -> svg.Scale:
     if formatting.is_share(summary["objective"]["name"]):
         return svg.linear(values, lowest=0.0)
-    return svg.for_scores(values)
+    # An untuned model's loss would press all the others onto a line.
+    return svg.logarithmic(values) if min(values) > 0 and max(values) / min(values) > 3 else svg.linear(values)
 
 
 def _label(summary: Summary, scale: svg.Scale) -> str:
@@ -282,27 +314,30 @@ def _draw_means(plot: svg.Plot, points: Sequence[tuple[Number, Number, Number]])
 
 def _groups(summary: Summary) -> ET.Element:
     """A small plot for each of the groups with the most test examples, all on one scale."""
-    sizes = summary["sizes"]
     shown = list(summary["by_attribute"].items())[:_SHOWN_GROUPS]
-    every = [
-        value
-        for _, entry in shown
-        for score, error in zip(entry["scores"], entry["standard_errors"], strict=True)
-        for value in (score - error, score, score + error)
-    ]
+    # The untuned model is so far off that all else would lie on a line.
+    curves = {
+        name: [
+            point
+            for point in zip(summary["sizes"], entry["scores"], entry["standard_errors"], strict=True)
+            if point[0] > 0
+        ]
+        for name, entry in shown
+    }
+    every = [end for points in curves.values() for _, score, error in points for end in (score - error, score + error)]
     y = _score_scale(summary, [value for value in every if value > 0] or every)
     width, height = 306, 220
     lines = (len(shown) + _COLUMNS - 1) // _COLUMNS
-    label = "Score by number of training documents, for each group"
+    label = "Score by number of training documents above 0, for each group"
     root = svg.svg_root((width * min(_COLUMNS, len(shown)), height * lines), label)
     for place, (name, entry) in enumerate(shown):
         plot = svg.Plot(
-            (width, height), _documents_scale([size for size in sizes if size > 0]), y, label=f"{name}: score by size",
+            (width, height), svg.logarithmic([size for size, _, _ in curves[name]]), y, label=f"{name}: score by size",
             x_label="training documents", y_label=f"{svg.clip(name, 24)} ({entry['train_documents']:,})",
             interactive=False, percent_y=formatting.is_share(summary["objective"]["name"]),
             margins=(26, 14, 44, 52), ticks=(4, 4),
         )  # fmt: skip
-        points = list(zip(sizes, entry["scores"], entry["standard_errors"], strict=True))
+        points = curves[name]
         group = svg.element(plot.root, "g", class_="first")
         svg.line(group, svg.path((plot.x(size), plot.y(score)) for size, score, _ in points), "thin")
         _draw_means(plot, points)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from jaxtune.evaluation.evaluator import documents
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trial import Trial
-from jaxtune.studies.sampling import read_documents, sampling_order
+from jaxtune.studies.sampling import Sampling, read_documents, sampling_order
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
@@ -49,7 +49,8 @@ class SizeRunner:
         self.experiment = experiment
         self._listener, self._should_stop = listener, should_stop
         settings = experiment.config.study.data_size
-        self._sampling, self._score = settings.sampling, settings.score
+        self._sampling: Sampling = settings.sampling
+        self._score = settings.score
         self.documents = read_documents(experiment.examples["train"], experiment.config.data.explode, settings.group_by)
         self._orders: dict[int, Int[np.ndarray, " documents"]] = {}
         self._trainer = experiment.trainer()
@@ -144,7 +145,7 @@ class SizeRunner:
         assert self._test_batches is not None
         loss = self._trainer.evaluate(state, self._test_batches)
         metrics, score = {"loss": loss.loss}, loss.loss
-        examples: Mapping[str, list[Any]] = {
+        examples: dict[str, list[Any]] = {
             "per_example": (loss.example_sums / loss.example_weights).tolist(),
             "weights": loss.example_weights.tolist(),
             "clusters": self._test_documents,

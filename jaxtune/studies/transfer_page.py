@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jaxtune.reports import formatting, svg
-from jaxtune.reports.formatting import ABSENT, MINUS
+from jaxtune.reports.formatting import ABSENT
 from jaxtune.studies.drawing import bounded, fixed
 from jaxtune.studies.output import markdown_table
 
@@ -37,7 +37,7 @@ def rows(summary: Summary) -> list[dict[str, str]]:
             "regret of 1": _bounds(entry["regret"], 3),
             f"regret of {summary['promote']}": _bounds(entry["regret_promoted"], 3),
             "its winner in full": f"{entry['rank_in_full']} of {len(summary['trials'])}",
-            "saved": f"{entry['cost_saved']:.0%}".replace("-", MINUS),
+            "saved": formatting.percentage(round(entry["cost_saved"], 2)),
         }
         for name, entry in summary["settings"].items()
     ]
@@ -49,9 +49,9 @@ def findings(summary: Summary) -> list[str]:
     kept = [name for name, entry in summary["settings"].items() if entry["rank_in_full"] == 1]
     said = [_sentence(name, entry, summary) for name, entry in summary["settings"].items()]
     if kept:
-        said.insert(0, f"The best configuration stays the best from {_listed(kept)}.")
+        said.insert(0, f"The configuration that is best in {_listed(kept)} is the best in full, too.")
     else:
-        said.insert(0, "The best configuration of no other setting is the best in full.")
+        said.insert(0, "No other setting has the same best configuration as the full one.")
     said.append(
         f"Scores in the full setting have a standard deviation of {fixed(full['standard_deviation'], 4)} over "
         f"{trials} trials; by chance {summary['top_k'] ** 2 / trials:.1f} of the {summary['top_k']} best would agree."
@@ -182,7 +182,7 @@ def _panel(summary: Summary, name: str) -> ET.Element:
             left = at[0] > (plot.left + plot.right) / 2
             svg.element(
                 group, "text", marked[number] if not best or number != summary["settings"][name]["chosen"] else "best",
-                class_="name", x=at[0] + (-8 if left else 8), y=at[1] + (14 if best else -8),
+                class_="name", x=at[0] + (-8 if left else 8), y=at[1] - 8,
                 text_anchor="end" if left else "start",
             )  # fmt: skip
     return plot.root

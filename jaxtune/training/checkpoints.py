@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import logging
 import math
+import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +31,9 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path):
-        # Orbax tells of every save on the root logger's absl child; a run prints its own line.
-        logging.getLogger("absl").setLevel(logging.ERROR)
+        # Orbax tells of every save on the root logger's absl child; a run prints its own line. What goes wrong there is
+        # raised here as well.
+        logging.getLogger("absl").setLevel(logging.CRITICAL)
         self.directory = Path(directory).absolute()
         keep = checkpoint_managers.AnyPreservationPolicy(
             [
@@ -61,14 +66,18 @@ class Checkpoints:
           state: arrays.
           loop: JSON-able record of the loop: data position, early-stopping count.
           score: validation score, lower is better; the best one is kept.
+
+        Raises:
+          OSError: the disk is full, now or in the save before; the checkpoints before are whole.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop)),
-            metrics=None if score is None or not math.isfinite(score) else {"score": score},
-        )
+        with self._full_disk():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop)),
+                metrics=None if score is None or not math.isfinite(score) else {"score": score},
+            )
 
     @property
     def latest_step(self) -> int | None:
@@ -123,13 +132,32 @@ class Checkpoints:
             raise UserError(f"{self.directory / str(step)}: a checkpoint of another configuration:\n  {listed}")
 
     def wait(self) -> None:
-        """Blocks until all checkpoints are on disk."""
-        self._manager.wait_until_finished()
+        """Blocks until all checkpoints are on disk.
+
+        Raises:
+          OSError: the disk is full; the checkpoints before are whole.
+        """
+        with self._full_disk():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits and releases the writer."""
-        self._manager.wait_until_finished()
+        """Waits and releases the writer.
+
+        Raises:
+          OSError: the disk is full; the checkpoints before are whole.
+        """
+        self.wait()
         self._manager.close()
+
+    @contextlib.contextmanager
+    def _full_disk(self) -> Iterator[None]:
+        """Orbax's storage reports a full disk as a ``ValueError`` that quotes the system's error number."""
+        try:
+            yield
+        except ValueError as error:
+            if f"os_error_code='{errno.ENOSPC}'" not in str(error):
+                raise
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
 
 
 def _plain(tree: PyTree) -> PyTree:

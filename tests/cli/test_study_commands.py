@@ -175,7 +175,7 @@ def _rename(record):
         ("proposed", _rename, ["trial 2 sets 'update.0.rnak', which is not searched; did you mean 'update.0.rank'"]),
         ("proposed", lambda record: record["configuration"].pop("update.0.rank"), ["does not set update.0.rank"]),
         ("proposed", lambda record: record["configuration"].update({"update.0.rank": 5}), ["= 5", "power_of_two"]),
-        ("proposed", lambda record: record.update(trial=1), ["trial 1 was proposed before, in line 3"]),
+        ("proposed", lambda record: record.update(trial=1), ["trial 1 was proposed before, in line 4"]),
         ("proposed", lambda record: record.update(configuration="none"), ["no mapping"]),
         (
             "scored",

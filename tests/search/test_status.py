@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
+from pathlib import Path
 
 import pytest
 from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, search_config
@@ -134,6 +136,17 @@ def test_trials_go_into_pandas_in_one_line(finished):
     assert len(failed) >= 1
     assert failed["early_score"].isna().all()
     assert frame.loc[frame["status"] == "finished", "final.validation_loss"].notna().all()
+
+
+def test_the_example_of_the_page_runs(finished, capsys):
+    pytest.importorskip("pandas")
+    page = (Path(__file__).parents[2] / "docs" / "python.md").read_text(encoding="utf-8")
+    (code,) = (
+        block for block in re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL) if "jaxtune.trials" in block
+    )
+    exec(code.replace("runs/quickstart", str(finished[0])), {})
+    first = capsys.readouterr().out.splitlines()[1].split()
+    assert int(first[1]) == finished[1]["best"]["trial"]
 
 
 def test_the_reference_has_the_searched_values_of_the_configuration(tmp_path):

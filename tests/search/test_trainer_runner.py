@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import itertools
+
+import numpy as np
 import pytest
 
 from jaxtune.config import load_config
-from jaxtune.search.runner import run_all
+from jaxtune.search.runner import Interrupted, run_all
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.population import Population
 from jaxtune.training.run import train
 from tests.tiny_task import config_file, rows, tiny_model
 
@@ -37,6 +42,85 @@ def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     assert outcome.score == pytest.approx(alone["metrics"]["validation_loss"], rel=1e-5)
     assert losses(tmp_path / "1") == pytest.approx(losses(tmp_path / "run"), rel=1e-5)
     assert losses(tmp_path / "0") != pytest.approx(losses(tmp_path / "1")[:1], rel=1e-5)
+
+
+SOUND = [
+    {"optimizer.learning_rate": rate, "update.0.rank": rank, "update.0.dropout": dropout, "train.seed": seed}
+    for seed, (rate, rank, dropout) in enumerate(
+        (rate, rank, dropout) for rate in (3e-3, 1e-2, 2e-2, 4e-2) for rank in (2, 4) for dropout in (0.0, 0.2)
+    )
+]
+
+
+def scores(runner, directory, until):
+    jobs = [(Trial(number, values, directory / f"{number:03d}"), until) for number, values in enumerate(SOUND)]
+    ended = list(run_all(runner, jobs))
+    assert sorted(trial.id for trial, _ in ended) == list(range(len(SOUND)))
+    return np.array([outcome.score for _, outcome in sorted(ended, key=lambda item: item[0].id)])
+
+
+def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, monkeypatch):
+    """At sound rates losses agree to 1e-4 over the whole run, eight at a time in one program, also cut in two parts."""
+    monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
+    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    alone, together = TrainerRunner(experiment), TrainerRunner(experiment, population=8)
+    one_by_one = scores(alone, tmp_path / "alone", 6)
+    at_once = scores(together, tmp_path / "together", 3)
+    at_once = scores(together, tmp_path / "together", 6)
+    assert at_once == pytest.approx(one_by_one, rel=1e-4)
+    assert np.argsort(at_once).tolist() == np.argsort(one_by_one).tolist()
+    assert together.compilations == 1
+    for number in range(len(SOUND)):
+        paths = [losses(tmp_path / kind / f"{number:03d}") for kind in ("alone", "together")]
+        assert paths[1] == pytest.approx(paths[0], rel=1e-4)
+
+
+def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config_file, tmp_path):
+    """Eight trials of three lengths over three slots, one of them without end: the others end as they do alone."""
+    settings = ["train.steps=6", "data.test=null", "train.evaluate_every=1"]
+    experiment = Experiment(load_config(config_file, [SEARCH, *settings]))
+    wild = {"optimizer.learning_rate": 0.5, "update.0.alpha": 1e38}
+    values = [wild if number == 1 else SOUND[number] for number in range(8)]
+    jobs = [(Trial(number, each, tmp_path / str(number)), 2 + 2 * (number % 3)) for number, each in enumerate(values)]
+    runner = TrainerRunner(experiment, population=3)
+    ended = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}
+    assert sorted(ended) == list(range(8))
+    assert ended[1].failed
+    assert runner.compilations == 1
+    lonely = TrainerRunner(experiment)
+    for number in (0, 2, 7):
+        trial, until = jobs[number]
+        alone = list(run_all(lonely, [(Trial(trial.id, trial.configuration, tmp_path / f"alone{number}"), until)]))
+        assert ended[number].score == pytest.approx(alone[0][1].score, rel=1e-5)
+        assert ended[number].steps_run == until
+
+
+def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
+    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    jobs = [(Trial(number, SOUND[number], tmp_path / str(number)), 6) for number in range(3)]
+    asked = itertools.count()
+    # Asked at each of three starts, then before each step.
+    stopped = TrainerRunner(experiment, population=3, should_stop=lambda: next(asked) >= 3 + 2)
+    with pytest.raises(Interrupted):
+        list(run_all(stopped, jobs))
+    steps = [
+        sorted(int(entry.name) for entry in (tmp_path / str(number) / "checkpoints").iterdir()) for number in range(3)
+    ]
+    assert steps == [[3]] * 3
+    ended = {trial.id: outcome.score for trial, outcome in run_all(TrainerRunner(experiment, population=3), jobs)}
+    whole = [(Trial(number, SOUND[number], tmp_path / f"whole{number}"), 6) for number in range(3)]
+    assert ended == {trial.id: o.score for trial, o in run_all(TrainerRunner(experiment, population=3), whole)}
+
+
+def test_programs_of_their_own_share_the_places(config_file, tmp_path):
+    """Batches of two sizes: a population each, which grows with the trials in it."""
+    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null"]))
+    runner = TrainerRunner(experiment, population=4)
+    sizes = [8, 8, 16, 8, 16, 8, 16, 8]
+    jobs = [(Trial(n, {"train.batch_size": size}, tmp_path / str(n)), 2) for n, size in enumerate(sizes)]
+    assert len({trial.id for trial, _ in run_all(runner, jobs)}) == 8
+    assert len(runner.trainers) == 2
+    assert runner.compilations <= 2 * 3
 
 
 def _trial(directory, config, step):

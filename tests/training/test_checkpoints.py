@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -145,3 +147,28 @@ def test_a_torn_checkpoint_is_ignored_and_cleared_away(opened, tmp_path):
     later.wait()
     assert later.latest_step == 9
     assert not torn.exists()
+
+
+def test_a_full_disk_is_an_error_of_the_system(opened, monkeypatch):
+    """The command line then says that it goes on once there is room, as for any other file."""
+    checkpoints = opened()
+    checkpoints.save(1, state_of(1), LOOP)
+    checkpoints.wait()
+    # What Orbax raises where a disk is full, as seen on one of 300 KiB.
+    message = "RESOURCE_EXHAUSTED: Error writing: Failed to write 9 bytes: No space left on device [os_error_code='28']"
+
+    def fail(*_, **__):
+        raise ValueError(message)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoints._manager, "wait_until_finished", fail)
+        with pytest.raises(OSError, match="No space left") as raised:
+            checkpoints.wait()
+        assert raised.value.errno == errno.ENOSPC
+        patched.setattr(checkpoints._manager, "save", fail)
+        with pytest.raises(OSError, match="No space left"):
+            checkpoints.save(2, state_of(2), LOOP)
+        message = "something else"
+        with pytest.raises(ValueError, match="something else"):
+            checkpoints.wait()
+    assert opened().latest_step == 1

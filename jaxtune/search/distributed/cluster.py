@@ -57,9 +57,11 @@ def start_ray(address: str | None, workers: int) -> tuple[Any, bool]:
         try:
             ray.init(address, **common)
         except (ConnectionError, RuntimeError, ValueError) as error:
+            advice = f"this machine has to be a node of it: ray start --address={address}"
+            if "AuthenticationError" in f"{error}{error.__cause__}":
+                advice = "it asks for a token: set RAY_AUTH_MODE=token, with the head node's token on this machine"
             raise UserError(
-                f"search.ray_address: cannot join Ray at {address} ({str(error).splitlines()[0]}); this machine has to "
-                f"be a node of it: ray start --address={address}"
+                f"search.ray_address: cannot join Ray at {address} ({str(error).splitlines()[0]}); {advice}"
             ) from error
     return ray, True
 
@@ -75,11 +77,12 @@ def _check_reachable(address: str, ray: Any) -> None:
     host, _, port = address.rpartition(":")
     # A head node listens at its address in the network, which Ray takes for "localhost" as well.
     names = [host, ray.util.get_node_ip_address()] if host in ("localhost", "127.0.0.1") else [host]
+    failure = None
     for name in names:
         try:
             socket.create_connection((name, int(port)), timeout=10).close()
         except OSError as error:
-            failure = error
+            failure = failure or error
         else:
             return
     raise UserError(

@@ -10,7 +10,10 @@ from jaxtune.search.observation import Observation, finite_scores
 from jaxtune.search.space import Point, Space
 
 if TYPE_CHECKING:
-    import optuna
+    import optuna.distributions
+    import optuna.samplers
+    import optuna.study
+    import optuna.trial
 
 # Hyperband's pruner draws a trial's bracket from the study's name and the trial's number.
 STUDY_NAME = "jaxtune"
@@ -29,13 +32,15 @@ def require_optuna(method: str) -> None:
 
 
 def empty_study(sampler: optuna.samplers.BaseSampler | None = None) -> optuna.study.Study:
-    """A study without trials that minimises; made without the log line of ``create_study``."""
-    from optuna.storages import InMemoryStorage
-    from optuna.study import Study, StudyDirection
+    """A study without trials that minimises; made without Optuna's line in the log, which each proposal would add."""
+    import optuna
 
-    storage = InMemoryStorage()
-    storage.create_new_study([StudyDirection.MINIMIZE], STUDY_NAME)
-    return Study(STUDY_NAME, storage, sampler)
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    try:
+        return optuna.create_study(study_name=STUDY_NAME, sampler=sampler, direction="minimize")
+    finally:
+        optuna.logging.set_verbosity(verbosity)
 
 
 def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistribution]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 
 from jaxtune.search.candidates import design, random_point, random_state, taken_points
 from jaxtune.search.methods.optuna_study import distributions, empty_study, require_optuna, told_trials
@@ -35,12 +36,16 @@ class TreeParzen(Method):
         taken = taken_points(told, pending)
         point, source = None, "random"
         if trial < self._initial:
-            point, source = design(self._space, seed=self._seed, count=self._initial - 1)[trial - 1], "design"
+            point, source = self._design[trial - 1], "design"
         elif any(observation.score is not None for observation in told):
             point, source = self._draw(trial, told, pending), "surrogate"
         if point is None or tuple(point) in taken:
             point = random_point(self._space, taken, seed=self._seed, trial=trial)
         return Proposal(self._space.configuration(point), source)
+
+    @cached_property
+    def _design(self) -> list[Point]:
+        return design(self._space, seed=self._seed, count=self._initial - 1)
 
     def _draw(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Point | None:
         """A point of the estimator that no trial has, or None."""
