@@ -94,8 +94,8 @@ def text(summary: Summary) -> list[str]:
         f"{formatting.percentage(interval['confidence'])} interval over the {len(seeds)} seeds. *Mattered*: the "
         "interval on the validation split lies on the worse side of zero; *harmful*: on the better side; *negligible*: "
         f"on either, but less than {formatting.percentage(summary['material'])} of what winner and reference differ "
-        f"by. Of {len(effects)} such intervals {len(effects) * (1 - interval['confidence']):.1f} miss zero by chance. Effects "
-        "of single keys need not add up to that of all: hyperparameters work together.",
+        f"by. Of {len(effects)} such intervals {len(effects) * (1 - interval['confidence']):.1f} miss zero by chance. "
+        "Effects of single keys need not add up to that of all: hyperparameters work together.",
         "![What each key set back does to the score](effects.svg)",
     ]
     if unchanged := summary["unchanged"]:
