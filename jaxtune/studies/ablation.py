@@ -36,6 +36,9 @@ STUDY = "ablation"
 
 SEED = "train.seed"
 
+MATERIAL = 0.01
+"""A change of less than this share of what winner and reference differ by is none to choose a value for."""
+
 # Keys that may differ between the search that found the winner and the configuration that it is ablated with.
 _FREE = ("run_dir", "name", "telemetry.", "study.", "search.")
 _SEARCH = ("search.space", "search.reference", "search.objective")
@@ -215,12 +218,14 @@ def _summarize(
     if not np.isfinite(validation[winner]).any():
         raise UserError(f"the winner diverged with every seed of study.ablation.seeds ({ablation.seeds})")
 
+    whole = _difference(config, validation["reference"], validation[winner])["difference"]
+
     def effect(name: str) -> dict[str, Any]:
         measured = {"validation": _difference(config, validation[name], validation["winner"])}
         if tested:
             measured["test"] = _difference(config, test[name], test["winner"])
             measured["test"]["over_examples"] = _over_examples(config, tests[name], tests["winner"])
-        return {**measured, "verdict": _verdict(measured["validation"], better)}
+        return {**measured, "verdict": _verdict(measured["validation"], whole, better)}
 
     reference, best = variants[0].configuration, variants[1].configuration if len(variants) > 1 else {}
     effects = [
@@ -236,6 +241,7 @@ def _summarize(
         "command": command,
         "objective": {"name": objective, "direction": better},
         "seeds": ablation.seeds,
+        "material": MATERIAL,
         "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "seeds"},
         "search": {
             "trial": found["best"]["trial"],
@@ -312,13 +318,19 @@ def _over_examples(
     return {"low": found.low, "high": found.high}
 
 
-def _verdict(measured: Mapping[str, Any], better: str) -> str:
-    """``mattered`` (worse when set back), ``harmful`` (better so) or ``unclear`` (the interval holds zero)."""
+def _verdict(measured: Mapping[str, Any], whole: float | None, better: str) -> str:
+    """What setting a key back comes to.
+
+    ``mattered`` (worse), ``harmful`` (better), ``unclear`` (the interval holds zero), or ``negligible``: told from
+    zero, but less than :data:`MATERIAL` of the difference between reference and winner.
+    """
     if measured["diverged"] and not measured["pairs"]:
         return "mattered"
-    low, high = measured["low"], measured["high"]
+    difference, low, high = (measured[name] for name in ("difference", "low", "high"))
     if low is None or low <= 0 <= high:
         return "unclear"
+    if whole is not None and abs(difference) < MATERIAL * abs(whole):
+        return "negligible"
     return "mattered" if (low > 0) == (better == "min") else "harmful"
 
 

@@ -50,11 +50,14 @@ def findings(summary: Summary) -> list[str]:
         return [f"None of the search's {search['trials']} trials beat the reference, so there is nothing to set back."]
     by_verdict = {
         verdict: [entry["key"] for entry in summary["effects"] if entry["verdict"] == verdict]
-        for verdict in ("mattered", "harmful", "unclear")
+        for verdict in ("mattered", "harmful", "negligible", "unclear")
     }
     said = [_sentence(by_verdict["mattered"], "made the winner: without it the score is worse", "no single key")]
     if by_verdict["harmful"]:
         said.append(_sentence(by_verdict["harmful"], "did harm: the reference's value is better", ""))
+    if by_verdict["negligible"]:
+        less = f"less than {formatting.percentage(summary['material'])} of what winner and reference differ by"
+        said.append(_sentence(by_verdict["negligible"], f"changed the score by {less}", ""))
     if by_verdict["unclear"]:
         said.append(_sentence(by_verdict["unclear"], "cannot be told from no effect", ""))
     whole = summary["whole"]["validation"]
@@ -89,9 +92,10 @@ def text(summary: Summary) -> list[str]:
         markdown_table(rows(summary)),
         "The score with the key set back less the winner's, seed by seed: the mean, and in brackets Student's "
         f"{formatting.percentage(interval['confidence'])} interval over the {len(seeds)} seeds. *Mattered*: the "
-        "interval on the validation split lies on the worse side of zero; *harmful*: on the better side. Of "
-        f"{len(effects)} such intervals {len(effects) * (1 - interval['confidence']):.1f} miss zero by chance. Effects "
-        "of single keys need not add up to that of all: hyperparameters work together.",
+        "interval on the validation split lies on the worse side of zero; *harmful*: on the better side; *negligible*: "
+        f"on either, but less than {formatting.percentage(summary['material'])} of what winner and reference differ "
+        f"by. Of {len(effects)} such intervals {len(effects) * (1 - interval['confidence']):.1f} miss zero by chance. "
+        "Effects of single keys need not add up to that of all: hyperparameters work together.",
         "![What each key set back does to the score](effects.svg)",
     ]
     if unchanged := summary["unchanged"]:
@@ -132,7 +136,7 @@ def _effects(summary: Summary) -> ET.Element:
     zero = plot.x(0.0)
     svg.element(plot.root, "line", class_="guide", x1=zero, x2=zero, y1=plot.top, y2=plot.bottom)
     for place, (split, colour, shift) in enumerate(splits):
-        legend(plot.root, split, colour, plot.left + 10 + 100 * place, 24)
+        legend(plot.root, split, colour, plot.left + 10 + 100 * place, 24.0)
         group = svg.element(plot.root, "g", class_=colour)
         for name, entry in entries.items():
             measured, y = entry[split], plot.y(name) + shift

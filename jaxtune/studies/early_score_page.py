@@ -77,8 +77,10 @@ def _regrets(entry: Mapping[str, Any], at: str, promote: int) -> list[str]:
 
 def _verdict(overlap: Mapping[str, float], claimed: int) -> str:
     value, low, high = (overlap[key] for key in ("value", "low", "high"))
-    if value >= claimed:
+    if low >= claimed:
         return "the claim holds"
+    if value >= claimed:
+        return f"as many as claimed, though another design of this size might give as few as {low:.0f}"
     if high >= claimed:
         return "fewer than claimed, though the interval does not exclude it"
     return f"the claim does not hold (at most {high:.0f} at this confidence, from {low:.0f})"

@@ -167,6 +167,23 @@ def test_wrong_input_is_refused_before_training(config_file, tmp_path, capsys, o
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize(
+    ("difference", "low", "high", "better", "verdict"),
+    [
+        (0.2, 0.1, 0.3, "min", "mattered"),
+        (0.2, 0.1, 0.3, "max", "harmful"),
+        (-0.2, -0.3, -0.1, "max", "mattered"),
+        (0.2, -0.1, 0.5, "min", "unclear"),
+        (0.009, 0.008, 0.010, "min", "negligible"),
+        (0.011, 0.010, 0.012, "min", "mattered"),
+        (0.2, None, None, "min", "unclear"),
+    ],
+)
+def test_a_verdict_needs_an_interval_beyond_zero_and_a_share_of_the_whole(difference, low, high, better, verdict):
+    measured = {"difference": difference, "low": low, "high": high, "pairs": 3, "diverged": 0}
+    assert ablation._verdict(measured, 1.0 if better == "min" else -1.0, better) == verdict
+
+
 def test_variants_differ_from_the_winner_in_one_key_each(make_config):
     variants = ablation.make_variants(make_config(), WINNER)
     assert variants[1].configuration == WINNER
