@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config.schema import SearchConfig
+from pydantic import ValidationError
+
+from jaxtune.config.schema import Config, SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.search.journal import difference
 from jaxtune.search.space import Point, Space
@@ -78,6 +80,7 @@ def check_header(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any]
       UserError: they differ; the first difference is named.
     """
     recorded = amended_header(records, path)
+    recorded["config"] = _with_defaults(recorded.get("config"))
     for name, value in header.items():
         found = difference(recorded.get(name), value, "" if name == "config" else f"search.{name}")
         if found is None:
@@ -88,6 +91,15 @@ def check_header(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any]
                 f"is: jaxtune study extend {path.parent}"
             )
         raise UserError(f"{path} is the journal of another study: {found}; choose another run_dir, or set it back")
+
+
+def _with_defaults(config: Any) -> Any:
+    """A recorded configuration with the keys that a later version has added, at their defaults; or as it is."""
+    try:
+        whole = Config.model_validate(config).model_dump(mode="json")
+    except ValidationError:
+        return config
+    return {key: value for key, value in whole.items() if key not in FREE_SECTIONS}
 
 
 def check_records(records: Sequence[Mapping[str, Any]], space: Space, path: Path) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, records, search_config
 
+from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
 from jaxtune.search import Outcome, Study
 from jaxtune.search.journal import Journal
@@ -471,3 +472,18 @@ def test_a_ladder_takes_the_better_half_to_the_fraction(tmp_path, capacity):
         assert again is not None
         assert [trial["status"] for trial in again["trials"]] == [trial["status"] for trial in summary["trials"]]
         assert again["best"]["trial"] == summary["best"]["trial"]
+
+
+def test_a_journal_of_an_earlier_version_lacks_keys_that_have_their_defaults_now(tmp_path):
+    data = {"train": "rows.jsonl", "prompt": "{question}", "completion": "{answer}"}
+    base = Config.model_validate({"model": {"path": "m"}, "data": data, "train": {"steps": 3}}).model_dump(mode="json")
+    assert study(tmp_path, base=base).run() is not None
+    first, *rest = (tmp_path / "trials.jsonl").read_text().splitlines()
+    header = json.loads(first)
+    del header["config"]["parallel"]["trial"], header["ladder"], header["start"], header["method"]
+    (tmp_path / "trials.jsonl").write_text("\n".join([json.dumps(header), *rest]) + "\n")
+    assert study(tmp_path, base=base).run() is not None
+    header["config"]["parallel"]["fsdp"] = 2
+    (tmp_path / "trials.jsonl").write_text("\n".join([json.dumps(header), *rest]) + "\n")
+    with pytest.raises(UserError, match=r"parallel\.fsdp is 2 there and 1 here"):
+        study(tmp_path, base=base).run()

@@ -55,9 +55,7 @@ def test_they_come_first_and_are_learnt_from(earlier, tmp_path):
 def test_a_study_that_has_nothing_to_give_is_refused(earlier, tmp_path):
     with pytest.raises(UserError, match="no such directory"):
         best_configurations(tmp_path / "nowhere", space(), 3)
-    with pytest.raises(
-        UserError, match=r"search\.start_from: .* over update\.0\.ranks.*update\.0\.rank"
-    ):
+    with pytest.raises(UserError, match=r"search\.start_from: .* over update\.0\.ranks.*update\.0\.rank"):
         best_configurations(earlier[0], space({"update.0.ranks": {"integer": (1, 2)}}), 3)
     far = space({"optimizer.learning_rate": {"log_uniform": (1.0, 10.0)}})
     with pytest.raises(UserError, match=r"of 4 finished trials in .* none lies in search\.space"):
