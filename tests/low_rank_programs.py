@@ -11,7 +11,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtune_kernels import low_rank_matmul
 
-from jaxtune.parallel.mesh import AXES, make_mesh
+from jaxtune.parallel.mesh import make_mesh
 from jaxtune.parallel.targets import compile_for_target, target_devices
 
 EIGHT = {"v5e": "v5e:2x4", "v5p": "v5p:2x2x2", "v6e": "v6e:2x4"}
@@ -97,7 +97,10 @@ def compile_layer(
         layer = jax.vmap(layer, in_axes=(0, None, 0, 0, 0, 0, 0, 0))
     with jax.set_mesh(mesh):
         compiled = compile_for_target(layer, x, w, a, b, scalar, scalar, seed, g)
-    shares = [dict(zip(AXES, mode.mesh, strict=True))[cut[0]] if cut else 1 for cut in (mode.inputs, mode.outputs)]
+    shares = [
+        dict(zip(("data", "fsdp", "tensor"), mode.mesh, strict=True))[cut[0]] if cut else 1
+        for cut in (mode.inputs, mode.outputs)
+    ]
     return Program(compiled.as_text(), (k // shares[0], n // shares[1]), platform)
 
 

@@ -25,7 +25,7 @@ def test_all_named_splits_are_opened_and_only_the_asked_ones(config):
         "validation": 12,
         "test": 12,
     }
-    assert dict(opened.model.mesh.shape) == {"data": 8, "fsdp": 1, "tensor": 1}
+    assert dict(opened.model.mesh.shape) == {"trial": 1, "data": 8, "fsdp": 1, "tensor": 1}
     some = Experiment(with_overrides(config, {"data.validation": None}), parts=("validation", "test"))
     assert some.examples.keys() == {"test"}
     assert some.validation_batches is None
