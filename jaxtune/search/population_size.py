@@ -33,7 +33,10 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
     Raises:
       UserError: the population does not divide over the mesh's ``trial`` axis.
     """
-    given, parts = runner.search.population, runner.experiment.model.mesh.shape["trial"]
+    # An experiment's model always lies on a mesh.
+    mesh = runner.experiment.model.mesh
+    assert mesh is not None
+    given, parts = runner.search.population, mesh.shape["trial"]
     if given != "auto":
         if given % parts:
             nearest = -(-given // parts) * parts
@@ -47,7 +50,7 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
     batches = runner.experiment.batches()
     batch = next(batches)
     batches.close()
-    memory = memory_bytes(runner.experiment.model.mesh)
+    memory = memory_bytes(mesh)
     fits = wanted
     if memory is not None:
         fits = min(fitting(trainer, batch, _SHARE * memory, wanted) for trainer in runner.trainers)

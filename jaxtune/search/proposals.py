@@ -78,7 +78,7 @@ class Proposals:
             return Proposed(request, Proposal(self._reference, "reference"))
         if request.trial <= len(self._start):
             return Proposed(request, Proposal(self._start[request.trial - 1], "transfer"))
-        told, pending = ([item for _, item in items] for items in (request.told, request.pending))
+        told, pending = [seen for _, seen in request.told], [point for _, point in request.pending]
         return Proposed(request, self._method.propose(request.trial, told, pending))
 
     def __enter__(self) -> Proposals:

@@ -155,6 +155,7 @@ class Slots:
         population = self._room(needed)
         for trial in running:
             if trial not in self._trials.values():
+                assert trial.state is not None, "a trial that has trained has its slot"
                 slot = self._free_slot(trial.trial.id)
                 population.put(slot, trial.state, trial.values)
                 self._trials[slot] = trial
