@@ -71,7 +71,7 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         action = "finishing" if details["phase"] == "final" else "trial"
         values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
         say(f"{action} {trial}: {values}")
-    elif event in ("scored", "finished"):
+    elif event in ("reported", "scored", "finished"):
         say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
     elif event == "failed":
         say(f"  trial {trial} diverged after {details['steps_run']} steps")

@@ -18,6 +18,7 @@ STATUS_WORDS = {
     "waiting": "waiting",
     "running": "under way",
     "scored": "scored early",
+    "stopped": "stopped before",
     "promoted": "being finished",
     "finished": "finished",
     "failed": "failed",

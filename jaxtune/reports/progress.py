@@ -128,7 +128,7 @@ def _finals(study: StudyRecord) -> int:
 
 
 def _passed(trial: TrialRecord) -> bool:
-    return trial.early_score is not None or trial.status == "failed"
+    return trial.early_score is not None or trial.status in ("stopped", "failed")
 
 
 def _at_work(study: StudyRecord, trial: TrialRecord, length: int | None) -> AtWork:

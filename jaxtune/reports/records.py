@@ -188,7 +188,7 @@ def _at_work(
     found = {}
     for number, state in trials.items():
         file, since = files[number], told.get(number, 0.0)
-        if state.status not in ("finished", "failed") and file.written is not None and file.written > since:
+        if state.status not in ("finished", "stopped", "failed") and file.written is not None and file.written > since:
             found[number] = (max(since, file.started or file.written), file.written)
     return found
 

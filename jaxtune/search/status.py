@@ -21,7 +21,7 @@ from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
 
-STATES = ("waiting", "training", "paused", "scored", "promoted", "finishing", "finished", "failed")
+STATES = ("waiting", "training", "paused", "scored", "promoted", "finishing", "finished", "stopped", "failed")
 """What a trial can be doing: ``training`` goes on to the fraction, ``finishing`` to the end; ``paused`` was under way
 when the study was stopped."""
 

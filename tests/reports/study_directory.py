@@ -131,13 +131,14 @@ def write_study(
     space: Mapping[str, Any] | None = None,
     name: str = "quickstart",
     base: Mapping[str, Any] = BASE,
+    ladder: tuple[float, ...] = (),
     **runner: Any,
 ) -> Path:
     """Runs a study (all proposals from the initial design, which needs no surrogate) and returns its directory."""
     search = SearchConfig.model_validate(
         {
             "space": dict(SPACE if space is None else space), "trials": trials, "promote": promote, "initial": trials,
-            "objective": objective,
+            "objective": objective, "ladder": list(ladder),
         }
     )  # fmt: skip
     share = objective != "loss"

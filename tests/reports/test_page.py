@@ -295,3 +295,11 @@ def test_long_curves_are_thinned_to_their_ends(running: Path, tmp_path: Path) ->
     assert curve[0] == (1, 1.0)
     assert curve[-1] == (5000, 1 / 5000)
     assert all(loss is not None and math.isclose(loss, 1 / step) for step, loss in curve)
+
+
+def test_trials_that_were_stopped_on_the_ladder_are_told_as_such(tmp_path):
+    directory = write_study(tmp_path / "ladder", trials=8, promote=2, ladder=(0.1,))
+    text = write_report(directory).read_text(encoding="utf-8")
+    stopped = sum(json.loads(line)["event"] == "stopped" for line in (directory / "trials.jsonl").open())
+    assert stopped >= 2
+    assert text.count("stopped before") >= stopped
