@@ -132,7 +132,7 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
         [
             table(checked["plan"], title="what is trained"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
-            f"({checked['early_steps']} at first), {checked['promote']} finished: "
+            f"({checked['early_steps']} at first), {checked['population']} at a time, {checked['promote']} finished: "
             f"{checked['steps']:,} steps in all",
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device",
             "everything that can be checked before training is in order",
