@@ -17,10 +17,10 @@ from jaxtune.config import Config, dotted, dump_config, load_config, parse_value
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
+from jaxtune.search.checks import check_space, check_trials, reference_point
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
 from jaxtune.search.header import amended_header, check_header, check_records, check_room, study_header
 from jaxtune.search.journal import Journal
-from jaxtune.search.run import check_space, check_trials, reference_point
 from jaxtune.search.space import Space, canonical
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import History, replay

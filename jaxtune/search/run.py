@@ -7,15 +7,15 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.config import Config, dotted
 from jaxtune.config.schema import SearchConfig
-from jaxtune.errors import UserError
+from jaxtune.search.checks import check_space, check_trials, early_steps, reference_in_space
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.journal import FILENAME, check_free, read_journal
 from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import Interrupted, TrialRunner
-from jaxtune.search.space import Point, Space
+from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
@@ -25,9 +25,6 @@ from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
-
-VARIED = ("train", "optimizer", "update", "data.packing")
-"""Sections and keys in which trials can differ."""
 
 
 def search(
@@ -112,7 +109,7 @@ def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, s
         reference=reference,
         start=starting_trials(config),
         base=config.model_dump(mode="json"),
-        reference_config=_reference_in_space(config, reference),
+        reference_config=reference_in_space(config, reference),
         known_keys=dotted(config),
         on_event=on_event,
         stop=stop,
@@ -134,80 +131,6 @@ def starting_trials(config: Config) -> list[dict[str, Any]]:
     return best_configurations(settings.start_from, space, min(settings.initial, settings.trials) - 1)
 
 
-def check_space(config: Config) -> None:
-    """Tries values of every searched key, and the reference; opens nothing.
-
-    Raises:
-      UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
-    """
-    settings = search_config(config)
-    for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
-        _check_varied(dimension.key, "search.space")
-        for value in dimension.samples():
-            with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
-    reference = reference_overrides(config)
-    for key in reference:
-        _check_varied(key, "search.reference")
-    with_overrides(config, reference, origin="search.reference: ")
-
-
-def _check_varied(key: str, where: str) -> None:
-    """Refuses keys that a study reads once for all of its trials: differing there, they would do nothing."""
-    if key.split(".")[0] not in VARIED and key not in VARIED:
-        raise UserError(
-            f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "
-            f"data; search over keys of {', '.join(VARIED)}"
-        )
-
-
-def reference_point(config: Config, space: Space) -> Point | None:
-    """Where the reference lies in a configuration's space; None outside it."""
-    reference = reference_overrides(config)
-    inside = bool(_reference_in_space(config, reference))
-    return space.point(dotted(with_overrides(config, reference))) if inside else None
-
-
-def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[str, Any]] = ()) -> None:
-    """Tries trials with values of every searched key, and the reference, against the opened model and data.
-
-    Args:
-      config: with a ``search`` section.
-      runner: over the opened experiment.
-      added: configurations by hand to try as well.
-
-    Raises:
-      UserError: a value does not fit the model, its context, the devices or the data, or the fraction of its steps is
-        less than a step.
-    """
-    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
-    trials += [("--add: ", dict(configuration)) for configuration in added]
-    for dimension in Space(search_config(config).space).dimensions:
-        trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
-    for origin, overrides in trials:
-        try:
-            variant = runner.configuration(overrides)
-            _early_steps(variant)
-            runner.experiment.check_lengths(variant)
-            runner.trainer(variant)
-        except UserError as error:
-            # The value is worth saying where it is one of a dimension's.
-            value = "".join(f"{value!r}: " for value in overrides.values()) if len(overrides) == 1 else ""
-            raise UserError(f"{origin}{value}{error}") from error
-
-
-def _early_steps(config: Config) -> int:
-    """Steps after which a trial of this length is scored.
-
-    Raises:
-      UserError: the fraction is less than a step.
-    """
-    settings, steps = search_config(config), config.train.steps or 0
-    for key, share in [*(("ladder", rung) for rung in settings.ladder), ("fraction", settings.fraction)]:
-        if round(share * steps) < 1:
-            raise UserError(f"search.{key}: {share} of {steps} steps is less than a step")
-    return round(settings.fraction * steps)
-
-
 def _first_steps(settings: SearchConfig, steps: int) -> int:
     """Steps until all trials of a study are scored, or stopped at the ladder; without divergences."""
     total, trials, before = 0, settings.trials, 0
@@ -216,15 +139,6 @@ def _first_steps(settings: SearchConfig, steps: int) -> int:
         # The reference climbs beside the better half of the others.
         trials, before = 1 + math.ceil((trials - 1) / 2), round(share * steps)
     return total
-
-
-def _reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
-    assert config.search is not None
-    changed = dotted(with_overrides(config, reference))
-    fixed = dotted(config).keys() - config.search.space.keys()
-    same = changed.keys() == dotted(config).keys() and all(changed[key] == dotted(config)[key] for key in fixed)
-    return with_overrides(config, reference).model_dump(mode="json") if same else {}
 
 
 def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:
@@ -250,7 +164,7 @@ def preflight_search(config: Config) -> dict[str, Any]:
     trainer = runner.trainer(experiment.config)
     checked = examine(experiment, trainer, Population(trainer, runner.capacity).compile_step)
     settings = search_config(config)
-    early = _early_steps(experiment.config)
+    early = early_steps(experiment.config)
     finished = settings.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),

@@ -17,8 +17,9 @@ import numpy as np
 from jaxtune.config import Config, dotted, load_config
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
+from jaxtune.search.checks import check_space
 from jaxtune.search.outcome import TestOutcome
-from jaxtune.search.run import check_space, preflight_search, search
+from jaxtune.search.run import preflight_search, search
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.space import Space, canonical
 from jaxtune.search.study import Event

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from jaxtune.config import Config
 from jaxtune.files import check_writable
+from jaxtune.search.checks import check_space, check_trials
 from jaxtune.search.population_size import population_size
-from jaxtune.search.run import check_space, check_trials
 from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.studies.output import output_directory
 from jaxtune.training.experiment import Experiment

@@ -21,9 +21,9 @@ from jaxtyping import Float
 from jaxtune.config import Config, hyperparameters, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.files import check_writable
+from jaxtune.search.checks import check_space, check_trials
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.population_size import population_size
-from jaxtune.search.run import check_space, check_trials
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import TrainerRunner, direction, search_config

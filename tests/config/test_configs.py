@@ -6,7 +6,7 @@ import pytest
 
 from jaxtune.cli import main
 from jaxtune.config import load_config
-from jaxtune.search.run import check_space
+from jaxtune.search.checks import check_space
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = sorted((ROOT / "configs").rglob("*.yaml"))

@@ -23,9 +23,9 @@ from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock
 from jaxtune.parallel.platform import enable_compilation_cache, leave_out_absent_accelerators, platform
+from jaxtune.search.checks import check_trials
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.population_size import population_size
-from jaxtune.search.run import check_trials
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial

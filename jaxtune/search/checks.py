@@ -1,0 +1,97 @@
+"""What is checked of a study before anything is trained: its space, its reference, trials at the ends of the space."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.errors import UserError
+from jaxtune.search.space import Point, Space
+from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+
+VARIED = ("train", "optimizer", "update", "data.packing")
+"""Sections and keys in which trials can differ."""
+
+
+def check_space(config: Config) -> None:
+    """Tries values of every searched key, and the reference; opens nothing.
+
+    Raises:
+      UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
+    """
+    settings = search_config(config)
+    for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
+        _check_varied(dimension.key, "search.space")
+        for value in dimension.samples():
+            with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
+    reference = reference_overrides(config)
+    for key in reference:
+        _check_varied(key, "search.reference")
+    with_overrides(config, reference, origin="search.reference: ")
+
+
+def _check_varied(key: str, where: str) -> None:
+    """Refuses keys that a study reads once for all of its trials: differing there, they would do nothing."""
+    if key.split(".")[0] not in VARIED and key not in VARIED:
+        raise UserError(
+            f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "
+            f"data; search over keys of {', '.join(VARIED)}"
+        )
+
+
+def reference_point(config: Config, space: Space) -> Point | None:
+    """Where the reference lies in a configuration's space; None outside it."""
+    reference = reference_overrides(config)
+    inside = bool(reference_in_space(config, reference))
+    return space.point(dotted(with_overrides(config, reference))) if inside else None
+
+
+def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[str, Any]] = ()) -> None:
+    """Tries trials with values of every searched key, and the reference, against the opened model and data.
+
+    Args:
+      config: with a ``search`` section.
+      runner: over the opened experiment.
+      added: configurations by hand to try as well.
+
+    Raises:
+      UserError: a value does not fit the model, its context, the devices or the data, or the fraction of its steps is
+        less than a step.
+    """
+    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
+    trials += [("--add: ", dict(configuration)) for configuration in added]
+    for dimension in Space(search_config(config).space).dimensions:
+        trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
+    for origin, overrides in trials:
+        try:
+            variant = runner.configuration(overrides)
+            early_steps(variant)
+            runner.experiment.check_lengths(variant)
+            runner.trainer(variant)
+        except UserError as error:
+            # The value is worth saying where it is one of a dimension's.
+            value = "".join(f"{value!r}: " for value in overrides.values()) if len(overrides) == 1 else ""
+            raise UserError(f"{origin}{value}{error}") from error
+
+
+def early_steps(config: Config) -> int:
+    """Steps after which a trial of this length is scored.
+
+    Raises:
+      UserError: the fraction is less than a step.
+    """
+    settings, steps = search_config(config), config.train.steps or 0
+    for key, share in [*(("ladder", rung) for rung in settings.ladder), ("fraction", settings.fraction)]:
+        if round(share * steps) < 1:
+            raise UserError(f"search.{key}: {share} of {steps} steps is less than a step")
+    return round(settings.fraction * steps)
+
+
+def reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
+    """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
+    assert config.search is not None
+    changed = dotted(with_overrides(config, reference))
+    fixed = dotted(config).keys() - config.search.space.keys()
+    same = changed.keys() == dotted(config).keys() and all(changed[key] == dotted(config)[key] for key in fixed)
+    return with_overrides(config, reference).model_dump(mode="json") if same else {}
