@@ -249,4 +249,4 @@ def _within_parts(line):
         groups = [[int(device) for device in group.split(",")] for group in re.findall(r"\{([\d,]+)\}", listed[1])]
         return all(len({device // 2 for device in group}) == 1 for group in groups)
     # Two groups of neighbours; or, by name, the second of the mesh's axes.
-    return bool(re.search(r"replica_groups=(\[2,2\]<=\[4\],|mesh\[.*\] \{'axis_1'\})", line))
+    return bool(re.search(r"replica_groups=(\[2,2\]<=\[4\],|mesh\[.*\] \{'(axis_1|data)'\})", line))
