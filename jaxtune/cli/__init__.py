@@ -68,4 +68,6 @@ def _run(given: list[str]) -> int:
 
         print(f"jaxtune {version('jaxtune')}")
         return 0
+    # transformers misses torch aloud, which its tokenizers and configurations do not need.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     return dispatch(_ALL, given)

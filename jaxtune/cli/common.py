@@ -53,8 +53,6 @@ def start_devices() -> None:
     """Quiets the libraries, joins the other processes, turns the compilation cache on."""
     # XLA's C++ side and absl report their start-up on standard error; a user cannot act on it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    # transformers misses torch, which its tokenizers and configurations do not need.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     warnings.filterwarnings("ignore", category=UserWarning)
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
