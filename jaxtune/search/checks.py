@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.search.population_size import population_size
 from jaxtune.search.space import Point, Space
 from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.fit import Listener
 
 VARIED = ("train", "optimizer", "update", "data.packing")
 """Sections and keys in which trials can differ."""
@@ -73,6 +77,30 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
             # The value is worth saying where it is one of a dimension's.
             value = "".join(f"{value!r}: " for value in overrides.values()) if len(overrides) == 1 else ""
             raise UserError(f"{origin}{value}{error}") from error
+
+
+def checked_runner(
+    config: Config,
+    *,
+    run_dir: Path | None = None,
+    listener: Callable[[str], Listener] | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> TrainerRunner:
+    """Opens model and data, tries trials against them, and settles how many train at a time.
+
+    Args:
+      config: with a ``search`` section.
+      run_dir: of the study, where that is not the configuration's: a study that goes on keeps its population.
+      listener: makes the progress display of a trial, given its title.
+      should_stop: asked before every step.
+
+    Raises:
+      UserError: as :func:`check_trials`, or the population does not fit the devices.
+    """
+    runner = TrainerRunner(Experiment(config), listener=listener, should_stop=should_stop)
+    check_trials(config, runner)
+    runner.capacity = population_size(runner, Path(config.directory) if run_dir is None else run_dir)
+    return runner
 
 
 def early_steps(config: Config) -> int:

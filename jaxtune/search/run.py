@@ -9,18 +9,16 @@ from typing import Any
 
 from jaxtune.config import Config, dotted
 from jaxtune.config.schema import SearchConfig
-from jaxtune.search.checks import check_space, check_trials, early_steps, reference_in_space
+from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.journal import FILENAME, check_free, read_journal
-from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
-from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.warm_start import best_configurations
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
@@ -90,11 +88,8 @@ def _open_runner(
 
         workers = RayRunner(config, should_stop=should_stop)
         return workers, workers.plan
-    experiment = Experiment(config)
-    runner = TrainerRunner(experiment, listener=listener, should_stop=should_stop)
-    check_trials(config, runner)
-    runner.capacity = population_size(runner, Path(config.directory))
-    return runner, experiment.trainer().plan.table()
+    runner = checked_runner(config, listener=listener, should_stop=should_stop)
+    return runner, runner.experiment.trainer().plan.table()
 
 
 def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
@@ -155,10 +150,8 @@ def preflight_search(config: Config) -> dict[str, Any]:
     check_space(config)
     check_distributed(search_config(config))
     RunDirectory(config.directory, study=True).check(config)
-    experiment = Experiment(config)
-    runner = TrainerRunner(experiment)
-    check_trials(config, runner)
-    runner.capacity = population_size(runner, Path(config.directory))
+    runner = checked_runner(config)
+    experiment = runner.experiment
     make_study(config, runner, on_event=None, stop=lambda: False)
     # The program that trials run: compiled for the largest rank of the space.
     trainer = runner.trainer(experiment.config)

@@ -15,10 +15,11 @@ from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
+from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.slots import RunningTrial, Slots
-from jaxtune.search.space import Space
+from jaxtune.search.space import Space, canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
@@ -102,6 +103,8 @@ class TrainerRunner:
         self.search = search_config(experiment.config)
         self._listener, self._should_stop = listener, should_stop
         self.capacity = population
+        # A study asks for a trial's length at every turn, and epochs take a packing of all examples to count.
+        self._configurations: dict[str, Config] = {}
         self._trainers: dict[str, Trainer] = {}
         self._slots: dict[Trainer, Slots] = {}
         self._running: list[RunningTrial] = []
@@ -126,8 +129,11 @@ class TrainerRunner:
         Raises:
           UserError: a value does not fit its key.
         """
-        changed = with_overrides(self.experiment.given, overrides, origin="search: ")
-        return self.experiment.resolve(changed)
+        key = canonical(overrides)
+        if key not in self._configurations:
+            changed = with_overrides(self.experiment.given, overrides, origin="search: ")
+            self._configurations[key] = self.experiment.resolve(changed)
+        return self._configurations[key]
 
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps."""
@@ -223,18 +229,9 @@ class TrainerRunner:
                 raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
             state, _ = checkpoints.restore(latest, state)
             checkpoints.close()
-        loss = trainer.evaluate(state, loss_batches, values)
-        metrics, score = {"loss": loss.loss}, loss.loss
-        examples: dict[str, list[Any]] = {
-            "per_example": (loss.example_sums / loss.example_weights).tolist(),
-            "weights": loss.example_weights.tolist(),
-        }
-        if self._evaluators["test"] is not None:
-            task = self._task("test", trainer, state, values)
-            metrics |= task.metrics
-            if self.search.objective != "loss":
-                score, examples = task.metrics[self.search.objective], task.per_example(self.search.objective)
-        return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
+        return measure(
+            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
+        )
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Int
@@ -14,6 +13,7 @@ from jaxtune.data import train_batches
 from jaxtune.data.pipeline import Plan
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
+from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trial import Trial
@@ -143,19 +143,15 @@ class SizeRunner:
         begin = time.perf_counter()
         state = self._trainer.init() if trial is None else self._best(trial)
         assert self._test_batches is not None
-        loss = self._trainer.evaluate(state, self._test_batches)
-        metrics, score = {"loss": loss.loss}, loss.loss
-        examples: dict[str, list[Any]] = {
-            "per_example": (loss.example_sums / loss.example_weights).tolist(),
-            "weights": loss.example_weights.tolist(),
-            "clusters": self._test_documents,
-        }
-        if self._evaluator is not None:
-            task = self._evaluator.evaluate(*self._trainer.apply(state))
-            metrics |= task.metrics
-            if self._score != "loss":
-                score, examples = task.metrics[self._score], task.per_example(self._score)
-        return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)
+        return measure(
+            self._trainer,
+            state,
+            self._test_batches,
+            self._evaluator,
+            self._score,
+            begin=begin,
+            clusters=self._test_documents,
+        )
 
     def _best(self, trial: Trial) -> TrainState:
         checkpoints = Checkpoints(trial.directory / "checkpoints")

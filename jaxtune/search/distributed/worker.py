@@ -23,14 +23,12 @@ from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock
 from jaxtune.parallel.platform import enable_compilation_cache, leave_out_absent_accelerators, platform
-from jaxtune.search.checks import check_trials
+from jaxtune.search.checks import checked_runner
 from jaxtune.search.outcome import Outcome, TestOutcome
-from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.progress import ProgressDisplay
-from jaxtune.training.experiment import Experiment
 
 _LOCK_SECONDS = 180.0
 """How long a trial's files may stay in use by a worker that is gone: a file server's lease, with room."""
@@ -141,19 +139,19 @@ class Worker:
         self._write_to(log_file(site.run_dir, self._index))
         leave_out_absent_accelerators()
         enable_compilation_cache()
-        experiment = Experiment(Config.model_validate(config))
         self._run_dir = site.run_dir
-        self._runner = TrainerRunner(
-            experiment, listener=lambda title: ProgressDisplay(title=title), should_stop=self._stop.is_set
+        self._runner = checked_runner(
+            Config.model_validate(config),
+            run_dir=site.run_dir,
+            listener=lambda title: ProgressDisplay(title=title),
+            should_stop=self._stop.is_set,
         )
-        check_trials(experiment.config, self._runner)
-        self._runner.capacity = population_size(self._runner, site.run_dir)
         return Opened(
             host=socket.gethostname(),
             pid=os.getpid(),
             devices=f"{platform()} × {jax.device_count()}",
             capacity=self._runner.capacity,
-            plan=self._runner.trainer(experiment.config).plan.table(),
+            plan=self._runner.trainer(self._runner.experiment.config).plan.table(),
         )
 
     @_logged
