@@ -8,6 +8,7 @@ time nothing waits for the slowest of them.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -199,22 +200,15 @@ class Study:
         """Proposes and scores every trial that the journal does not have yet."""
         trials = self._history.trials
         waiting = [state for state in trials.values() if not (state.ended or state.waits)]
-        running = 0
         with Proposals(self._method, self.reference, self.start) as proposals:
-            while True:
-                while running < self.runner.capacity and (waiting or len(trials) < self.search.trials):
-                    if self._asked_to_stop():
-                        break
-                    if not waiting:
-                        waiting.append(self._propose(proposals.take(self._request(len(trials)))))
-                    if len(trials) < self.search.trials:
-                        proposals.prepare(self._request(len(trials)))
-                    self._start(waiting.pop(0), "early")
-                    running += 1
-                if not running:
-                    break
-                running -= len(self._wait("early"))
-        self._check_stop()
+
+            def take() -> TrialState:
+                state = waiting.pop(0) if waiting else self._propose(proposals.take(self._request(len(trials))))
+                if len(trials) < self.search.trials:
+                    proposals.prepare(self._request(len(trials)))
+                return state
+
+            self._train("early", lambda _: take if waiting or len(trials) < self.search.trials else None)
         for rung in range(len(self.search.ladder)):
             self._climb(rung)
         if not any(state.ranked for state in trials.values()):
@@ -237,15 +231,7 @@ class Study:
                 self._append("stopped", trial=number, configuration=trial.configuration, step=there[number])
         on = [trials[n] for n in ([0] if 0 in there else []) + order[:half]]
         waiting = [state for state in on if not state.ended and max(state.rungs) == there[state.trial.id]]
-        running = 0
-        while True:
-            while waiting and running < self.runner.capacity and not self._asked_to_stop():
-                self._start(waiting.pop(0), "early")
-                running += 1
-            if not running:
-                break
-            running -= len(self._wait("early"))
-        self._check_stop()
+        self._train("early", lambda _: functools.partial(waiting.pop, 0) if waiting else None)
 
     def _rung(self, trial: Trial, rung: int) -> int:
         """The step of a rung of the ladder."""
@@ -269,6 +255,27 @@ class Study:
         return self._history.trials[proposed.request.trial]
 
     # Training
+
+    def _train(self, phase: Phase, following: Callable[[set[int]], Callable[[], TrialState] | None]) -> None:
+        """Keeps every place of the runner full until there is nothing left to train in a phase.
+
+        Args:
+          phase: what the trials are trained to the end of.
+          following: given the numbers of the trials under way, what makes the next one; None while there is none. It is
+            asked for the trial itself only if the study is to go on.
+        """
+        running: set[int] = set()
+        while True:
+            while len(running) < self.runner.capacity and (make := following(running)) is not None:
+                if self._asked_to_stop():
+                    break
+                state = make()
+                self._start(state, phase)
+                running.add(state.trial.id)
+            if not running:
+                break
+            running -= {state.trial.id for state in self._wait(phase)}
+        self._check_stop()
 
     def _start(self, state: TrialState, phase: Phase) -> None:
         """Gives a trial to the runner, to be trained to the end of a phase, or to the next rung before it."""
@@ -350,28 +357,25 @@ class Study:
         ]
         estimates = ranking(seen, self._surrogate)
         order = [*promoted, *(number for number in estimates if number not in promoted)]
-        running: set[int] = set()
-        while True:
-            while len(running) < self.runner.capacity:
-                state = next_to_finish(trials, order, running, self.search.promote)
-                if state is None or self._asked_to_stop():
-                    break
-                number = state.trial.id
-                if number and not state.promoted:
-                    self._append(
-                        "promoted",
-                        trial=number,
-                        configuration=state.trial.configuration,
-                        rank=order.index(number) + 1,
-                        score=None if state.early is None else state.early.score,
-                        estimate=self._sign * estimates[number],
-                    )
-                self._start(state, "final")
-                running.add(number)
-            if not running:
-                break
-            running -= {state.trial.id for state in self._wait("final")}
-        self._check_stop()
+
+        def promote(state: TrialState) -> TrialState:
+            number = state.trial.id
+            if number and not state.promoted:
+                self._append(
+                    "promoted",
+                    trial=number,
+                    configuration=state.trial.configuration,
+                    rank=order.index(number) + 1,
+                    score=None if state.early is None else state.early.score,
+                    estimate=self._sign * estimates[number],
+                )
+            return state
+
+        def following(running: set[int]) -> Callable[[], TrialState] | None:
+            state = next_to_finish(trials, order, running, self.search.promote)
+            return None if state is None else functools.partial(promote, state)
+
+        self._train("final", following)
 
     # The end
 
