@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 RULES: dict[str, tuple[str, ...]] = {
@@ -86,6 +88,21 @@ def constrain(x: jax.Array, axes: Sequence[str | None], mesh: Mesh | None) -> ja
     if mesh is None or mesh.size == 1:
         return x
     return jax.lax.with_sharding_constraint(x, named_sharding(axes, x.shape, mesh))
+
+
+def place(array: Any, axes: Sequence[str | None], mesh: Mesh) -> jax.Array:
+    """A host array, the same in every process, cut over the mesh; each process uploads what its own devices hold.
+
+    Args:
+      array: of any kind that NumPy takes, or on a device of this process.
+      axes: one logical name for each dimension.
+      mesh: the mesh.
+    """
+    sharding = named_sharding(axes, np.shape(array), mesh)
+    if jax.process_count() == 1:
+        return jax.device_put(array, sharding)
+    host = np.asarray(array)
+    return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -65,7 +64,7 @@ class RunningTrial:
             return result.metrics
 
         self._checkpoints = Checkpoints(trial.directory / "checkpoints")
-        self._writer = JsonlWriter(_metrics(trial.directory), self._checkpoints.latest_step or 0)
+        self._writer = JsonlWriter(trial.directory / "metrics.jsonl", self._checkpoints.latest_step or 0)
         run = Run(
             trainer,
             batches,
@@ -119,10 +118,6 @@ class RunningTrial:
         return Outcome(score, error, result.step, self.seconds, metrics, diverged=not math.isfinite(score))
 
 
-def _metrics(directory: Path) -> Path:
-    return directory / "metrics.jsonl"
-
-
 class Slots:
     """The trials of one program, in the slots of its population.
 
@@ -162,7 +157,9 @@ class Slots:
         batches = {slot: trial.batch for slot, trial in self._trials.items() if trial.batch is not None}
         metrics = population.step(batches)
         for slot in sorted(batches):
-            self._trials[slot].take((functools.partial(population.take, slot), metrics[slot]))
+            # Evaluated, saved and returned, the state of a step is still copied out once.
+            state = functools.cache(functools.partial(population.take, slot))
+            self._trials[slot].take((state, metrics[slot]))
 
     def _room(self, size: int) -> Population:
         """A population of at least this size, with the states of the trials in it."""

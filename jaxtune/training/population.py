@@ -21,7 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxtune.parallel.platform import platform
-from jaxtune.parallel.sharding import RULES, named_sharding
+from jaxtune.parallel.sharding import RULES, place
 from jaxtune.training.state import TrainState
 from jaxtune.training.step import Metrics
 from jaxtune.training.trainer import Trainer, Values
@@ -71,7 +71,6 @@ class Population:
         self._states: TrainState | None = None
         self._values: list[dict[str, float]] = [dict(trainer.hyperparameters) for _ in range(size)]
         self._stacked_values: dict[str, jax.Array] | None = None
-        self._last: list[Mapping[str, np.ndarray]] = []
 
     def put(self, slot: int, state: TrainState, hyperparameters: Values | None = None) -> None:
         """Gives a slot a run's state and hyperparameters; what the slot held is gone.
@@ -122,15 +121,11 @@ class Population:
 
     def place(self, batches: list[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Host batches of all slots as arrays with a leading axis of slots, cut over the mesh."""
-
-        def put(name: str) -> jax.Array:
-            array = np.stack([batch[name] for batch in batches])
-            sharding = named_sharding((TRIALS, "batch") + (None,) * (array.ndim - 2), array.shape, self.trainer.mesh)
-            if jax.process_count() == 1:
-                return jax.device_put(array, sharding)
-            return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
-
-        return {name: put(name) for name in batches[0]}
+        stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
+        return {
+            name: place(array, (TRIALS, "batch") + (None,) * (array.ndim - 2), self.trainer.mesh)
+            for name, array in stacked.items()
+        }
 
     def compile_step(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
         """The step compiled for batches of this shape, without running it: for memory and cost analysis."""

@@ -16,7 +16,7 @@ from jaxtune.config.schema import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split
-from jaxtune.parallel import make_mesh, named_sharding, replicated
+from jaxtune.parallel import make_mesh, named_sharding, place, replicated
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.throughput import Throughput
@@ -191,11 +191,7 @@ class Trainer:
         def put(array: Any) -> jax.Array:
             if isinstance(array, jax.Array) and not array.is_fully_addressable:
                 return array
-            sharding = named_sharding(("batch",) + (None,) * (np.ndim(array) - 1), np.shape(array), self.mesh)
-            if jax.process_count() == 1:
-                return jax.device_put(array, sharding)
-            host = np.asarray(array)
-            return jax.make_array_from_callback(host.shape, sharding, lambda index: host[index])
+            return place(array, ("batch",) + (None,) * (np.ndim(array) - 1), self.mesh)
 
         return {name: put(array) for name, array in batch.items()}
 
