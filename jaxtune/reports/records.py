@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,8 @@ import yaml
 from jaxtune.errors import UserError, nearest
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
-from jaxtune.search.header import amended_header
+from jaxtune.search.directory import studies_around
+from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import FILENAME as JOURNAL
 from jaxtune.search.journal import read_journal
 from jaxtune.search.summary import FILENAME as SUMMARY
@@ -132,9 +133,8 @@ def read_study(directory: Path) -> StudyRecord:
         raise UserError(f"{journal}, line 1: no record of a study; the journal is empty or its first line was removed")
     header = amended_header(records, journal)
     history = replay(records[1:], directory, journal)
-    config = header.get("config") or {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.
-    base = {key: value for key in header["space"] if (value := _find(config, key)) is not None}
+    base = {key: value for key, value in searched_values(header).items() if value is not None}
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
     told = {record["trial"]: _time(record) for record in records if "steps_run" in record}
     at_work = _at_work(history.trials, files, told) if not summary else {}
@@ -148,7 +148,7 @@ def read_study(directory: Path) -> StudyRecord:
         planned=header.get("trials") or len(history.trials),
         promote=header.get("promote") or 0,
         space=header["space"],
-        config=config,
+        config=header.get("config") or {},
         trials=[_trial(history.trials[n], files[n], base, training=n in at_work) for n in sorted(history.trials)],
         summary=summary,
         busy=_covered([*_calls(records, header.get("population") or 1), *at_work.values()]),
@@ -238,18 +238,6 @@ def _validation(state: TrialState, files: TrialFiles) -> Curve:
     return sorted({**losses, **dict(files.validation)}.items())
 
 
-def _find(config: Any, key: str) -> Any:
-    """The value of a dotted key in nested mappings and lists; None if there is none."""
-    for part in key.split("."):
-        if isinstance(config, list) and part.isdigit() and int(part) < len(config):
-            config = config[int(part)]
-        elif isinstance(config, Mapping):
-            config = config.get(part)
-        else:
-            return None
-    return config
-
-
 def _name(directory: Path) -> str:
     """The study's name from its configuration, else its directory's."""
     file = directory / "config.yaml"
@@ -282,12 +270,4 @@ def _no_study(directory: Path) -> str:
     if (directory / "metrics.jsonl").is_file():
         return f"{directory}: this is a single run, not a study (it has no {JOURNAL}); a report is made of a search"
     problem = f"no study here (it has no {JOURNAL})" if directory.is_dir() else "no such directory"
-    return f"{directory}: {problem}{nearest(str(directory), [str(path) for path in _studies_around(directory)])}"
-
-
-def _studies_around(directory: Path) -> Iterator[Path]:
-    """Directories with a study: below the directory itself, and beside it."""
-    for parent in (directory, directory.parent):
-        if parent.is_dir():
-            for found in sorted(parent.glob(f"*/{JOURNAL}")):
-                yield found.parent
+    return f"{directory}: {problem}{nearest(str(directory), map(str, studies_around(directory)))}"

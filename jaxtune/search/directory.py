@@ -30,14 +30,14 @@ def study_directory(run_dir: str | os.PathLike[str]) -> Path:
     if (directory / "metrics.jsonl").is_file():
         raise UserError(f"{directory}: this is a single run, not a study (it has no {FILENAME})")
     problem = f"no study here (it has no {FILENAME})" if directory.is_dir() else "no such directory"
-    raise UserError(f"{directory}: {problem}{nearest(str(directory), map(str, _around(directory)))}")
+    raise UserError(f"{directory}: {problem}{nearest(str(directory), map(str, studies_around(directory)))}")
 
 
 def _inside(file: Path) -> str:
     return f", such as {file.parent}" if (file.parent / FILENAME).is_file() else ""
 
 
-def _around(directory: Path) -> Iterator[Path]:
+def studies_around(directory: Path) -> Iterator[Path]:
     """Directories with a study: below the directory itself, and beside it."""
     for parent in (directory, directory.parent):
         if parent.is_dir():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -68,13 +69,25 @@ def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str
     return header
 
 
-def check_header(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], path: Path) -> None:
+def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:
+    """What the study's own configuration has for its searched keys; the reference overrides only what it changes."""
+    values = {}
+    for key in header["space"]:
+        with contextlib.suppress(KeyError):
+            values[key] = lookup(header.get("config") or {}, key)
+    return values
+
+
+def check_header(
+    records: Sequence[Mapping[str, Any]], header: Mapping[str, Any], path: Path, section: str = "search."
+) -> None:
     """Refuses the journal of another study.
 
     Args:
       records: of the journal.
       header: what the study at hand would begin it with.
       path: of the journal, for the message.
+      section: what the names of the header's settings start with in the message.
 
     Raises:
       UserError: they differ; the first difference is named.
@@ -82,10 +95,10 @@ def check_header(records: Sequence[Mapping[str, Any]], header: Mapping[str, Any]
     recorded = amended_header(records, path)
     recorded["config"] = _with_defaults(recorded.get("config"))
     for name, value in header.items():
-        found = difference(recorded.get(name), value, "" if name == "config" else f"search.{name}")
+        found = difference(recorded.get(name), value, "" if name == "config" else f"{section}{name}")
         if found is None:
             continue
-        if name in CHANGEABLE:
+        if name in CHANGEABLE and not recorded.get("experiment"):
             raise UserError(
                 f"{path}: {found}; to change the study: jaxtune study extend {path.parent} …; to go on with it as it "
                 f"is: jaxtune study extend {path.parent}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import os
@@ -16,7 +15,7 @@ import yaml
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
-from jaxtune.search.header import amended_header, lookup
+from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
@@ -139,12 +138,8 @@ class Recorded:
         return {record["trial"]: record.get("source", "") for record in self.records if record["event"] == "proposed"}
 
     def configuration(self, state: TrialState) -> dict[str, Any]:
-        """A trial's configuration with every searched key: the reference overrides only what it changes."""
-        configuration = {}
-        for key in self.header["space"]:
-            with contextlib.suppress(KeyError):
-                configuration[key] = lookup(self.header.get("config") or {}, key)
-        return {**configuration, **state.trial.configuration}
+        """A trial's configuration with every searched key."""
+        return {**searched_values(self.header), **state.trial.configuration}
 
 
 def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:

@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
-from jaxtune.search.header import FREE_SECTIONS
+from jaxtune.search.header import FREE_SECTIONS, check_header
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
@@ -184,13 +184,7 @@ class StudyTrials:
         if not records:
             self._journal.append("study", **header, population=self.runner.capacity, machine=machine(PACKAGES))
             return History()
-        if records[0]["event"] != "study":
-            raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-        for name, value in header.items():
-            if found := difference(records[0].get(name), value, "" if name == "config" else name):
-                raise UserError(
-                    f"{path} is the journal of another study: {found}; choose another run_dir, or set it back"
-                )
+        check_header(records, header, path, section="")
         history = replay(records[1:], self.run_dir, path)
         for record in records[1:]:
             self._remember(record)
