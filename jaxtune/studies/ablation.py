@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +22,13 @@ from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, search
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.space import Space, canonical
-from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
-from jaxtune.studies.output import output_directory, write_output
+from jaxtune.studies.output import publish
 from jaxtune.studies.paired import paired_interval
-from jaxtune.studies.run import claim, open_runner
+from jaxtune.studies.run import Hooks, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
-from jaxtune.training.fit import Listener
 from jaxtune.training.run_directory import RunDirectory
 
 STUDY = "ablation"
@@ -81,22 +79,13 @@ def check(config: Config) -> dict[str, Any]:
     return {name: planned[name] + searched[name] for name in planned}
 
 
-def run(
-    config: Config,
-    *,
-    command: str,
-    listener: Callable[[str], Listener] | None = None,
-    on_event: Event | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
     """Runs the search if need be, trains the winner and its ablations, and writes which keys mattered.
 
     Args:
       config: its ``search`` section gives space, objective and reference.
       command: the command line, for the page.
-      listener: makes the progress display of a trial, given its title.
-      on_event: is told every journal record.
-      should_stop: asked after every step and between trials.
+      hooks: who is told of it, and who may stop it.
 
     Returns:
       The summary; None if it was stopped before its end.
@@ -104,24 +93,25 @@ def run(
     Raises:
       UserError: the input is wrong, or the winner diverged with every seed.
     """
+    hooks = hooks or Hooks()
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
     if config.study.ablation.search is not None:
         found = _read_search(config, Path(config.study.ablation.search))
     else:
         claim(config)
-        found = search(_search_of(config), listener=listener, on_event=on_event, should_stop=should_stop)
+        found = search(
+            _search_of(config), listener=hooks.listener, on_event=hooks.on_event, should_stop=hooks.should_stop
+        )
         if found is None:
             return None
     variants = make_variants(config, found["best"]["configuration"])
     seeds = config.study.ablation.seeds
-    runner = open_runner(config, STUDY, listener=listener, should_stop=should_stop)
+    runner = open_runner(config, STUDY, hooks)
     claim(config)
     settings = {"seeds": seeds, "winner": found["best"]["configuration"]}
-    with StudyTrials(
-        config, STUDY, runner, settings=settings, planned=len(variants) * len(seeds), on_event=on_event,
-        should_stop=should_stop,
-    ) as trials:  # fmt: skip
+    planned = len(variants) * len(seeds)
+    with StudyTrials(config, STUDY, runner, settings=settings, planned=planned, hooks=hooks) as trials:
         by_variant = {
             variant.name: [trials.add({**variant.configuration, SEED: seed}, variant=variant.name) for seed in seeds]
             for variant in variants
@@ -135,13 +125,7 @@ def run(
         except Interrupted:
             return None
         summary = _summarize(config, command, found, variants, trials, by_variant)
-    return write_output(
-        output_directory(config, STUDY),
-        summary,
-        title=ablation_page.title(summary),
-        text=ablation_page.text(summary),
-        figures=ablation_page.figures(summary),
-    )
+    return publish(config, STUDY, summary, ablation_page)
 
 
 def make_variants(config: Config, winner: Mapping[str, Any]) -> list[Variant]:
@@ -267,9 +251,7 @@ def _summarize(
         ],
         "machine": trials.machine,
         "budget": {
-            "steps_run": trials.steps_run,
-            "seconds": trials.seconds,
-            "compilations": trials.compilations,
+            **trials.budget,
             "search": found["budget"],
         },
     }

@@ -22,7 +22,9 @@ def title(summary: Summary) -> str:
 
 
 def rows(summary: Summary) -> list[dict[str, str]]:
-    """A row for each key that was set back, the one that mattered most first, and one for all together."""
+    """A row for each key that was set back, the one that mattered most first, and one for all together, if any was."""
+    if not summary["effects"]:
+        return []
     entries = [
         {"set back": entry["key"], "winner": formatting.setting(entry["winner"]),
          "reference": formatting.setting(entry["reference"]), **_measures(entry)}

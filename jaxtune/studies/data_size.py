@@ -11,7 +11,7 @@ trained for too long. That model is measured on ``data.test``, which nothing was
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,19 @@ import numpy as np
 from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
-from jaxtune.files import check_writable
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction
 from jaxtune.search.trial import Trial
 from jaxtune.studies import data_size_page
 from jaxtune.studies.learning_curve import Curve, Measured, fit_curve, group_curves, saturation
-from jaxtune.studies.output import output_directory, write_output
+from jaxtune.studies.output import publish
 from jaxtune.studies.power_law import FEWEST_SIZES
-from jaxtune.studies.run import claim
+from jaxtune.studies.run import Hooks, check_places, claim
 from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
 from jaxtune.studies.size_runner import SEED, SIZE, SizeRunner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
-from jaxtune.training.run_directory import RunDirectory
 
 STUDY = "data-size"
 
@@ -66,22 +62,13 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": trials, "steps": trials * steps}
 
 
-def run(
-    config: Config,
-    *,
-    command: str,
-    listener: Callable[[str], Listener] | None = None,
-    on_event: Event | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
     """Trains and measures every size with every seed, and writes the learning curve.
 
     Args:
       config: its ``study.data_size`` section says which sizes, seeds and sampling. A ``search`` section is not used.
       command: the command line, for the page.
-      listener: makes the progress display of a trial, given its title.
-      on_event: is told every journal record.
-      should_stop: asked after every step and between trials.
+      hooks: who is told of it, and who may stop it.
 
     Returns:
       The summary; None if it was stopped before its end.
@@ -91,26 +78,19 @@ def run(
     """
     config = _without_search(config)
     settings = config.study.data_size
-    runner, sizes = _open(config, listener=listener, should_stop=should_stop)
+    runner, sizes = _open(config, hooks)
     decisive = {"sizes": sizes, **settings.model_dump(include={"seeds", "sampling", "group_by", "score"})}
     trained = [(size, seed) for seed in settings.seeds for size in sizes if size > 0]
     claim(config)
     with StudyTrials(
-        config, STUDY, runner, settings=decisive, planned=len(trained), objective=settings.score,
-        on_event=on_event, should_stop=should_stop,
-    ) as trials:  # fmt: skip
+        config, STUDY, runner, settings=decisive, planned=len(trained), objective=settings.score, hooks=hooks
+    ) as trials:
         try:
             tested = _measure(trials, runner, trained)
         except Interrupted:
             return None
         summary = _summarize(config, command, trials, runner, sizes, tested)
-    return write_output(
-        output_directory(config, STUDY),
-        summary,
-        title=data_size_page.title(summary),
-        text=data_size_page.text(summary),
-        figures=data_size_page.figures(summary),
-    )
+    return publish(config, STUDY, summary, data_size_page)
 
 
 def _without_search(config: Config) -> Config:
@@ -118,12 +98,7 @@ def _without_search(config: Config) -> Config:
     return config.model_copy(update={"search": None})
 
 
-def _open(
-    config: Config,
-    *,
-    listener: Callable[[str], Listener] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> tuple[SizeRunner, list[int]]:
+def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[int]]:
     """Checks everything that can be checked before training, opens model and data: the runner, and the sizes."""
     settings, train = config.study.data_size, config.train
     for part, use in (("validation", "chooses each run's best model"), ("test", "measures it")):
@@ -141,10 +116,10 @@ def _open(
             f"study.data_size.sampling: {settings.sampling} needs groups; set study.data_size.group_by to a field of "
             "the rows, or data.explode"
         )
-    RunDirectory(config.directory, study=True).check(config)
-    check_writable(output_directory(config, STUDY), "study.output")
+    check_places(config, STUDY)
     experiment = Experiment(config)
-    runner = SizeRunner(experiment, listener=listener, should_stop=should_stop)
+    hooks = hooks or Hooks()
+    runner = SizeRunner(experiment, listener=hooks.listener, should_stop=hooks.should_stop)
     sizes = chosen_sizes(settings.sizes, len(runner.documents), settings.points, settings.smallest)
     if len(sizes) < FEWEST_SIZES:
         raise UserError(
@@ -269,11 +244,7 @@ def _summarize(
         "by_attribute": {name: {"train_documents": held.get(name, 0), **entry} for name, entry in by_group.items()},
         "paper": {**PAPER, "ours": _beside_the_paper(curve, sizes, PAPER["samples"])},
         "machine": trials.machine,
-        "budget": {
-            "steps_run": trials.steps_run,
-            "seconds": trials.seconds,
-            "compilations": trials.compilations,
-        },
+        "budget": trials.budget,
     }
 
 

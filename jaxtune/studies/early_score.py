@@ -7,7 +7,7 @@ The paper reports that of the five best configurations after 20 % of the steps f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,16 +18,14 @@ from jaxtune.config import Config, dotted
 from jaxtune.errors import UserError
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
-from jaxtune.search.study import Event
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
-from jaxtune.studies.output import output_directory, write_output
-from jaxtune.studies.run import claim, open_runner
+from jaxtune.studies.output import publish
+from jaxtune.studies.run import Hooks, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
-from jaxtune.training.fit import Listener
 
 STUDY = "early-score"
 
@@ -48,22 +46,13 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders)}
 
 
-def run(
-    config: Config,
-    *,
-    command: str,
-    listener: Callable[[str], Listener] | None = None,
-    on_event: Event | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
     """Trains all trials of the design to their end, and writes what their early scores were worth.
 
     Args:
       config: its ``search`` section gives space, number of trials, objective and reference.
       command: the command line, for the page.
-      listener: makes the progress display of a trial, given its title.
-      on_event: is told every journal record.
-      should_stop: asked after every step and between trials.
+      hooks: who is told of it, and who may stop it.
 
     Returns:
       The summary; None if it was stopped before its end.
@@ -72,14 +61,12 @@ def run(
       UserError: the input is wrong, or fewer than two trials stayed finite.
     """
     configurations = design(config)
-    runner = open_runner(config, STUDY, listener=listener, should_stop=should_stop)
+    runner = open_runner(config, STUDY, hooks)
     settings = {"fractions": config.study.early_score.fractions}
     planned = len(configurations)
     ladders = _ladders(config, runner, configurations)
     claim(config)
-    with StudyTrials(
-        config, STUDY, runner, settings=settings, planned=planned, on_event=on_event, should_stop=should_stop
-    ) as trials:
+    with StudyTrials(config, STUDY, runner, settings=settings, planned=planned, hooks=hooks) as trials:
         each = [trials.add(values) for values in configurations]
         try:
             # Step by step and not trial by trial: a population trains many at a time.
@@ -88,13 +75,7 @@ def run(
         except Interrupted:
             return None
         summary = _summarize(config, command, trials, each, ladders)
-    return write_output(
-        output_directory(config, STUDY),
-        summary,
-        title=early_score_page.title(summary),
-        text=early_score_page.text(summary),
-        figures=early_score_page.figures(summary),
-    )
+    return publish(config, STUDY, summary, early_score_page)
 
 
 def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
@@ -220,10 +201,8 @@ def _summarize(
         "paper": PAPER,
         "machine": trials.machine,
         "budget": {
-            "steps_run": trials.steps_run,
+            **trials.budget,
             "steps": total,
-            "seconds": trials.seconds,
-            "compilations": trials.compilations,
         },
     }
 

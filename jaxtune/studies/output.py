@@ -6,7 +6,7 @@ import json
 import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.config import Config
 from jaxtune.files import write_atomically
@@ -32,6 +32,37 @@ def markdown_table(rows: Sequence[Mapping[str, str]]) -> str:
 
 def _like_a_number(text: str) -> bool:
     return not any(character.isalpha() for character in text)
+
+
+@runtime_checkable
+class Page(Protocol):
+    """What an experiment's page module makes of its summary."""
+
+    @staticmethod
+    def title(summary: Mapping[str, Any]) -> str:
+        """The page's title."""
+        ...
+
+    @staticmethod
+    def text(summary: Mapping[str, Any]) -> Sequence[str]:
+        """Its paragraphs, tables and figures, as Markdown."""
+        ...
+
+    @staticmethod
+    def figures(summary: Mapping[str, Any]) -> Mapping[str, ET.Element]:
+        """Its drawings by file name without ``.svg``."""
+        ...
+
+
+def publish(config: Config, study: str, summary: Mapping[str, Any], page: Page) -> dict[str, Any]:
+    """Writes an experiment's folder from its summary; see :func:`write_output`."""
+    return write_output(
+        output_directory(config, study),
+        summary,
+        title=page.title(summary),
+        text=page.text(summary),
+        figures=page.figures(summary),
+    )
 
 
 def write_output(

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
-from pathlib import Path
 
 from jaxtune.config import Config
 from jaxtune.files import check_writable
-from jaxtune.search.checks import check_space, check_trials
-from jaxtune.search.population_size import population_size
+from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.studies.output import output_directory
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.run_directory import RunDirectory
 
@@ -23,26 +22,42 @@ def experiment_config(config: Config, study: str) -> Config:
     return config.model_copy(update={"run_dir": f"runs/{study}-{config.name}"})
 
 
-def open_runner(
-    config: Config,
-    study: str,
-    *,
-    listener: Callable[[str], Listener] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> TrainerRunner:
+@dataclasses.dataclass(frozen=True)
+class Hooks:
+    """Who is told of an experiment, and who may stop it.
+
+    Attributes:
+      listener: makes the progress display of a trial, given its title.
+      on_event: is told every journal record, and ``started`` before a trial trains.
+      should_stop: asked after every step and between trials.
+    """
+
+    listener: Callable[[str], Listener] | None = None
+    on_event: Event | None = None
+    should_stop: Callable[[], bool] = lambda: False
+
+
+def check_places(config: Config, study: str) -> None:
+    """Whether an experiment may use its run directory and the folder of its results.
+
+    Raises:
+      UserError: it may not.
+    """
+    RunDirectory(config.directory, study=True).check(config)
+    check_writable(output_directory(config, study), "study.output")
+
+
+def open_runner(config: Config, study: str, hooks: Hooks | None = None) -> TrainerRunner:
     """Checks everything that can be checked before training, opens model and data, and makes the runner.
 
     Raises:
       UserError: the input is wrong, or the run directory or the folder of the results cannot be used.
     """
+    hooks = hooks or Hooks()
     search_config(config)
     check_space(config)
-    RunDirectory(config.directory, study=True).check(config)
-    check_writable(output_directory(config, study), "study.output")
-    runner = TrainerRunner(Experiment(config), listener=listener, should_stop=should_stop)
-    check_trials(config, runner)
-    runner.capacity = population_size(runner, Path(config.directory))
-    return runner
+    check_places(config, study)
+    return checked_runner(config, listener=hooks.listener, should_stop=hooks.should_stop)
 
 
 def claim(config: Config) -> None:

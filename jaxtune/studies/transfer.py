@@ -11,7 +11,7 @@ cheaper one can be expected to exceed.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,23 +20,17 @@ from jaxtyping import Float
 
 from jaxtune.config import Config, hyperparameters, with_overrides
 from jaxtune.errors import UserError
-from jaxtune.files import check_writable
-from jaxtune.search.checks import check_space, check_trials
+from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.outcome import Outcome
-from jaxtune.search.population_size import population_size
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import TrainerRunner, direction, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.early_score import design
-from jaxtune.studies.output import output_directory, write_output
-from jaxtune.studies.run import claim
+from jaxtune.studies.output import publish
+from jaxtune.studies.run import Hooks, check_places, claim
 from jaxtune.studies.trials import StudyTrials
-from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
-from jaxtune.training.run_directory import RunDirectory
 
 STUDY = "transfer"
 
@@ -58,31 +52,22 @@ def check(config: Config) -> dict[str, Any]:
     """
     configurations = design(config, STUDY)
     settings = _settings(config)
-    _check_places(config)
+    check_places(config, STUDY)
     steps = 0
     for name, changed in settings.items():
         runner = _open(changed, name)
-        steps += sum(_steps(runner, values) for values in configurations)
+        steps += sum(runner.total_steps(Trial(0, values, Path())) for values in configurations)
     return {"trials": len(configurations) * len(settings), "steps": steps}
 
 
-def run(
-    config: Config,
-    *,
-    command: str,
-    listener: Callable[[str], Listener] | None = None,
-    on_event: Event | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
     """Trains the design in every setting, and writes how far their orders agree.
 
     Args:
       config: its ``search`` section gives space, number of trials, objective and reference; ``study.transfer.settings``
         the cheaper settings.
       command: the command line, for the page.
-      listener: makes the progress display of a trial, given its title.
-      on_event: is told every journal record.
-      should_stop: asked after every step and between trials.
+      hooks: who is told of it, and who may stop it.
 
     Returns:
       The summary; None if it was stopped before its end.
@@ -92,15 +77,13 @@ def run(
     """
     configurations = design(config, STUDY)
     settings = _settings(config)
-    _check_places(config)
+    check_places(config, STUDY)
     # Every setting is opened before the first trial: what is wrong with the last one is known at once.
-    runners = {
-        name: _open(changed, name, listener=listener, should_stop=should_stop) for name, changed in settings.items()
-    }
+    runners = {name: _open(changed, name, hooks) for name, changed in settings.items()}
     claim(config)
     with StudyTrials(
         config, STUDY, runners[FULL], settings={"settings": config.study.transfer.settings},
-        planned=len(configurations) * len(settings), on_event=on_event, should_stop=should_stop,
+        planned=len(configurations) * len(settings), hooks=hooks,
     ) as trials:  # fmt: skip
         each = {name: [trials.add(values, setting=name) for values in configurations] for name in settings}
         try:
@@ -109,13 +92,7 @@ def run(
         except Interrupted:
             return None
         summary = _summarize(config, command, trials, runners, each)
-    return write_output(
-        output_directory(config, STUDY),
-        summary,
-        title=transfer_page.title(summary),
-        text=transfer_page.text(summary),
-        figures=transfer_page.figures(summary),
-    )
+    return publish(config, STUDY, summary, transfer_page)
 
 
 def _settings(config: Config) -> dict[str, Config]:
@@ -149,33 +126,15 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _check_places(config: Config) -> None:
-    RunDirectory(config.directory, study=True).check(config)
-    check_writable(output_directory(config, STUDY), "study.output")
-
-
-def _open(
-    config: Config,
-    name: str,
-    *,
-    listener: Callable[[str], Listener] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
-) -> TrainerRunner:
+def _open(config: Config, name: str, hooks: Hooks | None = None) -> TrainerRunner:
     """Opens model and data of a setting and tries the space against them."""
+    hooks = hooks or Hooks()
+    listener = hooks.listener
     named = None if listener is None else lambda title: listener(f"{name}, {title}")
     try:
-        runner = TrainerRunner(Experiment(config), listener=named, should_stop=should_stop)
-        check_trials(config, runner)
-        runner.capacity = population_size(runner, Path(config.directory))
+        return checked_runner(config, listener=named, should_stop=hooks.should_stop)
     except UserError as error:
         raise UserError(str(error) if name == FULL else f"study.transfer.settings.{name}: {error}") from error
-    return runner
-
-
-def _steps(runner: TrainerRunner, configuration: Mapping[str, Any]) -> int:
-    steps = runner.configuration(configuration).train.steps
-    assert steps is not None
-    return steps
 
 
 def _summarize(
@@ -238,11 +197,7 @@ def _summarize(
             for number in range(len(full))
         ],
         "machine": trials.machine,
-        "budget": {
-            "steps_run": trials.steps_run,
-            "seconds": trials.seconds,
-            "compilations": trials.compilations,
-        },
+        "budget": trials.budget,
     }
 
 

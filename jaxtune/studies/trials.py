@@ -6,7 +6,7 @@ steps: each score is a record of its own, and none is measured twice.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,9 @@ from jaxtune.search.header import FREE_SECTIONS, check_header
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
+from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
 
 PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "scikit-optimize", "numpy", "scipy")
@@ -39,8 +39,7 @@ class StudyTrials:
         the configuration, were others is refused.
       planned: how many trials there will be; None where that is not known yet.
       objective: what a score is, where there is no search.
-      on_event: is told every journal record, and ``started`` before a trial trains.
-      should_stop: asked between trials.
+      hooks: who is told, and who may stop it between trials.
 
     Raises:
       UserError: another process holds the directory, or its journal is damaged or another experiment's.
@@ -55,12 +54,11 @@ class StudyTrials:
         settings: Mapping[str, Any],
         planned: int | None = None,
         objective: str | None = None,
-        on_event: Event | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        hooks: Hooks | None = None,
     ):
         self.runner = runner
         self.run_dir = Path(config.directory)
-        self._on_event, self._should_stop = on_event, should_stop
+        self._hooks = hooks or Hooks()
         self._outcomes: dict[tuple[int, int], Outcome] = {}
         self._added = 0
         self._journal = Journal(self.run_dir)
@@ -161,23 +159,22 @@ class StudyTrials:
         return self._journal.records[0]["machine"]
 
     @property
-    def steps_run(self) -> int:
-        """Optimizer steps of all trials."""
+    def budget(self) -> dict[str, Any]:
+        """What the experiment took, over all processes that worked on it.
+
+        ``steps_run`` (optimizer steps of all trials), ``seconds`` (of scoring and testing), ``compilations`` (of a
+        train step, for trials).
+        """
         steps: dict[int, int] = {}
         for (number, _), outcome in self._outcomes.items():
             steps[number] = max(steps.get(number, 0), outcome.steps_run)
-        return sum(steps.values())
-
-    @property
-    def seconds(self) -> float:
-        """Time spent on scoring and testing, over all processes that worked on the experiment."""
-        tests = [self.history.untuned, *(state.test for state in self.history.trials.values())]
-        return sum(outcome.seconds for outcome in [*self._outcomes.values(), *tests] if outcome is not None)
-
-    @property
-    def compilations(self) -> int:
-        """How often a train step was compiled for trials, over all processes."""
-        return sum(state.compilations for state in self.history.trials.values())
+        states = self.history.trials.values()
+        measured = [*self._outcomes.values(), self.history.untuned, *(state.test for state in states)]
+        return {
+            "steps_run": sum(steps.values()),
+            "seconds": sum(outcome.seconds for outcome in measured if outcome is not None),
+            "compilations": sum(state.compilations for state in states),
+        }
 
     def _open(self, header: Mapping[str, Any]) -> History:
         records, path = self._journal.records, self._journal.path
@@ -211,11 +208,11 @@ class StudyTrials:
             yield trial, step
 
     def _emit(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
-        if self._on_event is not None:
-            self._on_event(event, trial, details)
+        if self._hooks.on_event is not None:
+            self._hooks.on_event(event, trial, details)
 
     def _check_stop(self) -> None:
-        if self._should_stop():
+        if self._hooks.should_stop():
             raise Interrupted
 
 

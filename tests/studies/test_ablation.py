@@ -10,9 +10,9 @@ import pytest
 from scipy import stats
 
 from jaxtune.cli import main
-from jaxtune.search.runner import Interrupted
 from jaxtune.studies import ablation
 from tests.search.synthetic import REFERENCE
+from tests.studies.stops import interrupt_in_turn
 
 WINNER = {
     "optimizer.learning_rate": 1e-3,  # the best rate; the reference's is ten times lower: 0.15 worse
@@ -102,16 +102,7 @@ def test_a_reference_that_won_leaves_nothing_to_set_back(make_config, runner, fo
 
 def test_an_interrupted_ablation_goes_on(make_config, runner, found, tmp_path):
     whole = run(make_config(f"run_dir={tmp_path / 'whole'}"))
-    asked = iter([(2, 50), (11, 50)])
-    stop_at = next(asked)
-
-    def before(trial, step):
-        nonlocal stop_at
-        if (trial.id, step) == stop_at:
-            stop_at = next(asked, None)
-            raise Interrupted
-
-    runner.before = before
+    runner.before = interrupt_in_turn((2, 50), (11, 50))
     config = make_config()
     assert [run(config), run(config)] == [None, None]
     again = run(config)

@@ -11,6 +11,7 @@ import pytest
 from jaxtune.cli import main
 from jaxtune.search import read_journal
 from jaxtune.studies.data_size_page import saturation_sentence
+from tests.studies.stops import stop_after
 from tests.tiny_task import WORDS, config_file, configuration, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -109,18 +110,7 @@ def test_groups_have_their_own_curves(attributes, tmp_path, capsys):
 def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path, capsys, monkeypatch):
     study(config_file, output=tmp_path / "whole", code=0)
     capsys.readouterr()
-    asked = iter(range(10_000))
-
-    class Stops:
-        """Asks for a stop after 15 questions, in the middle of a run."""
-
-        def __enter__(self):
-            return lambda: next(asked) >= 15
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr("jaxtune.training.signals.stop_signals", Stops)
+    stop_after(monkeypatch, 15)  # in the middle of a run
     study(config_file, f"run_dir={tmp_path / 'stopped'}", output=tmp_path / "out")
     assert json.loads(capsys.readouterr().out)["stopped"] == "signal"
     assert not (tmp_path / "out").exists()

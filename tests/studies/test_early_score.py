@@ -15,8 +15,8 @@ from scipy import stats
 from jaxtune.cli import main
 from jaxtune.errors import UserError
 from jaxtune.search.journal import read_journal
-from jaxtune.search.runner import Interrupted
 from jaxtune.studies import early_score
+from tests.studies.stops import interrupt_in_turn
 from tests.tiny_task import command
 
 SEARCH = (
@@ -93,16 +93,7 @@ def test_a_score_that_is_better_when_higher(make_config, runner, tmp_path):
 def test_an_interrupted_experiment_goes_on(make_config, runner, tmp_path):
     whole = run(make_config(f"run_dir={tmp_path / 'whole'}", "study.bootstrap=100"))
     calls, runner.calls = runner.calls, []
-    asked = iter([(3, 5), (0, 20), (9, 50)])
-    stop_at = next(asked)
-
-    def before(trial, step):
-        nonlocal stop_at
-        if (trial.id, step) == stop_at:
-            stop_at = next(asked, None)
-            raise Interrupted
-
-    runner.before = before
+    runner.before = interrupt_in_turn((3, 5), (0, 20), (9, 50))
     config = make_config("study.bootstrap=100")
     assert [run(config) for _ in range(3)] == [None] * 3
     assert results(run(config)) == results(whole)
@@ -186,3 +177,18 @@ def test_the_command_killed_and_started_again_ends_as_if_it_had_not_been(config_
     # A search does not take these trials for its own.
     assert main(["search", str(config_file), SEARCH, "train.batch_size=16", FRACTIONS, *arguments("whole")[6:8]]) == 2
     assert "early-score" in capsys.readouterr().err
+
+
+def test_an_experiment_of_an_earlier_version_goes_on(make_config, runner, tmp_path):
+    """Keys of the configuration that have come since stand at their defaults in its journal."""
+    whole = run(make_config("study.bootstrap=100"))
+    path = tmp_path / "run" / "trials.jsonl"
+    first, *rest = path.read_text().splitlines()
+    header = json.loads(first)
+    del header["config"]["parallel"]["trial"]
+    path.write_text("\n".join([json.dumps(header), *rest]) + "\n")
+    assert results(run(make_config("study.bootstrap=100"))) == results(whole)
+    header["config"]["parallel"]["fsdp"] = 2
+    path.write_text("\n".join([json.dumps(header), *rest]) + "\n")
+    with pytest.raises(UserError, match=r"another study: parallel\.fsdp is 2 there and 1 here"):
+        run(make_config("study.bootstrap=100"))

@@ -14,6 +14,7 @@ from scipy import stats
 from jaxtune.cli import main
 from jaxtune.search import read_journal
 from jaxtune.studies.transfer import _choice
+from tests.studies.stops import stop_after
 from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -73,18 +74,7 @@ def test_a_study_from_command_to_page(config_file, tmp_path, capsys):
 def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path, capsys, monkeypatch):
     one = "study.transfer.settings={short: {train.steps: 4}}"
     study(config_file, one, output=tmp_path / "whole")
-    asked = iter(range(10_000))
-
-    class Stops:
-        """Asks for a stop after 33 questions, in the middle of a run."""
-
-        def __enter__(self):
-            return lambda: next(asked) >= 33
-
-        def __exit__(self, *_):
-            return None
-
-    monkeypatch.setattr("jaxtune.training.signals.stop_signals", Stops)
+    stop_after(monkeypatch, 33)  # in the middle of a run
     capsys.readouterr()
     study(config_file, one, f"run_dir={tmp_path / 'stopped'}", output=tmp_path / "out")
     assert json.loads(capsys.readouterr().out)["stopped"] == "signal"

@@ -6,10 +6,10 @@ import argparse
 import functools
 import importlib
 import shlex
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.cli.common import add_config_arguments, emit, say, start
+from jaxtune.cli.common import add_config_arguments, emit, say, start, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,23 +17,23 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
 
 
-def run_experiment(arguments: argparse.Namespace, study: str, text: Callable[[Mapping[str, Any]], str]) -> int:
+def run_experiment(arguments: argparse.Namespace, study: str) -> int:
     """Runs an experiment, or goes on with it; with ``--dry-run`` only what can be checked before.
 
     The experiment ``early-score`` is the module :mod:`jaxtune.studies.early_score`. It has
-    ``check(config) -> {"trials", "steps"}`` for a dry run, and ``run(config, command=…, listener=…, on_event=…,
-    should_stop=…)``, which returns the summary, or None if it was stopped.
+    ``check(config) -> {"trials", "steps"}`` for a dry run, and ``run(config, command=…, hooks=…)``, which returns the
+    summary, or None if it was stopped. What people read of it comes from :mod:`jaxtune.studies.early_score_page`.
 
     Args:
       arguments: of the command.
       study: the experiment's name.
-      text: its summary for people.
     """
     config = start(arguments)
-    experiment = importlib.import_module(f"jaxtune.studies.{study.replace('-', '_')}")
+    module = f"jaxtune.studies.{study.replace('-', '_')}"
+    experiment, page = importlib.import_module(module), importlib.import_module(f"{module}_page")
 
     from jaxtune.studies.output import output_directory
-    from jaxtune.studies.run import experiment_config
+    from jaxtune.studies.run import Hooks, experiment_config
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
@@ -47,14 +47,14 @@ def run_experiment(arguments: argparse.Namespace, study: str, text: Callable[[Ma
         summary = experiment.run(
             config,
             command=shlex.join(["jaxtune", "study", study, arguments.config, *arguments.overrides]),
-            listener=functools.partial(ProgressDisplay, ProgressBoard()),
-            on_event=_tell,
-            should_stop=should_stop,
+            hooks=Hooks(functools.partial(ProgressDisplay, ProgressBoard()), _tell, should_stop),
         )
     if summary is None:
         emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")
         return 0
-    emit(summary, arguments.json, f"{text(summary)}\nresults in {output_directory(config, study)}")
+    rows = page.rows(summary)
+    text = [*([table(rows, title=page.title(summary)), ""] if rows else []), *page.findings(summary)]
+    emit(summary, arguments.json, "\n".join([*text, f"results in {output_directory(config, study)}"]))
     return 0
 
 

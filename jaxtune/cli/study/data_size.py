@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
-from jaxtune.cli.common import table
 from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
@@ -16,10 +13,4 @@ EXAMPLE = "jaxtune study data-size configs/studies/data-size.yaml study.data_siz
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains on more and more documents; the same command again goes on where it stopped."""
-    return run_experiment(arguments, "data-size", _text)
-
-
-def _text(summary: Mapping[str, Any]) -> str:
-    from jaxtune.studies.data_size_page import findings, rows, title
-
-    return "\n".join([table(rows(summary), title=title(summary)), "", *findings(summary)])
+    return run_experiment(arguments, "data-size")

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
-from typing import Any
 
-from jaxtune.cli.common import table
 from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
@@ -16,10 +13,4 @@ EXAMPLE = "jaxtune study transfer configs/studies/transfer.yaml search.trials=16
 
 def run(arguments: argparse.Namespace) -> int:
     """Trains one design in every setting; the same command again goes on where it stopped."""
-    return run_experiment(arguments, "transfer", _text)
-
-
-def _text(summary: Mapping[str, Any]) -> str:
-    from jaxtune.studies.transfer_page import findings, rows, title
-
-    return "\n".join([table(rows(summary), title=title(summary)), "", *findings(summary)])
+    return run_experiment(arguments, "transfer")
