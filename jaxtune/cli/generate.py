@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 
 from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, start
 
-EXAMPLE = "jaxtune generate runs/mine/config.yaml --prompt 'Acme kettle, 2 l\\nBrand:' --max-new-tokens 16"
+EXAMPLE = "jaxtune generate runs/mine/config.yaml --escapes --prompt 'Acme kettle, 2 l\\nBrand:' --max-new-tokens 16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -18,7 +19,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         metavar="TEXT",
         action="append",
-        help="text to continue; may be given several times; standard input, a line each",
+        help="text to continue, as it stands; may be given several times; standard input, a line each",
+    )
+    parser.add_argument(
+        "--escapes", action="store_true", help=r"read \n, \t, \r and \\ in the prompts as a shell's $'…' does"
     )
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
     parser.add_argument(
@@ -43,9 +47,9 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
 
-    # \n in a shell argument is two characters; people mean a line break.
-    given = [text.replace("\\n", "\n") for text in arguments.prompt or []]
-    prompts = given or [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    prompts = arguments.prompt or _lines_of_input()
+    if arguments.escapes:
+        prompts = [_unescaped(text) for text in prompts]
     if not prompts:
         raise UserError("no prompt: give --prompt, or lines on standard input")
     overrides = {"evaluation.batch_size": min(len(prompts), config.evaluation.batch_size)}
@@ -55,7 +59,8 @@ def run(arguments: argparse.Namespace) -> int:
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
     encoded = encode_prompts(experiment.tokenizer, prompts)
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    check_request(encoded, experiment.model.config.vocab_size, **sampling)
+    decoder = experiment.model.config
+    check_request(encoded, decoder.vocab_size, context=decoder.max_position_embeddings, **sampling)
     if arguments.dry_run:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would continue with {subject.origin}")
         return 0
@@ -64,3 +69,29 @@ def run(arguments: argparse.Namespace) -> int:
     result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
     emit(result, arguments.json, "\n".join(f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)))
     return 0
+
+
+def _lines_of_input() -> list[str]:
+    from jaxtune.errors import UserError
+
+    try:
+        return [line.rstrip("\n") for line in sys.stdin if line.strip()]
+    except UnicodeDecodeError as error:
+        raise UserError(f"standard input is not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+def _unescaped(text: str) -> str:
+    from jaxtune.errors import UserError
+
+    def character(found: re.Match[str]) -> str:
+        if found[1] not in _ESCAPES:
+            known = ", ".join(f"\\{letter}" for letter in _ESCAPES)
+            raise UserError(
+                f"--escapes: {found[0]} in the prompt is none of {known}; write \\\\ for a backslash: {text}"
+            )
+        return _ESCAPES[found[1]]
+
+    return re.sub(r"\\(.?)", character, text, flags=re.DOTALL)

@@ -10,7 +10,6 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from jaxtune.config.schema import EvaluationConfig, ExplodeConfig
-from jaxtune.data.encoding import special_id
 from jaxtune.data.examples import Example
 from jaxtune.errors import UserError
 from jaxtune.evaluation.extraction import extraction_metrics, normalize
@@ -19,6 +18,7 @@ from jaxtune.evaluation.statistics import indices
 from jaxtune.evaluation.text import answer_texts, stop_token_ids
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import Decoder, split
+from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.linear import LowRankAdapter
 
 ATTRIBUTE = ExplodeConfig.model_fields["key"].default
@@ -63,17 +63,16 @@ class EvaluatorResult:
 def answer_generator(model: Decoder, tokenizer: PreTrainedTokenizerBase, config: EvaluationConfig) -> Generator:
     """A greedy generator of short answers, to be shared by all evaluations of one model.
 
-    An answer ends at the end-of-text tokens of the model and of the tokenizer, at ``config.stop``, or after
-    ``config.max_new_tokens``.
+    An answer ends at the end tokens of the model, at those that training teaches with the tokenizer
+    (:func:`jaxtune.models.end_tokens.end_tokens`), at ``config.stop``, or after ``config.max_new_tokens``.
     """
-    own = special_id(tokenizer, "eos_token")
-    ends = {*model.config.eos_token_ids, *([] if own is None else [own])}
     return Generator(
         split(model)[0],
         max_new_tokens=config.max_new_tokens,
         batch_size=config.batch_size,
-        eos_ids=ends,
+        eos_ids={*model.config.eos_token_ids, *end_tokens(tokenizer)},
         pad_id=0,
+        context=model.config.max_position_embeddings,
         stop_ids=stop_token_ids(tokenizer, config.stop),
         mesh=model.mesh,
     )

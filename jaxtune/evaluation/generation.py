@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Collection, Sequence
 from typing import NamedTuple
@@ -21,6 +22,8 @@ from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import merge
 from jaxtune.models.linear import LowRankAdapter
 from jaxtune.parallel.sharding import named_sharding, replicated
+
+logger = logging.getLogger(__name__)
 
 SHORTEST_BUCKET = 32
 """Prompts up to this many tokens share one compiled shape."""
@@ -58,8 +61,6 @@ class Generator:
     Parameters, adapters, the tokens that end an answer and the sampling settings are traced. Prompts are sorted by
     length, so that a batch holds prompts of like length, and padded on the left. The decode loop ends when every row of
     the batch has ended.
-
-    The model's longest context is not enforced, as in training.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class Generator:
         batch_size: int,
         eos_ids: Collection[int],
         pad_id: int,
+        context: int | None = None,
         stop_ids: Collection[int] = (),
         mesh: Mesh | None = None,
     ):
@@ -81,6 +83,8 @@ class Generator:
           batch_size: rows of a batch; rounded up to a multiple of the mesh's batch shards.
           eos_ids: tokens that end an answer and do not belong to it.
           pad_id: fills up short prompts; any valid id does, as padding is never seen.
+          context: positions that the model was made for. A prompt beyond them is refused; a continuation that may get
+            beyond is told, once. None: any number.
           stop_ids: tokens that end an answer and belong to it, as their text may begin with the answer's last letters;
             see :func:`jaxtune.evaluation.text.stop_token_ids`.
           mesh: the mesh that the parameters lie on.
@@ -93,6 +97,8 @@ class Generator:
         self.eos_ids = frozenset(eos_ids)
         self.stop_ids = frozenset(stop_ids)
         self.pad_id = pad_id
+        self.context = context
+        self._told = False
         self.mesh = mesh
         self._traces = 0
         self._program = jax.jit(
@@ -134,10 +140,14 @@ class Generator:
           Generated ids in the order of the prompts, without the end-of-text token, with the stopping token.
 
         Raises:
-          UserError: a prompt is empty or holds an id outside the vocabulary, or a sampling setting is out of range.
+          UserError: a prompt is empty, longer than the model's context or holds an id outside the vocabulary, or a
+            sampling setting is out of range.
         """
         vocabulary = params["embed.table"].shape[0]
-        check_request(prompts, vocabulary, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed)
+        check_request(
+            prompts, vocabulary, context=self.context, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
+        )
+        self._tell_of_context(prompts)
         ends = np.zeros(vocabulary, bool)
         ends[sorted(token for token in self.eos_ids | self.stop_ids if token < vocabulary)] = True
         sampling = None
@@ -158,6 +168,21 @@ class Generator:
                 answer = ids[:count].tolist()
                 results[row] = answer[:-1] if answer[-1] in self.eos_ids else answer
         return results
+
+    def _tell_of_context(self, prompts: Sequence[Sequence[int]]) -> None:
+        """Says once that continuations may get to positions that the model has never seen."""
+        longest = max(map(len, prompts), default=0)
+        # The last generated token is never fed back.
+        if self._told or self.context is None or longest + self.max_new_tokens - 1 <= self.context:
+            return
+        self._told = True
+        logger.warning(
+            "a prompt of %d tokens and %d new ones may get beyond the model's context of %d positions, which it was "
+            "not made for",
+            longest,
+            self.max_new_tokens,
+            self.context,
+        )
 
     def _batch(
         self, prompts: Sequence[Sequence[int]], chosen: Sequence[int]
@@ -241,12 +266,13 @@ def check_request(
     prompts: Sequence[Sequence[int]],
     vocabulary: int,
     *,
+    context: int | None = None,
     temperature: float = 0.0,
     top_k: int = 0,
     top_p: float = 1.0,
     seed: int = 0,
 ) -> None:
-    """Checks the arguments of a call of :class:`Generator` for a model of so many tokens.
+    """Checks the arguments of a call of :class:`Generator` for a model of so many tokens and positions.
 
     Raises:
       UserError: as there.
@@ -254,6 +280,11 @@ def check_request(
     for number, prompt in enumerate(prompts):
         if not len(prompt):
             raise UserError(f"prompt {number} is empty: generation needs at least one token to begin with")
+        if context is not None and len(prompt) > context:
+            raise UserError(
+                f"prompt {number} takes {len(prompt)} tokens, more than the model's context of {context} positions; "
+                "shorten it"
+            )
         wrong = next((token for token in prompt if not 0 <= token < vocabulary), None)
         if wrong is not None:
             raise UserError(f"prompt {number} holds token id {wrong}, but the model's vocabulary has {vocabulary}")

@@ -4,10 +4,12 @@ from jaxtune.models.cache import Cache, init_cache
 from jaxtune.models.config import DecoderConfig, RopeConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Adapters, Decoder, merge, split
+from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.head import Head
 from jaxtune.models.hf_config import read_config
 from jaxtune.models.linear import LowRankAdapter
-from jaxtune.models.loading import check_model, load_model, random_model, resolve_path, save_model
+from jaxtune.models.loading import check_model, load_model, random_model, resolve_path
+from jaxtune.models.saving import save_model
 from jaxtune.models.tokenizer import load_tokenizer
 
 __all__ = [
@@ -22,6 +24,7 @@ __all__ = [
     "RopeConfig",
     "check_model",
     "declare",
+    "end_tokens",
     "init_cache",
     "load_model",
     "load_tokenizer",

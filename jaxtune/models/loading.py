@@ -1,25 +1,21 @@
-"""From a path or a Hub id to a decoder, and from a decoder to a directory that transformers loads."""
+"""From a path or a Hub id to a directory, and from that to a decoder."""
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 from jaxtyping import Array, Key
 from numpy.typing import DTypeLike
 
 from jaxtune.errors import UserError, nearest
-from jaxtune.files import replaced
-from jaxtune.models.checkpoint import find_weights, load_params, save_params
+from jaxtune.models.checkpoint import find_weights, load_params
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import random_params
-from jaxtune.models.decoder import Decoder, split
-from jaxtune.models.hf_config import checkpoint_config, read_config
+from jaxtune.models.decoder import Decoder
+from jaxtune.models.hf_config import read_config
 from jaxtune.parallel.platform import compute_dtype
 
 PACKAGED = "jaxtune:"
@@ -91,40 +87,6 @@ def random_model(
     return Decoder(config, random_params(config, key, _dtype(dtype), mesh), mesh)
 
 
-def save_model(
-    model: Decoder, directory: str | Path, *, tokenizer_from: str | Path | None = None, max_shard_bytes: int = 5 * 10**9
-) -> None:
-    """Writes ``config.json`` and the weights so that transformers and :func:`load_model` read them.
-
-    The weights keep the model's dtype: loading and saving in the file's dtype changes no bit. Each file is complete
-    before it takes its name. With several processes, all must call this.
-
-    Args:
-        model: The decoder.
-        directory: Made if it does not exist.
-        tokenizer_from: A directory (or Hub id, or packaged model) whose tokenizer files are copied beside the weights.
-        max_shard_bytes: Above this the weights are cut into several files with an index.
-
-    Raises:
-        UserError: The family's ``config.json`` cannot express the configuration, or ``tokenizer_from`` has no
-            tokenizer.
-    """
-    directory = Path(directory)
-    _, params = split(model)
-    values = checkpoint_config(model.config, dtype=params["embed.table"].dtype.name)
-    tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
-    directory.mkdir(parents=True, exist_ok=True)
-    save_params(params, model.config, directory, max_shard_bytes)
-    if jax.process_index() != 0:
-        return
-    for source in tokenizer_files:
-        if source.parent.resolve() != directory.resolve():
-            with replaced(directory / source.name) as file, open(source, "rb") as original:
-                shutil.copyfileobj(original, file)
-    with replaced(directory / "config.json") as file:
-        file.write(json.dumps(values, indent=2, sort_keys=True).encode() + b"\n")
-
-
 def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
     """The directory of a model: a local one, one inside the package, or a Hub id's, downloaded or from the local cache.
 
@@ -187,11 +149,3 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
             f"there is no directory {name}{_siblings(Path(name))}, and no model could be had from the Hub under that "
             f"name{at}: {reason.rstrip('.')}. Without network, give a directory"
         ) from error
-
-
-def _tokenizer_files(source: str | Path) -> list[Path]:
-    directory = resolve_path(source, weights=False)
-    files = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
-    if not files:
-        raise UserError(f"{directory} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, …)")
-    return files

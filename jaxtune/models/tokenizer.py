@@ -1,9 +1,11 @@
-"""Tokenizers, as transformers reads them; no torch and no code from the checkpoint."""
+"""Tokenizers, as their files describe them; no torch and no code from the checkpoint."""
 
 from __future__ import annotations
 
+import json
+import logging
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.errors import UserError
 from jaxtune.models.loading import TOKENIZER_FILES, resolve_path
@@ -11,12 +13,18 @@ from jaxtune.models.loading import TOKENIZER_FILES, resolve_path
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
+WHOLE = "tokenizer.json"
+FIELDS = "tokenizer_config.json"
+
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
     """The tokenizer of a model, with its special tokens and chat template.
 
     It is left as the files describe it: one without a padding token stays without (batches are padded by segment 0,
-    which needs no token).
+    which needs no token). Where transformers' class for the model would replace parts of ``tokenizer.json`` by its own,
+    the file's are used. Where no file of the tokenizer names an end-of-text token, ``config.json``'s is taken.
 
     Args:
         path: A directory with tokenizer files (``tokenizer.json`` is enough), a Hub id, or ``jaxtune:nano``.
@@ -26,14 +34,89 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         UserError: There is no such directory or Hub id, it has no tokenizer, or one that cannot be read without running
             code that the checkpoint brings.
     """
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second, and only this function needs it
-
     directory = resolve_path(path, revision, weights=False)
     if not any((directory / name).is_file() for name in TOKENIZER_FILES):
         raise UserError(f"{path}: there are no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, …)")
     try:
-        if not any((directory / name).is_file() for name in ("tokenizer_config.json", "config.json")):
-            return PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        tokenizer, overruled = _read(directory)
+        if overruled:
+            logger.warning("%s: %s; the file's are used", path, overruled)
+        _name_end_token(tokenizer, directory, path)
     except Exception as error:  # of tokenizers, json, sentencepiece or transformers, by what is wrong with the files
         raise UserError(f"{path}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
+    return tokenizer
+
+
+def differing_parts(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase) -> list[str]:
+    """Which of the parts that turn text into ids and back differ between two tokenizers.
+
+    Templates and the names of special tokens are not among them, and of the post-processor only what it does to a text
+    counts, as transformers writes the same one in several ways.
+    """
+    parts = [
+        name for name in ("normalizer", "pre_tokenizer", "model", "decoder") if _part(one, name) != _part(other, name)
+    ]
+    if _added(one) != _added(other):
+        parts.append("added tokens")
+    if not parts and one("a")["input_ids"] != other("a")["input_ids"]:
+        parts.append("post_processor")
+    return parts
+
+
+def _read(directory: Path) -> tuple[PreTrainedTokenizerBase, str]:
+    """The tokenizer, and what transformers' own choice would have changed of it."""
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second, and only this function needs it
+
+    if not (directory / WHOLE).is_file():
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True), ""
+    if not any((directory / name).is_file() for name in (FIELDS, "config.json")):
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), ""
+    try:
+        chosen = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+    except Exception:
+        # A tokenizer of the checkpoint's own code may be more than its file; a class that the file does not fit is not.
+        if "auto_map" in read_fields(directory / FIELDS):
+            raise
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), ""
+    if type(chosen) is PreTrainedTokenizerFast:
+        return chosen, ""
+    from_file = PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True)
+    parts = differing_parts(chosen, from_file)
+    if not parts:
+        return chosen, ""
+    return from_file, f"transformers' {type(chosen).__name__} has its own {', '.join(parts)} in place of {WHOLE}'s"
+
+
+def _part(tokenizer: Any, name: str) -> bytes | None:
+    part = getattr(tokenizer.backend_tokenizer, name)
+    return None if part is None else part.__getstate__()
+
+
+def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
+    return {token: repr(added) for token, added in tokenizer.added_tokens_decoder.items()}
+
+
+def _name_end_token(tokenizer: PreTrainedTokenizerBase, directory: Path, path: str | Path) -> None:
+    """Gives a tokenizer whose own files name no end-of-text token the one that the model's configuration names."""
+    if any(read_fields(directory / name).get("eos_token") for name in (FIELDS, "special_tokens_map.json")):
+        return
+    model = read_fields(directory / "config.json")
+    model = {**model, **(model.get("text_config") or {})}
+    named = model.get("eos_token_id", read_fields(directory / "generation_config.json").get("eos_token_id"))
+    first = named[0] if isinstance(named, list) and named else named
+    token = tokenizer.convert_ids_to_tokens(first) if isinstance(first, int) and 0 <= first < len(tokenizer) else None
+    if not isinstance(token, str) or token == tokenizer.eos_token:
+        return
+    tokenizer.eos_token = token
+    logger.warning(
+        "%s: no file of the tokenizer names an end-of-text token; answers end with %r (%d), which config.json names",
+        path,
+        token,
+        first,
+    )
+
+
+def read_fields(path: Path) -> dict[str, Any]:
+    """The fields of a JSON file; none where there is no such file, or where it holds something else."""
+    values = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return values if isinstance(values, dict) else {}

@@ -18,7 +18,8 @@ from jaxtune.models import loading
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare
 from jaxtune.models.decoder import Decoder, split
-from jaxtune.models.loading import check_model, load_model, random_model, resolve_path, save_model
+from jaxtune.models.loading import check_model, load_model, random_model, resolve_path
+from jaxtune.models.saving import save_model
 
 CONFIG = DecoderConfig(
     family="llama",
@@ -54,13 +55,17 @@ def assert_same(a: Decoder, b: Decoder) -> None:
 def test_round_trip(model: Decoder, tmp_path: Path, mesh: Mesh) -> None:
     directory = tmp_path / "a" / "b"
     save_model(model, directory)
-    assert sorted(path.name for path in directory.iterdir()) == ["config.json", "model.safetensors"]
+    assert sorted(path.name for path in directory.iterdir()) == [
+        "config.json",
+        "generation_config.json",
+        "model.safetensors",
+    ]
     assert check_model(directory) == CONFIG
     again = load_model(directory, mesh)
     assert again.mesh is mesh
     assert_same(again, model)
     save_model(again, tmp_path / "from mesh")
-    for name in ("config.json", "model.safetensors"):
+    for name in ("config.json", "generation_config.json", "model.safetensors"):
         assert (tmp_path / "from mesh" / name).read_bytes() == (directory / name).read_bytes()
 
 
@@ -73,22 +78,6 @@ def test_dtype(model: Decoder, tmp_path: Path) -> None:
     save_model(half, tmp_path / "half")
     assert '"dtype": "bfloat16"' in (tmp_path / "half" / "config.json").read_text()
     assert_same(load_model(tmp_path / "half", dtype=jnp.bfloat16), half)
-
-
-def test_tokenizer_files_go_with_the_weights(model: Decoder, tmp_path: Path) -> None:
-    source = tmp_path / "source"
-    source.mkdir()
-    (source / "tokenizer.json").write_text("{}")
-    (source / "tokenization_custom.py").write_text("raise SystemExit")
-    save_model(model, tmp_path / "out", tokenizer_from=source)
-    names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["config.json", "model.safetensors", "tokenizer.json"]
-    save_model(model, tmp_path / "out", tokenizer_from=tmp_path / "out")  # onto itself
-    assert (tmp_path / "out" / "tokenizer.json").read_text() == "{}"
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="has no tokenizer files"):
-        save_model(model, tmp_path / "new", tokenizer_from=tmp_path / "empty")
-    assert not (tmp_path / "new").exists()
 
 
 def test_random_model(model: Decoder, mesh: Mesh, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +154,7 @@ def test_loading_needs_neither_transformers_nor_torch(model: Decoder, tmp_path: 
     save_model(model, tmp_path)
     code = (
         "import sys, jaxtune.models, jaxtune.models.tokenizer\n"
-        "from jaxtune.models.loading import load_model, save_model\n"
+        "from jaxtune.models import load_model, save_model\n"
         f"save_model(load_model({str(tmp_path)!r}), {str(tmp_path / 'again')!r})\n"
         "print(sorted({'torch', 'transformers', 'safetensors', 'huggingface_hub'} & set(sys.modules)))"
     )

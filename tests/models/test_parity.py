@@ -13,7 +13,8 @@ import pytest
 from jax.sharding import Mesh
 from safetensors import safe_open
 
-from jaxtune.models.loading import load_model, save_model
+from jaxtune.models.loading import load_model
+from jaxtune.models.saving import save_model
 from jaxtune.models.tokenizer import load_tokenizer
 
 Checkpoint = Callable[[str], tuple[Any, Path]]

@@ -9,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from overruled import OVERRULED, byte_level
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxtune.errors import UserError
 from jaxtune.models.tokenizer import load_tokenizer
@@ -17,8 +19,6 @@ from jaxtune.models.tokenizer import load_tokenizer
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
     """``tokenizer.json`` of words, which puts ``<s>`` first, and a ``tokenizer_config.json`` without padding token."""
-    from tokenizers import Tokenizer, models, pre_tokenizers, processors
-
     tokenizer = Tokenizer(models.WordLevel({"<unk>": 0, "<s>": 1, "</s>": 2, "red": 3, "ball": 4}, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     tokenizer.add_special_tokens(["<unk>", "<s>", "</s>"])
@@ -47,6 +47,44 @@ def test_ids_special_tokens_and_template(directory: Path) -> None:
 def test_tokenizer_json_alone(directory: Path) -> None:
     (directory / "tokenizer_config.json").unlink()
     assert load_tokenizer(directory)("ball red")["input_ids"] == [1, 4, 3]
+
+
+def test_the_configuration_names_the_end_token_where_the_tokenizer_does_not(
+    directory: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    fields = json.loads((directory / "tokenizer_config.json").read_text())
+    named, unnamed = json.dumps(fields), json.dumps({**fields, "eos_token": None})
+    for tokenizer_config, config, expected in (
+        (None, {"eos_token_id": 2}, "</s>"),
+        (None, {"eos_token_id": [4, 2]}, "ball"),
+        (unnamed, {"eos_token_id": 2}, "</s>"),
+        (unnamed, {"text_config": {"eos_token_id": 3}}, "red"),
+        (unnamed, {"eos_token_id": 99}, None),
+        (None, {}, None),
+        (named, {"eos_token_id": 4}, "</s>"),
+    ):
+        (directory / "tokenizer_config.json").unlink(missing_ok=True)
+        if tokenizer_config is not None:
+            (directory / "tokenizer_config.json").write_text(tokenizer_config)
+        (directory / "config.json").write_text(json.dumps({"model_type": "llama", **config}))
+        caplog.clear()
+        assert load_tokenizer(directory).eos_token == expected
+        told = any("answers end with" in record.getMessage() for record in caplog.records)
+        assert told == (expected is not None and tokenizer_config != named)
+
+
+@pytest.mark.parametrize(("model_type", "fields"), OVERRULED)
+def test_the_file_counts_and_not_the_class(tmp_path: Path, model_type: str, fields: dict[str, str] | None) -> None:
+    from transformers import AutoTokenizer
+
+    text = "in 2024 the ﬁrst"
+    expected = byte_level(tmp_path / "model", model_type, fields).encode(text)
+    assert "202" in expected.tokens
+    ours = load_tokenizer(tmp_path / "model")
+    assert ours(text)["input_ids"] == expected.ids
+    assert ours.decode(expected.ids) == "in 2024 the first"
+    theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
+    assert theirs(text)["input_ids"] != expected.ids  # else there is nothing to mend here
 
 
 def test_pretrained(babyllama: Path) -> None:

@@ -13,7 +13,8 @@ from safetensors.numpy import load_file, save_file
 from jaxtune.config.schema import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import merge, split
-from jaxtune.models.loading import load_model, save_model
+from jaxtune.models.loading import load_model
+from jaxtune.models.saving import save_model
 from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
 # Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
