@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
 import os
 import re
@@ -22,7 +23,8 @@ from jaxtune.errors import UserError
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
     """A file to write in full; takes the place of ``path`` at once when the block ends well, and vanishes otherwise."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    # A name may be as long as the file system takes; its beginning is enough to tell what a torn file was to be.
+    temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")
     try:
         with open(temporary, "wb") as file:
             yield file
@@ -49,14 +51,32 @@ def check_writable(path: str | Path, key: str) -> None:
       key: the option or configuration key that names it, for the message.
 
     Raises:
-      UserError: a file stands in the way, or the folder is not ours to write in.
+      UserError: a file stands in the way, the folder is not ours to write in, or a name is too long or no UTF-8.
     """
     place = Path(path).expanduser().absolute()
+    try:
+        str(place).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"{key}: {str(place)!r} is no UTF-8 text; choose another place, or rename the folder"
+        ) from error
     existing = next(part for part in (place, *place.parents) if os.path.lexists(part))
+    longest = os.pathconf(existing, "PC_NAME_MAX")
+    if long := next((part for part in place.parts if len(part.encode()) > longest), None):
+        raise UserError(f"{key}: {long[:20]}… is a name of {len(long.encode())} bytes; {existing} takes {longest}")
     if existing != place and not existing.is_dir():
         raise UserError(f"{key}: {path} cannot be made, as {existing} is no folder")
     if not os.access(existing, os.W_OK):
         raise UserError(f"{key}: {path} cannot be written: there is no permission to write to {existing}")
+
+
+def cache_directory() -> Path:
+    """Where what can be made again is kept: ``jaxtune`` in ``$XDG_CACHE_HOME``, or in ``~/.cache``.
+
+    A variable that is empty or names no absolute path counts as not set, as the XDG specification has it.
+    """
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    return (root if root.is_absolute() else Path.home() / ".cache") / "jaxtune"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,7 +84,7 @@ class Holder:
     """Who holds a lock, as the lock's file tells.
 
     Attributes:
-      text: what people are told: ``process 17 on node3, started 2026-01-31 10:20:30``.
+      text: what people are told: ``process 17 on node3, started 2026-01-31 10:20:30+01:00``.
       process: its id; None where the text does not tell.
       host: the machine that it runs on; None where the text does not tell.
       started: when it took the lock, in seconds since 1970; None where the text does not tell.
@@ -81,7 +101,7 @@ class Holder:
         return self.host == socket.gethostname()
 
 
-_HOLDER = re.compile(r"process (\d+) on (\S+), started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d)")
+_HOLDER = re.compile(r"process (\d+) on (\S+), started (\d{4}-\d\d-\d\d \d\d:\d\d:\d\d([+-]\d\d:\d\d)?)")
 # How often and how long (in seconds) a lock is tried for: a reader that looks who holds it has it for an instant.
 _TRIES, _PAUSE = 5, 0.05
 
@@ -114,7 +134,8 @@ def acquire_lock(path: Path, what: str, advice: str = "stop that first, or wait"
             raise UserError(f"{path.parent}: this {what} is being run by {holder}; {advice}") from error
     # The text is only for people: a stale one does no harm.
     os.ftruncate(descriptor, 0)
-    started = time.strftime("%Y-%m-%d %H:%M:%S")
+    # With its zone: the machine that reads it may stand in another one.
+    started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
     os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
     return descriptor
 
@@ -146,8 +167,8 @@ def _read_holder(descriptor: int) -> Holder:
     found = _HOLDER.fullmatch(text)
     if found is None:
         return Holder(text or "another process")
-    started = time.mktime(time.strptime(found[3], "%Y-%m-%d %H:%M:%S"))
-    return Holder(text, int(found[1]), found[2], started)
+    # A time without a zone, as was written once, is taken as one of this machine's.
+    return Holder(text, int(found[1]), found[2], datetime.datetime.fromisoformat(found[3]).timestamp())
 
 
 def has_open(process: int, path: Path) -> bool | None:

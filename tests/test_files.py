@@ -1,11 +1,12 @@
 """What comes before writing: places that can be written to, and locks."""
 
 import os
+import time
 
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.files import acquire_lock, check_writable
+from jaxtune.files import acquire_lock, cache_directory, check_writable, lock_holder, write_atomically
 
 
 def test_a_place_is_checked_without_making_it(tmp_path):
@@ -30,3 +31,53 @@ def test_a_lock_is_held_by_one_and_given_back(tmp_path):
         acquire_lock(tmp_path / "run.lock", "run")
     os.close(held)
     os.close(acquire_lock(tmp_path / "run.lock", "run"))
+
+
+def test_a_name_that_no_file_system_takes_is_refused(tmp_path):
+    for name in ("n" * 300, "ü" * 130):
+        with pytest.raises(UserError, match=r"^--merged: .* is a name of (300|260) bytes; .* takes 255"):
+            check_writable(tmp_path / name / "b", "--merged")
+    with pytest.raises(UserError, match=r"^run_dir: .*udcff.* is no UTF-8 text"):
+        check_writable(tmp_path / os.fsdecode(b"caf\xff"), "run_dir")
+    check_writable(tmp_path / ("n" * 255), "--merged")
+
+
+def test_a_file_may_have_the_longest_name(tmp_path):
+    write_atomically(tmp_path / ("n" * 255), "text")
+    assert [(path.name, path.read_text()) for path in tmp_path.iterdir()] == [("n" * 255, "text")]
+
+
+def test_the_time_of_a_lock_is_the_same_in_every_zone(tmp_path, monkeypatch):
+    before = time.time()
+    held = acquire_lock(tmp_path / "run.lock", "run")
+    told = set()
+    for zone in ("UTC", "Asia/Kolkata", "America/Lima"):
+        monkeypatch.setenv("TZ", zone)
+        time.tzset()
+        holder = lock_holder(tmp_path / "run.lock")
+        assert holder is not None
+        assert holder.started is not None
+        told.add(holder.started)
+    assert len(told) == 1
+    assert abs(told.pop() - before) < 60
+    # One without a zone, of an earlier version, is still read.
+    monkeypatch.setenv("TZ", "UTC")
+    time.tzset()
+    (tmp_path / "run.lock").write_text("process 17 on node3, started 2026-01-31 10:20:30\n")
+    holder = lock_holder(tmp_path / "run.lock")
+    assert holder is not None
+    assert (holder.process, holder.host, holder.started) == (17, "node3", 1769854830.0)
+    os.close(held)
+    monkeypatch.undo()
+    time.tzset()
+
+
+@pytest.mark.parametrize("given", [None, "", "relative/cache"])
+def test_caches_never_lie_in_the_working_directory(monkeypatch, tmp_path, given):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    if given is not None:
+        monkeypatch.setenv("XDG_CACHE_HOME", given)
+    assert cache_directory() == tmp_path / ".cache" / "jaxtune"
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
+    assert cache_directory() == tmp_path / "mine" / "jaxtune"

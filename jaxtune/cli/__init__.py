@@ -45,6 +45,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     try:
+        _check_text(given)
         return _run(given)
     except UserError as error:
         print(f"jaxtune: {error}", file=sys.stderr)
@@ -54,12 +55,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
+        if error.errno == errno.ENAMETOOLONG:
+            print(f"jaxtune: {error.filename}: {error.strerror}", file=sys.stderr)
+            return 2
         again = "; what is written stays, and the same command goes on once there is room"
         print(f"jaxtune: {error}{again if error.errno == errno.ENOSPC else ''}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:
         print("jaxtune: interrupted", file=sys.stderr)
         return 1
+
+
+def _check_text(given: Sequence[str]) -> None:
+    """Refuses words that were not UTF-8: no configuration, report or JSON object could hold them."""
+    for word in given:
+        try:
+            word.encode()
+        except UnicodeEncodeError as error:
+            raise UserError(f"{word!r} is no UTF-8 text; rename that file or folder, or link to it") from error
 
 
 def _run(given: list[str]) -> int:

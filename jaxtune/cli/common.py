@@ -71,8 +71,10 @@ def say(text: str = "") -> None:
 
 
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
-    """The result: one JSON object, or text for people."""
-    print(json.dumps(result, allow_nan=False) if as_json else text, flush=True)
+    """The result: one JSON object, in which a number that is not finite is null, or text for people."""
+    from jaxtune.search.journal import plain
+
+    print(json.dumps(plain(result), allow_nan=False) if as_json else text, flush=True)
 
 
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:

@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     if getattr(config.data, arguments.split) is None:
         raise UserError(f"data.{arguments.split}: the configuration has no such split; name another with --split")
     if arguments.predictions:
+        check_writable(arguments.predictions, "--predictions")
         if Path(arguments.predictions).is_dir():
             raise UserError(f"--predictions: {arguments.predictions} is a directory, not a file")
-        check_writable(arguments.predictions, "--predictions")
     experiment = Experiment(config)
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
     evaluator = experiment.evaluator(arguments.split)

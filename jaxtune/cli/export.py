@@ -31,9 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.updates import merge_adapters
 
     target = Path(arguments.merged or arguments.peft)
+    check_writable(target, "--merged" if arguments.merged else "--peft")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty directory; choose another")
-    check_writable(target, "--merged" if arguments.merged else "--peft")
     experiment = Experiment(config, parts=())
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
     kind = "merged model" if arguments.merged else "PEFT adapter"

@@ -36,9 +36,9 @@ def run(arguments: argparse.Namespace) -> int:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
     folder = Path(arguments.trace or Path(config.directory) / "profile")
     if not arguments.no_trace:
+        check_writable(folder, "--trace")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--trace: {folder} is a file, not a directory")
-        check_writable(folder, "--trace")
     experiment = Experiment(config, parts=("train",))
     trainer = experiment.trainer()
     batches = experiment.batches()

@@ -209,12 +209,13 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
         if depth == 2 and parts[0] == "search" and parts[1] in ("space", "fixed", "reference"):
             part, last = ".".join(parts[2:]), True
         if isinstance(node, list):
-            if not part.isdigit() or int(part) >= len(node):
+            place = _place(part, len(node))
+            if place is None:
                 raise UserError(f"{here}: {'.'.join(parts[:depth])} has {len(node)} entries, numbered from 0")
             if last:
-                node[int(part)] = value
+                node[place] = value
                 return
-            node = node[int(part)]
+            node = node[place]
             continue
         if last:
             node[part] = copy.deepcopy(value)
@@ -228,6 +229,13 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
         node[part] = child
         node = child
+
+
+def _place(part: str, length: int) -> int | None:
+    """The place that a part of a dotted key names in a list; None if it names none of the list's."""
+    # Other digits than these ten count as digits too for Python, ² among them.
+    number = int(part) if re.fullmatch(r"[0-9]{1,9}", part) else length
+    return number if number < length else None
 
 
 def _validate(model: type[SectionType], raw: Any, where: Any) -> SectionType:

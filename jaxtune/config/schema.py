@@ -10,10 +10,13 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced
 from jaxtune.config.studies import StudiesConfig
+
+LONGEST_NAME = 240
+"""Bytes of a folder's name: file systems take 255, and names are made from it."""
 
 
 class ModelConfig(Section):
@@ -346,7 +349,7 @@ class TelemetryConfig(Section):
 class Config(Section):
     """One run or one study."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
+    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
     run_dir: str | None = Field(default=None, description="Default: runs/<name>.")
     model: ModelConfig
     data: DataConfig
@@ -363,6 +366,14 @@ class Config(Section):
     search: SearchConfig | None = None
     study: StudiesConfig = StudiesConfig()
     telemetry: TelemetryConfig = TelemetryConfig()
+
+    @field_validator("run_dir")
+    @classmethod
+    def _short_names(cls, value: str | None) -> str | None:
+        for name in (value or "").split("/"):
+            if len(name.encode()) > LONGEST_NAME:
+                raise ValueError(f"{name[:20]}… is a name of {len(name.encode())} bytes; at most {LONGEST_NAME} fit")
+        return value
 
     @property
     def directory(self) -> str:

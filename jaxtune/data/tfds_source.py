@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
-import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.files import cache_directory
 
 TFDS_PREFIX = "tfds:"
 
@@ -68,7 +68,7 @@ def tfds_splits(path: str, data_dir: str | None, *, key: str) -> Mapping[str, Ca
 
 
 def _cache_directory(key: str) -> Path:
-    folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "jaxtune" / "tfds"
+    folder = cache_directory() / "tfds"
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

@@ -41,7 +41,8 @@ def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedT
         tokenizer, overruled = _read(directory)
         if overruled:
             logger.warning("%s: %s; the file's are used", path, overruled)
-        _name_end_token(tokenizer, directory, path)
+        if not any(read_fields(directory / name).get("eos_token") for name in (FIELDS, "special_tokens_map.json")):
+            name_end_token(tokenizer, directory)
     except Exception as error:  # of tokenizers, json, sentencepiece or transformers, by what is wrong with the files
         raise UserError(f"{path}: the tokenizer cannot be read: {' '.join(str(error).split())}") from error
     return tokenizer
@@ -96,10 +97,13 @@ def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:
     return {token: repr(added) for token, added in tokenizer.added_tokens_decoder.items()}
 
 
-def _name_end_token(tokenizer: PreTrainedTokenizerBase, directory: Path, path: str | Path) -> None:
-    """Gives a tokenizer whose own files name no end-of-text token the one that the model's configuration names."""
-    if any(read_fields(directory / name).get("eos_token") for name in (FIELDS, "special_tokens_map.json")):
-        return
+def name_end_token(tokenizer: PreTrainedTokenizerBase, directory: Path) -> None:
+    """Gives a tokenizer the end-of-text token that a model's configuration names, if it names one, and says so.
+
+    Args:
+        tokenizer: One whose own files name none.
+        directory: The model's.
+    """
     model = read_fields(directory / "config.json")
     model = {**model, **(model.get("text_config") or {})}
     named = model.get("eos_token_id", read_fields(directory / "generation_config.json").get("eos_token_id"))
@@ -109,8 +113,9 @@ def _name_end_token(tokenizer: PreTrainedTokenizerBase, directory: Path, path: s
         return
     tokenizer.eos_token = token
     logger.warning(
-        "%s: no file of the tokenizer names an end-of-text token; answers end with %r (%d), which config.json names",
-        path,
+        "%s: no file of the tokenizer names an end-of-text token; answers end with %r (%d), which the model's "
+        "configuration names",
+        directory,
         token,
         first,
     )

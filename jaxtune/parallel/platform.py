@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxtune.errors import UserError
+from jaxtune.files import cache_directory
 
 # Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind, the longer name before one that it
 # holds. Sources: the vendors' data sheets.
@@ -92,11 +93,10 @@ def check_kernels(kernels: str, mesh: jax.sharding.Mesh) -> None:
 def enable_compilation_cache() -> None:
     """Keeps compiled programs on disk, so that the next process with the same shapes does not compile again.
 
-    The directory is ``$JAX_COMPILATION_CACHE_DIR``, or ``jaxtune/xla`` in the user's cache directory.
+    The directory is ``$JAX_COMPILATION_CACHE_DIR``, or ``xla`` in :func:`jaxtune.files.cache_directory`.
     """
-    if jax.config.jax_compilation_cache_dir is None:  # pyright: ignore[reportAttributeAccessIssue]
-        root = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        jax.config.update("jax_compilation_cache_dir", str(root / "jaxtune" / "xla"))
+    if not jax.config.jax_compilation_cache_dir:  # pyright: ignore[reportAttributeAccessIssue]
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "xla"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
     jax.config.update("jax_persistent_cache_min_entry_size_bytes", -1)
 

@@ -5,6 +5,7 @@ A run opens it once; a study opens it once for all of its trials.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal
@@ -26,10 +27,13 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import Evaluator, answer_generator
 from jaxtune.evaluation.generation import Generator
 from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config, resolve_path
+from jaxtune.models.tokenizer import name_end_token
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import UpdatePlan
+
+logger = logging.getLogger(__name__)
 
 Part = Literal["train", "validation", "test"]
 PARTS: tuple[Part, ...] = ("train", "validation", "test")
@@ -58,6 +62,7 @@ class Experiment:
         mesh = make_mesh(**config.parallel.model_dump())
         _check_context(config)
         self.tokenizer: Any = load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision)
+        _check_end(self.tokenizer, config)
         self.examples: dict[Part, Sequence[Example]] = {
             part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
         }
@@ -181,6 +186,17 @@ def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: in
                 f"model.tokenizer: gives token id {largest} in data.{part}, but the model's vocabulary has "
                 f"{vocabulary} tokens; it belongs to another model"
             )
+
+
+def _check_end(tokenizer: Any, config: Config) -> None:
+    """Finds a token to end completions with, where the tokenizer has none of its own, or says that nothing does."""
+    if tokenizer.eos_token is None:
+        name_end_token(tokenizer, resolve_path(config.model.path, config.model.revision, weights=False))
+    if tokenizer.eos_token is None and config.data.messages is None:
+        logger.warning(
+            "neither the tokenizer nor config.json names an end-of-text token, so nothing ends a completion: an answer "
+            "is generated up to evaluation.stop or evaluation.max_new_tokens"
+        )
 
 
 def _check_context(config: Config) -> None:

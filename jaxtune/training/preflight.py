@@ -56,6 +56,8 @@ def preflight(config: Config, *, directory: RunDirectory | None = None) -> Prefl
       UserError: anything that would stop the run is wrong.
     """
     check_wandb(config.telemetry.wandb)
+    if directory is not None:
+        directory.check_place()
     experiment = Experiment(config)
     if directory is not None:
         directory.check(experiment.config)

@@ -67,6 +67,7 @@ def train(
     """
     check_wandb(config.telemetry.wandb)
     directory = RunDirectory(config.directory)
+    directory.check_place()
     if config.train.epochs is None:
         directory.check(config)
     experiment = Experiment(config)

@@ -55,12 +55,12 @@ class RunDirectory:
         """The end of a run, for programs."""
         return self.path / "summary.json"
 
-    def check(self, config: Config) -> None:
-        """Refuses a directory that holds something else.
+    def check_place(self) -> None:
+        """Refuses a directory that is none for a run, whatever the run's configuration.
 
         Raises:
-          UserError: another run's configuration stands there (the differing keys are named), a study where a run is to
-            be or the other way round, or files of no run; or nothing can be written there.
+          UserError: a study stands where a run is to be or the other way round, or files of no run; or nothing can be
+            written there.
         """
         check_writable(self.path, "run_dir")
         if not self.path.exists():
@@ -81,6 +81,15 @@ class RunDirectory:
                     f"run_dir: {self.path} holds files of something else ({', '.join(strangers[:5])}); choose another "
                     f"directory with run_dir=…"
                 )
+
+    def check(self, config: Config) -> None:
+        """Refuses a directory that holds something else.
+
+        Raises:
+          UserError: as :meth:`check_place`, or another run's configuration stands there (the differing keys are named).
+        """
+        self.check_place()
+        if not self.config_path.exists():
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
         keys = (key for key in there.keys() | here.keys() if not key.startswith(_FREE))

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 
 import pytest
 
@@ -207,3 +208,46 @@ def test_a_search_needs_its_section_and_a_validation_split(refused, config_file)
 def test_commands_that_need_a_trained_run_say_so(refused, config_file, tmp_path):
     for name, extra in (("evaluate", []), ("export", ["--merged", tmp_path / "out"]), ("generate", ["--prompt", "w1"])):
         assert "jaxtune train" in refused(name, config_file, *extra)
+
+
+@pytest.mark.parametrize("part", ["²", "٣", "9" * 5000, "-1", "1.0"])
+def test_only_a_number_in_the_list_names_an_entry(refused, config_file, part):
+    message = refused("train", config_file, f"update.{part}.rank=3")
+    assert f"update.{part.split('.')[0]}" in message
+
+
+def test_a_name_that_is_too_long_is_refused_before_the_model_is_opened(refused, config_file, tmp_path, monkeypatch):
+    from jaxtune.training import experiment
+
+    monkeypatch.setattr(experiment, "load_tokenizer", lambda *_: pytest.fail("the model was opened"))
+    long, beyond = "n" * 300, "n" * 241
+    for name in (f"name={long}", f"run_dir={tmp_path / long / 'run'}", f"run_dir={beyond}"):
+        key = name.partition("=")[0]
+        assert key in refused("train", config_file, name)
+        assert key in refused("train", config_file, name, "train.steps=null", "train.epochs=1")
+        assert key in refused("search", config_file, SEARCH, name)
+        assert key in refused("evaluate", config_file, name)
+    assert "--merged" in refused("export", config_file, "--untuned", "--merged", tmp_path / long)
+    assert "--trace" in refused("profile", config_file, "--trace", tmp_path / long)
+    assert "--predictions" in refused("evaluate", config_file, "--predictions", tmp_path / long)
+    assert long[:20] in refused("train", config_file, f"data.train={long}.jsonl")
+    assert "File name too long" in refused("train", f"{long}.yaml")
+
+
+@pytest.mark.parametrize("arguments", [["train", "{}"], ["export", "x.yaml", "--merged", "{}"], ["report", "{}"]])
+def test_a_path_that_is_no_utf8_is_refused(refused, tmp_path, arguments):
+    name = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    assert "is no UTF-8 text" in refused(*(word.format(name) for word in arguments))
+
+
+def test_a_prompt_beyond_the_context_is_refused(refused, config_file):
+    prompt = ("generate", config_file, "--untuned", "--dry-run", "--prompt")
+    message = refused(*prompt, " ".join(["w1"] * 65))
+    assert "prompt 0 takes 65 tokens, more than the model's context of 64 positions" in message
+    assert main([str(word) for word in (*prompt, " ".join(["w1"] * 64))]) == 0
+
+
+def test_an_escape_that_is_none_is_named(refused, config_file):
+    message = refused("generate", config_file, "--untuned", "--escapes", "--prompt", r"C:\quiet")
+    assert r"\q in the prompt" in message
+    assert r"\n, \t, \r, \\" in message

@@ -1,5 +1,6 @@
 """The commands as programs call them: JSON on standard output, files in the run directory, nothing on a dry run."""
 
+import io
 import json
 import resource
 import subprocess
@@ -144,3 +145,26 @@ def test_profile_and_doctor(result, config_file, tmp_path):
     assert any((tmp_path / "trace").rglob("*.xplane.pb"))
     assert not (tmp_path / "run").exists()
     assert result("doctor")["matmul"]["ok"]
+
+
+def test_prompts_are_taken_as_they_stand(result, config_file, monkeypatch):
+    shared = ("generate", config_file, "--untuned", "--max-new-tokens", 1)
+    given = [r"C:\new \w1", r"w1\nw2", "w1 w2"]
+    asked = [word for text in given for word in ("--prompt", text)]
+    assert result(*shared, *asked)["prompts"] == given
+    monkeypatch.setattr(sys, "stdin", io.StringIO("w1\\nw2\nC:\\\\new\\tw3\n"))
+    assert result(*shared, "--escapes")["prompts"] == ["w1\nw2", "C:\\new\tw3"]
+
+
+def test_the_loss_of_a_broken_model_is_null(result, config_file, tiny_model, tmp_path):
+    import jax.numpy as jnp
+
+    from jaxtune.models import Decoder, load_model, save_model, split
+
+    model = load_model(tiny_model)
+    params = split(model)[1]
+    broken = params | {"final_norm.scale": jnp.full_like(params["final_norm.scale"], jnp.nan)}
+    save_model(Decoder(model.config, broken), tmp_path / "broken", tokenizer_from=tiny_model)
+    evaluated = result("evaluate", config_file, "--untuned", f"model.path={tmp_path / 'broken'}")
+    assert evaluated["metrics"]["loss"] is None
+    assert evaluated["standard_errors"]["loss"] is None

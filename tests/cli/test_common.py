@@ -1,9 +1,14 @@
 """Tables as a terminal shows them."""
 
+import json
+import math
 import re
 import sys
 
-from jaxtune.cli.common import table
+import numpy as np
+import pytest
+
+from jaxtune.cli.common import emit, table
 
 ROW = {
     "trial": 1,
@@ -28,3 +33,13 @@ def test_a_table_of_a_search_fits_eighty_columns_without_breaking_a_number(monke
     assert last.split() == ["1", "4.701", "–", "finished", "0.0005154", "0.1235", "0.00123", "16", "31.12", "0.1235"]
     monkeypatch.setenv("COLUMNS", "110")
     assert "learning_rate" in table([ROW]), "names are whole where there is room"
+
+
+def test_numbers_that_are_not_finite_are_null_in_json(capsys):
+    result = {"metrics": {"loss": math.nan, "f1": 1.0}, "trials": [np.float32(0.5), math.inf, (1, -math.inf)]}
+    emit(result, True, "")
+    output = capsys.readouterr().out
+    assert json.loads(output, parse_constant=pytest.fail) == {
+        "metrics": {"loss": None, "f1": 1.0},
+        "trials": [0.5, None, [1, None]],
+    }

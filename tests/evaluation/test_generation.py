@@ -261,3 +261,18 @@ def test_buckets_fit_and_waste_little(length):
 
 def test_buckets_are_few():
     assert sorted({prompt_bucket(length) for length in range(1, 513)}) == [32, 64, 128, 256, 384, 512]
+
+
+def test_the_context_is_told_or_refused(tiny, caplog):
+    _, static, params = tiny
+    generator = make_generator(static, context=24, max_new_tokens=4)
+    assert len(generator(params, None, make_prompts((21, 5)))[0]) == 4
+    assert not caplog.records
+    for _ in range(2):
+        assert len(generator(params, None, make_prompts((22,)))[0]) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "a prompt of 22 tokens and 4 new ones may get beyond the model's context of 24 positions, which it was not "
+        "made for"
+    ]
+    with pytest.raises(UserError, match="prompt 1 takes 25 tokens, more than the model's context of 24 positions"):
+        generator(params, None, make_prompts((3, 25)))

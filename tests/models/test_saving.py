@@ -7,11 +7,11 @@ from pathlib import Path
 
 import jax
 import pytest
-from overruled import OVERRULED, byte_level
 
 from jaxtune.errors import UserError
 from jaxtune.models import load_tokenizer, random_model, read_config, save_model, saving
 from jaxtune.models.hf_config import decoder_config
+from tests.models.overruled import OVERRULED, byte_level
 
 
 @pytest.fixture(scope="module")

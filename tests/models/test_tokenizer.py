@@ -9,11 +9,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from overruled import OVERRULED, byte_level
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxtune.errors import UserError
 from jaxtune.models.tokenizer import load_tokenizer
+from tests.models.overruled import OVERRULED, byte_level
 
 
 @pytest.fixture

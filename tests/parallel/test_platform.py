@@ -63,3 +63,20 @@ def test_pallas_kernels_are_refused_where_there_are_none(target):
 )
 def test_the_peak_is_that_of_the_device_and_not_of_one_with_a_shorter_name(kind, peak):
     assert platforms._peak_of_kind(kind) == peak
+
+
+@pytest.mark.parametrize("root", ["", "relative"])
+def test_programs_are_not_kept_in_the_working_directory(monkeypatch, tmp_path, root):
+    monkeypatch.setenv("XDG_CACHE_HOME", root)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    before = jax.config.jax_compilation_cache_dir
+    try:
+        for unset in (None, ""):
+            jax.config.update("jax_compilation_cache_dir", unset)
+            platforms.enable_compilation_cache()
+            assert jax.config.jax_compilation_cache_dir == str(tmp_path / ".cache" / "jaxtune" / "xla")
+        jax.config.update("jax_compilation_cache_dir", str(tmp_path))
+        platforms.enable_compilation_cache()
+        assert jax.config.jax_compilation_cache_dir == str(tmp_path)
+    finally:
+        jax.config.update("jax_compilation_cache_dir", before)

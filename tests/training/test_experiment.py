@@ -89,3 +89,25 @@ def test_random_weights_follow_from_the_seed_and_read_no_file(config, tiny_model
     )
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)
+
+
+def test_the_model_names_the_end_token_of_a_tokenizer_that_lies_elsewhere(config, tiny_model, tmp_path, caplog):
+    import json
+    import shutil
+
+    only, unnamed = tmp_path / "only", tmp_path / "unnamed"
+    only.mkdir()
+    shutil.copy(tiny_model / "tokenizer.json", only)
+    changes = {"model.tokenizer": str(only), "data.validation": None, "data.test": None}
+    opened = Experiment(with_overrides(config, changes))
+    assert "answers end with '</s>' (2)" in caplog.text
+    assert all(example.tokens[-1] == 2 for example in opened.examples["train"])
+    assert 2 in opened.generator.eos_ids
+    # Where nobody names one, nothing ends an answer, and that is said.
+    shutil.copytree(tiny_model, unnamed, ignore=shutil.ignore_patterns("generation_config.json"))
+    fields = json.loads((unnamed / "config.json").read_text())
+    (unnamed / "config.json").write_text(json.dumps(fields | {"eos_token_id": None}))
+    caplog.clear()
+    opened = Experiment(with_overrides(config, {**changes, "model.path": str(unnamed)}))
+    assert "nothing ends a completion" in caplog.text
+    assert all(example.tokens[-1] != 2 for example in opened.examples["train"])
