@@ -86,6 +86,8 @@ class DecoderConfig:
         bos_token_id: Beginning of a text, or None.
         eos_token_ids: Tokens that end a generation.
         pad_token_id: Padding, or None.
+        model_type: The ``model_type`` of the ``config.json`` it was read from, where that is not the family's name (a
+            model of several parts). Names the modules of that model and is not compared: it computes the same.
     """
 
     family: str
@@ -117,6 +119,7 @@ class DecoderConfig:
     bos_token_id: int | None = None
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
+    model_type: str | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.windows:

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.models.architectures import ARCHITECTURES, Architecture, Layout, architectures_of
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare, linear_modules
 
@@ -71,11 +72,10 @@ _LEAVES = {
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """One ``model_type`` of ``config.json``.
+    """The text-only models of one ``model_type`` of ``config.json``.
 
     Attributes:
         name: The ``model_type``.
-        architecture: The class that transformers loads for a language model.
         defaults: What transformers assumes of a field that ``config.json`` leaves out; also the list of the fields that
             are read, beside those of :mod:`~jaxtune.models.hf_fields`. A ``head_dim`` of None is hidden size over
             heads, a ``num_key_value_heads`` of None is the number of heads.
@@ -89,12 +89,10 @@ class Family:
         gemma: Norms of ``1 + scale`` before and after each block, scaled embeddings, ``query_pre_attn_scalar``.
         qk_norm: Query and key heads are normed.
         local_rope: Layers with a window have a rotary base of their own.
-        renames: Patterns of weight names in other layouts (multimodal files), and what to put in place of the match.
         ignored: Patterns of weights that no text model has, or that are computed.
     """
 
     name: str
-    architecture: str
     defaults: Mapping[str, Any]
     activation_key: str = "hidden_act"
     only: Mapping[str, tuple[Any, ...]] = dataclasses.field(default_factory=dict)
@@ -104,7 +102,6 @@ class Family:
     gemma: bool = False
     qk_norm: bool = False
     local_rope: bool = False
-    renames: tuple[tuple[str, str], ...] = ()
     ignored: tuple[str, ...] = (r"\.rotary_emb\.inv_freq$",)
 
     def modules(self) -> dict[str, str]:
@@ -115,10 +112,11 @@ class Family:
         """A tensor's name as a text-only checkpoint would spell it, or None if a text model does not need it."""
         if any(re.search(pattern, name) for pattern in self.ignored):
             return None
-        for pattern, replacement in self.renames:
-            name, count = re.subn(pattern, replacement, name)
-            if count:
-                break
+        for architecture in architectures_of(self.name):
+            for layout in architecture.layouts:
+                # A text-only model's names begin as some of the others do, so they come last, as they are.
+                if layout != Layout() and (found := layout.canonical(name)) is not None:
+                    return found
         return name
 
 
@@ -169,7 +167,6 @@ FAMILIES: dict[str, Family] = {
     for family in (
         Family(
             "llama",
-            "LlamaForCausalLM",
             _COMMON
             | {
                 "vocab_size": 32_000,
@@ -187,7 +184,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "mistral",
-            "MistralForCausalLM",
             _COMMON
             | {
                 "vocab_size": 32_000,
@@ -208,15 +204,13 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "qwen2",
-            "Qwen2ForCausalLM",
             _COMMON | _QWEN,
             windows="from",
             qkv_bias=True,
         ),
-        Family("qwen3", "Qwen3ForCausalLM", _COMMON | _QWEN | {"head_dim": 128}, windows="from", qk_norm=True),
+        Family("qwen3", _COMMON | _QWEN | {"head_dim": 128}, windows="from", qk_norm=True),
         Family(
             "gemma2",
-            "Gemma2ForCausalLM",
             _COMMON
             | _GEMMA
             | {
@@ -233,7 +227,6 @@ FAMILIES: dict[str, Family] = {
         ),
         Family(
             "gemma3_text",
-            "Gemma3ForCausalLM",
             _COMMON
             | _GEMMA
             | {
@@ -248,12 +241,11 @@ FAMILIES: dict[str, Family] = {
             gemma=True,
             qk_norm=True,
             local_rope=True,
-            renames=((r"^language_model\.(?=model\.|lm_head\.)", ""), (r"^model\.language_model\.", "model.")),
             ignored=(r"\.rotary_emb\w*\.inv_freq$", r"^(model\.)?(vision_tower|multi_modal_projector)\."),
         ),
     )
 }
-"""Every family that can be loaded, by ``model_type``. Multimodal Gemma 3 (``gemma3``) is read as ``gemma3_text``."""
+"""Every family that can be loaded, by the ``model_type`` of its text-only model."""
 
 
 def family_of(config: DecoderConfig) -> Family:
@@ -265,6 +257,15 @@ def family_of(config: DecoderConfig) -> Family:
     if config.family not in FAMILIES:
         raise UserError(f"family {config.family!r} has no checkpoint format{nearest(config.family, FAMILIES)}")
     return FAMILIES[config.family]
+
+
+def architecture_of(config: DecoderConfig) -> Architecture:
+    """What transformers loads for the ``config.json`` that a configuration was read from.
+
+    Raises:
+        UserError: As :func:`family_of`.
+    """
+    return ARCHITECTURES[config.model_type or family_of(config).name]
 
 
 def weight_names(config: DecoderConfig) -> dict[str, WeightName]:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.models.architectures import ARCHITECTURES, Architecture, architectures_of
 from jaxtune.models.config import Activation, DecoderConfig, RopeConfig
 from jaxtune.models.families import FAMILIES, Family, family_of
 from jaxtune.models.hf_fields import ACTIVATIONS, HARMLESS, LAYER_TYPES, ONLY, ROPE_FIELDS, ROPE_KEYS
@@ -55,15 +56,14 @@ def decoder_config(values: Mapping[str, Any], source: str = "config.json") -> De
     Raises:
         UserError: As :func:`read_config`.
     """
-    kind = values.get("model_type")
+    kind, architecture = _architecture(values, source)
     outer: Mapping[str, Any] = {}
-    if kind == "gemma3":
-        outer, values = values, values.get("text_config") or {}
-        kind = "gemma3_text"
-    if not isinstance(kind, str) or kind not in FAMILIES:
-        raise UserError(f"{source}: model_type {kind!r} is not supported{nearest(kind, (*FAMILIES, 'gemma3'))}")
-    reader = _Reader(FAMILIES[kind], values, outer)
-    fields = reader.fields()
+    if architecture.part is not None:
+        outer, values = values, values.get(architecture.part) or {}
+        if not isinstance(values, Mapping):
+            raise UserError(f"{source}: {architecture.part} must be an object")
+    reader = _Reader(FAMILIES[architecture.family], values, outer)
+    fields = reader.fields() | ({} if architecture.part is None else {"model_type": kind})
     problems = reader.problems
     if not problems:
         try:
@@ -71,6 +71,23 @@ def decoder_config(values: Mapping[str, Any], source: str = "config.json") -> De
         except ValueError as error:
             problems = [str(error)]
     raise UserError(f"{source}: " + "; ".join(problems))
+
+
+def read_architecture(directory: Path) -> Architecture:
+    """What transformers loads for the ``config.json`` of a checkpoint directory.
+
+    Raises:
+        UserError: The file cannot be read, or its ``model_type`` is not supported.
+    """
+    path = directory / "config.json"
+    return _architecture(_read_json(path), str(path))[1]
+
+
+def _architecture(values: Mapping[str, Any], source: str) -> tuple[str, Architecture]:
+    kind = values.get("model_type")
+    if not isinstance(kind, str) or kind not in ARCHITECTURES:
+        raise UserError(f"{source}: model_type {kind!r} is not supported{nearest(kind, ARCHITECTURES)}")
+    return kind, ARCHITECTURES[kind]
 
 
 def checkpoint_config(config: DecoderConfig, dtype: str = "float32") -> dict[str, Any]:
@@ -91,7 +108,7 @@ def checkpoint_config(config: DecoderConfig, dtype: str = "float32") -> dict[str
         rope = {"full_attention": rope, "sliding_attention": _write_rope(config.local_rope or config.rope)}
     ends = config.eos_token_ids
     values: dict[str, Any] = {
-        "architectures": [family.architecture],
+        "architectures": [ARCHITECTURES[family.name].name],
         "attention_dropout": 0.0,
         "bos_token_id": config.bos_token_id,
         "dtype": dtype,
@@ -137,8 +154,12 @@ def checkpoint_config(config: DecoderConfig, dtype: str = "float32") -> dict[str
 
 
 def _check_round_trip(config: DecoderConfig, values: Mapping[str, Any]) -> None:
-    read = dataclasses.asdict(decoder_config(values))
-    lost = [f"{key} = {value!r}" for key, value in dataclasses.asdict(config).items() if read[key] != value]
+    read = decoder_config(values)
+    lost = [
+        f"{field.name} = {getattr(config, field.name)!r}"
+        for field in dataclasses.fields(config)
+        if field.compare and getattr(read, field.name) != getattr(config, field.name)
+    ]
     if lost:
         raise UserError(f"a {config.family} config.json cannot express {', '.join(lost)}")
 
@@ -154,9 +175,9 @@ class _Reader:
 
     def __init__(self, family: Family, values: Mapping[str, Any], outer: Mapping[str, Any]):
         self.family = family
-        self.values = values
-        # A multimodal file says beside the text part what generation and tying need.
-        self.shared = {key: outer[key] for key in ("eos_token_id", "tie_word_embeddings") if key in outer}
+        # Of a model of several parts the whole holds the head, so the whole's field ties it, not the language model's.
+        tied = {"tie_word_embeddings": outer["tie_word_embeddings"]} if "tie_word_embeddings" in outer else {}
+        self.values = {**values, **tied}
         self.outer = outer
         self.problems: list[str] = []
 
@@ -230,17 +251,18 @@ class _Reader:
                 self._wrong("auto_map", values["auto_map"], _REMOTE_CODE)
             if values is self.outer and values.get("quantization_config") is not None:
                 self._wrong("quantization_config", values["quantization_config"], "quantized weights are not supported")
-        expected = {family.architecture} | ({"Gemma3ForConditionalGeneration"} if family.local_rope else set())
+        expected = [architecture.name for architecture in architectures_of(family.name)]
         architectures = (self.outer or self.values).get("architectures")
-        if architectures and not expected & set(architectures):
-            self._wrong("architectures", architectures, f"supported is {family.architecture}")
+        if architectures and not {*expected} & {*architectures}:
+            self._wrong("architectures", architectures, f"supported is {' or '.join(expected)}")
 
     def _wrong(self, key: str, value: Any, why: str) -> None:
         shown = json.dumps(value)
         self.problems.append(f"{key} = {shown if len(shown) <= 120 else shown[:117] + '...'}: {why}")
 
     def _get(self, key: str) -> Any:
-        return self.values.get(key, self.shared.get(key, self.family.defaults.get(key)))
+        default = self.family.defaults.get(key)
+        return self.values.get(key, self.outer.get(key, default) if key == "eos_token_id" else default)
 
     def _number(self, key: str, kind: type[int] | type[float], optional: bool = False) -> Any:
         value = self._get(key)

@@ -4,6 +4,9 @@ PEFT takes a directory that does not fit without complaint: a pattern key that m
 tensors that are missing give a warning. So what was written is read back and every module checked before it counts as
 saved.
 
+Modules have the names of the class that the base's ``config.json`` loads. Where that class holds more than a language
+model they are written in full: the ends of names, such as ``q_proj``, would match its other parts too.
+
 One directory has one ``use_rslora``. Where only some rules use rank-stabilised scaling it is switched off, and their
 ``alpha_pattern`` entries are alpha · sqrt(rank), which PEFT divides by the rank: the same scale. Parameters that were
 trained themselves do not fit an adapter; they need the merged export.
@@ -15,7 +18,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import jax
@@ -25,8 +28,11 @@ from jax.experimental import multihost_utils
 from jaxtune.config.schema import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.files import replaced
+from jaxtune.models.architectures import Architecture
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.decoder import Decoder
+from jaxtune.models.families import architecture_of
+from jaxtune.models.hf_config import read_architecture
 from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, rule_value, uses_rslora
 from jaxtune.updates.peft_format import (
@@ -47,7 +53,7 @@ tags:
 - jaxtune
 ---
 
-A LoRA adapter for `{base}`; load it with `peft.PeftModel.from_pretrained`.
+A LoRA adapter for `{base}`{revision}; load it with `peft.PeftModel.from_pretrained`.
 """
 
 
@@ -91,8 +97,8 @@ def save_adapter(
       revision: of a Hub id.
 
     Raises:
-      UserError: parameters were trained themselves, a rank is above the capacity, or the family has no checkpoint
-        format.
+      UserError: parameters were trained themselves, a rank is above the capacity, the family has no checkpoint format,
+        or ``base`` is a directory with a model of another family.
     """
     if plan.full:
         paths = ", ".join(parameter.path for parameter in plan.full)
@@ -105,7 +111,8 @@ def save_adapter(
     config = model if isinstance(model, DecoderConfig) else model.config
     rooted = {uses_rslora(plan.rules[i]) for module in plan.modules for i in module.used_rules}
     rslora = rooted == {True}
-    exported = _exported(plan, hyperparameters, config, rslora)
+    architecture = _architecture(base, config)
+    exported = _exported(plan, hyperparameters, all_modules(config, architecture.layout), rslora)
     tensors = {
         tensor_name(each.name, part): value
         for each in exported
@@ -113,7 +120,8 @@ def save_adapter(
     }
     if jax.process_index() != 0:
         return
-    written = _adapter_config(plan, hyperparameters, config, exported, rslora)
+    names = _names(config, architecture, exported)
+    written = _adapter_config(plan, hyperparameters, names, exported, rslora)
     written = written.model_copy(update={"base_model_name_or_path": base, "revision": revision})
     directory.mkdir(parents=True, exist_ok=True)
     to_write = [
@@ -122,20 +130,37 @@ def save_adapter(
     write_tensors(directory / TENSOR_FILE, to_write, {"format": "pt"})
     for name, text in (
         (CONFIG_FILE, json.dumps(written.model_dump(), indent=2, sort_keys=True) + "\n"),
-        ("README.md", _README.format(base=base)),
+        ("README.md", _README.format(base=base, revision="" if revision is None else f" at revision `{revision}`")),
     ):
         with replaced(directory / name) as file:
             file.write(text.encode())
-    _check_written(directory, config, exported, tensors)
+    _check_written(directory, all_modules(config, architecture.layout), exported, tensors)
+
+
+def _architecture(base: str, config: DecoderConfig) -> Architecture:
+    """What transformers loads for the base: as its ``config.json`` says; where that is not here, as the model's said.
+
+    They differ where a model was read from one place and saved to another: saved models are text-only.
+    """
+    directory = Path(base).expanduser()
+    if not (directory / "config.json").is_file():
+        return architecture_of(config)
+    architecture = read_architecture(directory)
+    if architecture.family != config.family:
+        raise UserError(f"{base}: holds a model of the family {architecture.family}; the adapter's is {config.family}")
+    return architecture
 
 
 def _exported(
-    plan: ResolvedPlan, hyperparameters: Hyperparameters, config: DecoderConfig, rslora: bool
+    plan: ResolvedPlan,
+    hyperparameters: Hyperparameters,
+    modules: Mapping[str, tuple[str, int | None]],
+    rslora: bool,
 ) -> list[_Exported]:
     """The modules to write, in the order of the model."""
     adapted = {module.path: module for module in plan.modules}
     exported = []
-    for name, (path, layer) in all_modules(config).items():
+    for name, (path, layer) in modules.items():
         rule = adapted[path].rules[layer or 0] if path in adapted else NO_RULE
         if rule == NO_RULE:
             continue
@@ -163,12 +188,11 @@ def _host(array: jax.Array) -> np.ndarray:
 def _adapter_config(
     plan: ResolvedPlan,
     hyperparameters: Hyperparameters,
-    config: DecoderConfig,
+    names: Mapping[str, str],
     exported: Sequence[_Exported],
     rslora: bool,
 ) -> AdapterConfig:
     """The configuration with the most common rank and alpha as defaults and patterns for the rest."""
-    names = _names(config, exported)
     rank = Counter(each.rank for each in exported).most_common(1)[0][0]
     alpha = Counter(each.alpha for each in exported).most_common(1)[0][0]
     dropouts = [
@@ -187,8 +211,13 @@ def _adapter_config(
     )
 
 
-def _names(config: DecoderConfig, exported: Sequence[_Exported]) -> dict[str, str]:
-    """How the configuration calls each module: ``q_proj`` if all layers have the same numbers, else in full."""
+def _names(config: DecoderConfig, architecture: Architecture, exported: Sequence[_Exported]) -> dict[str, str]:
+    """How the configuration calls each module: ``q_proj`` if all layers have the same numbers, else in full.
+
+    In full, too, where the class has other parts than the language model.
+    """
+    if architecture.part is not None:
+        return {each.name: each.name for each in exported}
     kinds = Counter((each.path, each.rank, each.alpha) for each in exported)
     return {
         each.name: each.leaf
@@ -203,7 +232,7 @@ def _number(value: float) -> int | float:
 
 
 def _check_written(
-    directory: Path, config: DecoderConfig, exported: Sequence[_Exported], tensors: dict[str, np.ndarray]
+    directory: Path, modules: Iterable[str], exported: Sequence[_Exported], tensors: dict[str, np.ndarray]
 ) -> None:
     """Reads the files as PEFT does and compares them with what they should say."""
     read = AdapterConfig.model_validate_json((directory / CONFIG_FILE).read_text())
@@ -215,9 +244,7 @@ def _check_written(
     ]
     expected = {each.name for each in exported}
     problems += [
-        f"target_modules is wrong about {name}"
-        for name in all_modules(config)
-        if read.targets(name) != (name in expected)
+        f"target_modules is wrong about {name}" for name in modules if read.targets(name) != (name in expected)
     ]
     problems += [
         f"rank or alpha of {each.name} is wrong"

@@ -14,6 +14,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from jaxtune.config.section import PositiveInt, Probability
 from jaxtune.errors import UserError
+from jaxtune.models.architectures import Layout
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import linear_modules
 from jaxtune.models.families import checkpoint_module
@@ -67,7 +68,7 @@ class AdapterConfig(BaseModel):
     target_modules: Expression | list[str]
     exclude_modules: Expression | list[str] | None = Field(default=None, exclude=True)
     layers_to_transform: int | list[int] | None = None
-    layers_pattern: str | list[str] | None = None
+    layers_pattern: Expression | list[Expression] | None = None
     lora_dropout: Probability = 0.0
     use_rslora: bool = False
     init_lora_weights: bool | str = True
@@ -82,14 +83,22 @@ class AdapterConfig(BaseModel):
         if self.exclude_modules and _named(module, self.exclude_modules):
             return False
         if self.target_modules == "all-linear":
-            return module != "lm_head"
+            return module.rpartition(".")[2] != "lm_head"
         by_layer = isinstance(self.target_modules, list) and module not in self.target_modules
         if self.layers_to_transform not in (None, []) and by_layer:
-            layer = re.match(r".*?\.[^.]*\.(\d+)\.", module)
             chosen = self.layers_to_transform
-            if layer is None or int(layer[1]) not in (chosen if isinstance(chosen, list) else [chosen]):
+            if self._layer(module) not in (chosen if isinstance(chosen, list) else [chosen]):
                 return False
         return _named(module, self.target_modules)
+
+    def _layer(self, module: str) -> int | None:
+        """The number after the first of ``layers_pattern``, or the first number that is part of a name."""
+        patterns = [self.layers_pattern] if isinstance(self.layers_pattern, str) else self.layers_pattern or []
+        expressions = [rf"(?:^|.*?\.){pattern}\.(\d+)\." for pattern in patterns if pattern]
+        for expression in expressions or [r".*?\.[^.]*\.(\d+)\."]:
+            if found := re.match(expression, module):
+                return int(found[1])
+        return None
 
     def rank(self, module: str) -> int:
         """The rank of a module."""
@@ -114,16 +123,21 @@ def _named(module: str, names: str | list[str]) -> bool:
     return module in names or any(module.endswith(f".{name}") for name in names)
 
 
-def all_modules(config: DecoderConfig) -> dict[str, tuple[str, int | None]]:
-    """Every linear module by its name in transformers: our path of the stack, and the layer."""
+def all_modules(config: DecoderConfig, layout: Layout) -> dict[str, tuple[str, int | None]]:
+    """Every linear module by its name in transformers: our path of the stack, and the layer.
+
+    Args:
+      config: the model's.
+      layout: the names of the class that holds it.
+    """
     found: dict[str, tuple[str, int | None]] = {}
     for path in linear_modules(config):
         if not path.startswith("layers."):
-            found[checkpoint_module(config, path)] = (path, None)
+            found[layout.spell(checkpoint_module(config, path))] = (path, None)
             continue
         for layer in range(config.num_layers):
             name = checkpoint_module(config, path.replace("layers.", f"layers.{layer}.", 1))
-            found[name] = (path, layer)
+            found[layout.spell(name)] = (path, layer)
     return found
 
 

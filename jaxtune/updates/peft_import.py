@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +18,9 @@ from pydantic import ValidationError
 from jaxtune.config.hyperparameters import hyperparameters as traced_values
 from jaxtune.config.schema import LowRankRule
 from jaxtune.errors import UserError
+from jaxtune.models.architectures import Layout, architectures_of
 from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import declare
+from jaxtune.models.declarations import ArraySpec, declare
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import family_of
 from jaxtune.models.tensor_files import DTYPES, TensorEntry, read_header
@@ -29,6 +30,9 @@ from jaxtune.updates.plan import Trainable, UpdatePlan
 
 Tensors = Mapping[str, tuple[TensorEntry, TensorEntry]]
 """A and B of each module, by its name in transformers."""
+
+Modules = Mapping[str, tuple[str, int | None]]
+"""Our path of the stack, and the layer, of each linear module by its name in transformers."""
 
 # Says nothing of the computation: where it came from, how it was trained, settings of what is switched off.
 _HARMLESS = {
@@ -58,16 +62,28 @@ def load_adapter(
     directory = Path(directory)
     config = model if isinstance(model, DecoderConfig) else model.config
     config_file, tensor_file = adapter_files(directory)
-    adapter = _read_config(config_file, config)
-    tensors = _read_tensors(tensor_file, adapter, config)
-    rules = _rules(adapter, tensors, config)
+    adapter = _read_config(config_file)
+    entries, problems = read_header(tensor_file)
+    if problems:
+        raise UserError("; ".join([f"{directory}: the adapter cannot be read", *problems]))
+    modules = all_modules(config, _layout(entries, config))
+    tensors = _check_tensors(directory, entries, adapter, modules, declare(config))
+    rules = _rules(adapter, tensors, modules, config)
     plan = UpdatePlan(rules)
     mesh = None if isinstance(model, DecoderConfig) else model.mesh
-    return plan, _trainable(plan, tensors, config, mesh), traced_values(rules, "update.")
+    return plan, _trainable(plan, tensors, modules, config, mesh), traced_values(rules, "update.")
 
 
-def _read_config(file: Path, config: DecoderConfig) -> AdapterConfig:
-    """The configuration, checked; module names as a text model spells them."""
+def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
+    """The names that an adapter's tensors have: those of the class, or of an older release, that it was made with."""
+    held = {parsed[0] for parsed in map(parse_tensor_name, names) if parsed is not None}
+    family = family_of(config).name
+    layouts = [layout for architecture in architectures_of(family) for layout in architecture.layouts]
+    return max(layouts, key=lambda layout: len(held & all_modules(config, layout).keys()))
+
+
+def _read_config(file: Path) -> AdapterConfig:
+    """The configuration, checked."""
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
@@ -83,13 +99,7 @@ def _read_config(file: Path, config: DecoderConfig) -> AdapterConfig:
         for key, value in values.items()
         if key not in known | _HARMLESS and value
     ]
-    spelled = family_of(config).canonical
     given: dict[str, Any] = {key: value for key, value in values.items() if key in known and value is not None}
-    for key, value in given.items():
-        if key.endswith("_modules") and isinstance(value, list):
-            given[key] = [spelled(str(name)) or name for name in value]
-        elif key.endswith("_pattern") and isinstance(value, dict):
-            given[key] = {spelled(name) or name: number for name, number in value.items()}
     try:
         read = AdapterConfig(**given)
     except ValidationError as error:
@@ -107,25 +117,27 @@ def _read_config(file: Path, config: DecoderConfig) -> AdapterConfig:
     return read
 
 
-def _read_tensors(file: Path, adapter: AdapterConfig, config: DecoderConfig) -> Tensors:
+def _check_tensors(
+    directory: Path,
+    entries: Mapping[str, TensorEntry],
+    adapter: AdapterConfig,
+    modules: Modules,
+    specs: Mapping[str, ArraySpec],
+) -> Tensors:
     """A and B of every module, checked against the model and the adapter's configuration."""
-    entries, problems = read_header(file)
-    if problems:
-        raise UserError("; ".join([f"{file.parent}: the adapter cannot be read", *problems]))
-    known, specs, spelled = all_modules(config), declare(config), family_of(config).canonical
+    problems: list[str] = []
     found: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
     for name, entry in entries.items():
         module, part = parse_tensor_name(name) or ("", "")
-        module = spelled(module)
         if name.endswith(".base_layer.weight"):
             problems.append(f"{name} is a weight of the base; save with save_pretrained(save_embedding_layers=False)")
-        elif module not in known:
+        elif module not in modules:
             problems.append(f"{name} belongs to no linear layer of the model")
         elif entry.dtype not in DTYPES:
             problems.append(f"{name} has the dtype {entry.dtype}, not {', '.join(DTYPES)}")
         else:
             found[module][part] = entry
-    for module, (path, _) in known.items():
+    for module, (path, _) in modules.items():
         parts = found.get(module, {})
         if not adapter.targets(module):
             problems += [f"{module} has tensors but is not in target_modules"] if parts else []
@@ -143,14 +155,14 @@ def _read_tensors(file: Path, adapter: AdapterConfig, config: DecoderConfig) -> 
     if not found and not problems:
         problems.append("it has no tensors")
     if problems:
-        raise UserError(f"{file.parent}: the adapter does not fit the model: " + "; ".join(problems))
+        raise UserError(f"{directory}: the adapter does not fit the model: " + "; ".join(problems))
     return {name: (parts["A"], parts["B"]) for name, parts in found.items()}
 
 
-def _rules(adapter: AdapterConfig, tensors: Tensors, config: DecoderConfig) -> list[LowRankRule]:
+def _rules(adapter: AdapterConfig, tensors: Tensors, modules: Modules, config: DecoderConfig) -> list[LowRankRule]:
     """A rule for the modules of one rank and one alpha that are adapted in the same layers."""
     layers: dict[tuple[str, int, float], list[int]] = defaultdict(list)
-    for module, (path, layer) in all_modules(config).items():
+    for module, (path, layer) in modules.items():
         if module in tensors:
             layers[path, adapter.rank(module), adapter.alpha(module)] += [] if layer is None else [layer]
     paths: dict[tuple[int, float, tuple[int, ...]], list[str]] = defaultdict(list)
@@ -181,10 +193,12 @@ def _braced(choices: Sequence[str]) -> str:
     return choices[0] if len(choices) == 1 else "{" + ",".join(choices) + "}"
 
 
-def _trainable(plan: UpdatePlan, tensors: Tensors, config: DecoderConfig, mesh: jax.sharding.Mesh | None) -> Trainable:
+def _trainable(
+    plan: UpdatePlan, tensors: Tensors, modules: Modules, config: DecoderConfig, mesh: jax.sharding.Mesh | None
+) -> Trainable:
     """The arrays of the resolved plan; columns above a module's rank are zero."""
     resolved = plan.resolve(config)
-    names = {place: name for name, place in all_modules(config).items()}
+    names = {place: name for name, place in modules.items()}
     axes = resolved.axes()["low_rank"]
     low_rank = {}
     for module in resolved.modules:

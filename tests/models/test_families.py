@@ -7,10 +7,12 @@ from typing import Any
 import pytest
 
 from jaxtune.errors import UserError
+from jaxtune.models.architectures import ARCHITECTURES
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare, linear_modules
-from jaxtune.models.families import FAMILIES, checkpoint_module, module_path, weight_names
+from jaxtune.models.families import FAMILIES, architecture_of, checkpoint_module, module_path, weight_names
 from jaxtune.models.hf_config import decoder_config
+from jaxtune.updates.peft_format import all_modules
 
 SIZES = {
     "vocab_size": 40,
@@ -67,6 +69,32 @@ def test_modules_are_the_linear_layers_of_transformers(family: str) -> None:
             assert module_path(config, name) == one
             ours.add(name)
     assert ours == theirs
+
+
+@pytest.mark.parametrize("kind", ARCHITECTURES)
+def test_the_class_and_its_names_are_those_that_transformers_loads(kind: str) -> None:
+    torch = pytest.importorskip("torch")
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    architecture = ARCHITECTURES[kind]
+    sizes = {**SIZES, "num_hidden_layers": 2}
+    fields = {**sizes} if architecture.part is None else {architecture.part: sizes, "tie_word_embeddings": False}
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **fields))
+    assert type(model).__name__ == architecture.name
+    language = {*model.get_decoder().modules(), model.get_output_embeddings()}
+    theirs = {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, torch.nn.Linear) and (module in language or architecture.part is None)
+    }
+    config = decoder_config({"model_type": kind, **fields})
+    assert architecture_of(config) is architecture
+    assert all_modules(config, architecture.layout).keys() == theirs
+    for layout in architecture.layouts:
+        for name in all_modules(config, layout):
+            assert layout.spell(layout.canonical(name) or "") == name
+            assert FAMILIES[architecture.family].canonical(f"{name}.weight") == f"{layout.canonical(name)}.weight"
 
 
 def test_module_names_that_do_not_exist() -> None:

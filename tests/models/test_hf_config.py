@@ -270,6 +270,14 @@ def test_multimodal_text_part() -> None:
     assert (config.num_heads, config.head_dim, config.vocab_size, config.tie_embeddings) == (8, 256, 262_208, True)
 
 
+def test_the_whole_ties_the_head_of_a_model_of_several_parts() -> None:
+    text = {**GEMMA_3_4B["text_config"], "tie_word_embeddings": True}
+    assert decoder_config({**GEMMA_3_4B, "text_config": text}).tie_embeddings
+    assert not decoder_config({**GEMMA_3_4B, "tie_word_embeddings": False, "text_config": text}).tie_embeddings
+    with pytest.raises(UserError, match=r"c\.json: text_config must be an object"):
+        decoder_config({**GEMMA_3_4B, "text_config": "gemma"}, source="c.json")
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_defaults_are_those_of_transformers(family: str) -> None:
     """A field that a file leaves out means what transformers makes of it."""

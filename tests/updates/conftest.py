@@ -34,6 +34,21 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3": ("Qwen3", {}),
     "gemma2": ("Gemma2", _GEMMA),
     "gemma3_text": ("Gemma3", _GEMMA),
+    "gemma3": ("Gemma3 with images", {**_GEMMA, "tie_word_embeddings": False}),
+}
+_IMAGES: dict[str, Any] = {
+    "vision_config": {
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 8,
+        "patch_size": 4,
+    },
+    "mm_tokens_per_image": 4,
+    "image_token_index": 60,
+    "boi_token_index": 58,
+    "eoi_token_index": 59,
 }
 
 
@@ -58,9 +73,15 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path
             torch.set_num_threads(1)
             torch.manual_seed(0)
             family, fields = FAMILIES[name]
-            kind = "Gemma3Text" if family == "Gemma3" else family
-            settings = getattr(transformers, f"{kind}Config")(**{**_SIZES, **fields})
-            model = getattr(transformers, f"{family}ForCausalLM")(settings)
+            if name == "gemma3":
+                settings = transformers.Gemma3Config(
+                    text_config={**_SIZES, **fields}, tie_word_embeddings=fields["tie_word_embeddings"], **_IMAGES
+                )
+                model = transformers.Gemma3ForConditionalGeneration(settings)
+            else:
+                kind = "Gemma3Text" if family == "Gemma3" else family
+                settings = getattr(transformers, f"{kind}Config")(**{**_SIZES, **fields})
+                model = getattr(transformers, f"{family}ForCausalLM")(settings)
             with torch.no_grad():
                 for weight in model.parameters():
                     if weight.ndim == 2:  # larger than the usual start, so that logits are of the order of one

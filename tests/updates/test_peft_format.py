@@ -16,6 +16,7 @@ from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.models.saving import save_model
 from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
+from jaxtune.updates.low_rank import NO_RULE
 
 # Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
 MIXED = (
@@ -27,7 +28,8 @@ MIXED = (
 
 
 def rules_for(family, rslora):
-    rules = MIXED if family != "llama" else (*MIXED, LowRankRule(match="lm_head", rank=5, alpha=7.0))
+    headed = ("llama", "gemma3")
+    rules = MIXED if family not in headed else (*MIXED, LowRankRule(match="lm_head", rank=5, alpha=7.0))
     return [rule.model_copy(update={"use_rslora": rslora}) for rule in rules]
 
 
@@ -47,19 +49,33 @@ def our_logits(model, plan, trainable, values, tokens):
     return np.asarray(run(params, trainable))
 
 
-def peft_logits(directory, adapter, tokens, torch_logits):
+def peft_model(adapter, plan):
+    """The model that peft makes of an adapter on the base that it names, which must hold what the plan adapts alone."""
     peft = pytest.importorskip("peft")
     import transformers
+    from peft.tuners.lora import LoraLayer
+    from peft.utils.save_and_load import load_peft_weights
 
-    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
+    settings = peft.PeftConfig.from_pretrained(adapter)
+    base = transformers.AutoModelForCausalLM.from_pretrained(
+        settings.base_model_name_or_path, attn_implementation="eager"
+    )
+    # Asked of the model, not of our tables: what turns tokens into logits, and what turns images into tokens.
+    language = {*base.get_decoder().modules(), base.get_output_embeddings()}
     with warnings.catch_warnings():
         warnings.simplefilter("error", UserWarning)  # PEFT only warns of what is missing
         model = peft.PeftModel.from_pretrained(base, adapter)
-    return torch_logits(model, tokens)
+    loaded = peft.set_peft_model_state_dict(model, load_peft_weights(str(adapter)))
+    assert not loaded.unexpected_keys
+    assert not [name for name in loaded.missing_keys if "lora_" in name]
+    adapted = {module for module in model.modules() if isinstance(module, LoraLayer)}
+    assert len(adapted) == sum(rule != NO_RULE for module in plan.modules for rule in module.rules)
+    assert {module.base_layer for module in adapted} <= language
+    return model
 
 
 @pytest.mark.parametrize("rslora", [False, True])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "gemma3"])
 def test_peft_and_merged_export_compute_what_we_compute(
     family, rslora, checkpoint, random_trainable, tokens, torch_logits, tmp_path
 ):
@@ -72,7 +88,7 @@ def test_peft_and_merged_export_compute_what_we_compute(
 
     adapter = tmp_path / "adapter"
     save_adapter(adapter, plan, trainable, {}, model, str(directory))
-    theirs = peft_logits(directory, adapter, tokens, torch_logits)
+    theirs = torch_logits(peft_model(adapter, plan), tokens)
     print(f"{family}, rslora {rslora}: largest difference from PEFT's logits {np.abs(theirs - ours).max():.1e}")
     np.testing.assert_allclose(theirs, ours, atol=1e-4, rtol=0)
 
@@ -101,7 +117,7 @@ def test_rslora_on_some_rules_only(checkpoint, random_trainable, tokens, torch_l
     plan, trainable = fixed(rules, model, random_trainable)
     save_adapter(tmp_path, plan, trainable, {}, model, str(directory))
     ours = our_logits(model, plan, trainable, {}, tokens)
-    np.testing.assert_allclose(peft_logits(directory, tmp_path, tokens, torch_logits), ours, atol=1e-4)
+    np.testing.assert_allclose(torch_logits(peft_model(tmp_path, plan), tokens), ours, atol=1e-4)
     assert json.loads((tmp_path / "adapter_config.json").read_text())["use_rslora"] is False
 
 
@@ -176,6 +192,81 @@ def test_reads_what_peft_writes(checkpoint, tokens, torch_logits, tmp_path):
         "layers.{1,2}.attention.q",
         "layers.*.mlp.down",
     ]
+
+
+# As peft and tools over it say that only the language model is adapted.
+LANGUAGE_MODEL = [
+    r".*language_model.*\.(q_proj|down_proj)",
+    r"^(?!.*vision).*\.(q_proj|down_proj)$",
+    r"(?:.*?(?:language|text).*?(?:self_attn|mlp).*?(?:q_proj|down_proj).*?)|(?:\bmodel\.layers\.\d+\.mlp\.(?:up_proj))",
+]
+
+
+@pytest.mark.parametrize("pattern", LANGUAGE_MODEL)
+def test_reads_what_peft_writes_for_the_language_model_of_a_larger_one(
+    pattern, checkpoint, tokens, torch_logits, tmp_path
+):
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    import transformers
+
+    directory = checkpoint("gemma3")
+    base = transformers.AutoModelForCausalLM.from_pretrained(directory, attn_implementation="eager")
+    settings = peft.LoraConfig(
+        r=4,
+        lora_alpha=6,
+        target_modules=pattern,
+        rank_pattern={r"language_model.layers.0.self_attn.q_proj": 2},
+        alpha_pattern={r"model\.language_model\..*down_proj": 3},
+        task_type="CAUSAL_LM",
+    )
+    theirs = peft.get_peft_model(base, settings)
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for name, weight in theirs.named_parameters():
+            if "lora_B" in name:
+                weight.copy_(0.3 * torch.randn(weight.shape))
+    theirs.save_pretrained(tmp_path)
+    expected = torch_logits(theirs, tokens)
+    model = load_model(directory, dtype="float32")
+    plan, trainable, values = load_adapter(tmp_path, model)
+    assert [(rule.match, rule.rank, rule.alpha) for rule in plan.rules] == [
+        ("layers.0.attention.q", 2, 6),
+        ("layers.{1,2}.attention.q", 4, 6),
+        ("layers.*.mlp.down", 4, 3),
+    ]
+    np.testing.assert_allclose(our_logits(model, plan.resolve(model), trainable, values, tokens), expected, atol=1e-4)
+
+
+def test_names_of_older_releases_and_of_a_text_model_are_read(checkpoint, random_trainable, tokens, tmp_path):
+    model = load_model(checkpoint("gemma3"), dtype="float32")
+    plan, trainable = fixed(rules_for("gemma3", False), model, random_trainable)
+    expected = our_logits(model, plan, trainable, {}, tokens)
+    save_adapter(tmp_path / "new", plan, trainable, {}, model, "a/base")
+    for body, head in (("language_model.model.", "language_model."), ("model.", "")):
+        directory = tmp_path / body
+        directory.mkdir()
+
+        def renamed(name, body=body, head=head):
+            return name.replace("model.language_model.", body).replace("lm_head", f"{head}lm_head")
+
+        tensors = load_file(tmp_path / "new" / "adapter_model.safetensors")
+        save_file({renamed(name): value for name, value in tensors.items()}, directory / "adapter_model.safetensors")
+        (directory / "adapter_config.json").write_text(renamed((tmp_path / "new" / "adapter_config.json").read_text()))
+        again, arrays, values = load_adapter(directory, model)
+        np.testing.assert_allclose(our_logits(model, again.resolve(model), arrays, values, tokens), expected, atol=1e-5)
+
+
+def test_names_are_those_of_the_base_that_is_named(checkpoint, random_trainable, tokens, torch_logits, tmp_path):
+    """A model of several parts, saved, is a text model: an adapter for that one has its names."""
+    model = load_model(checkpoint("gemma3"), dtype="float32")
+    save_model(model, tmp_path / "text")
+    plan, trainable = fixed(rules_for("gemma3", False), model, random_trainable)
+    save_adapter(tmp_path / "adapter", plan, trainable, {}, model, str(tmp_path / "text"))
+    theirs = torch_logits(peft_model(tmp_path / "adapter", plan), tokens)
+    np.testing.assert_allclose(theirs, our_logits(model, plan, trainable, {}, tokens), atol=1e-4)
+    with pytest.raises(UserError, match="holds a model of the family llama; the adapter's is gemma3_text"):
+        save_adapter(tmp_path / "other", plan, trainable, {}, model, str(checkpoint("llama")))
 
 
 def test_an_adapter_is_read_onto_a_mesh(checkpoint, random_trainable, tokens, mesh, tmp_path):
@@ -255,6 +346,7 @@ def adapter(checkpoint, random_trainable, tmp_path):
         ({"target_modules": ["q_proj"]}, "layers.0.self_attn.v_proj has tensors but is not in target_modules"),
         ({"target_modules": "all-linear"}, "layers.2.mlp.down_proj is in target_modules but has no tensors"),
         ({"layers_to_transform": [0, 1]}, "layers.2.self_attn.q_proj has tensors but"),
+        ({"layers_to_transform": 0, "layers_pattern": "blocks"}, "layers.0.self_attn.q_proj has tensors but"),
         ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, "layers.1.self_attn.q_proj has tensors but"),
         (
             {"rank_pattern": {"v_proj": 2}},
