@@ -2,30 +2,44 @@
 
 from __future__ import annotations
 
+import itertools
+import json
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.data.messages import Conversation, content_text, has_parts
+from jaxtune.errors import UserError
 
 _GENERATION_TAG = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
+Spans = list[tuple[int, int]]
 
-class Segment(NamedTuple):
-    """A piece of an example's text and whether it is what the model is to write."""
+
+class ChatText(NamedTuple):
+    """A conversation as text.
+
+    Attributes:
+      text: the whole conversation.
+      spans: first character and end of each piece that is to be learnt, in order.
+      prompt: what generation of the last answer starts from: the messages before it, and the generation prompt.
+      completion: the last answer: its content, or all that the template makes of it where it calls tools.
+    """
 
     text: str
-    learnt: bool
+    spans: Spans
+    prompt: str
+    completion: str
 
 
-def chat_segments(
-    row: Mapping[str, Any], field: str, tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], *, key: str
-) -> tuple[list[Segment], str]:
-    """Renders a conversation with the tokenizer's own template and cuts it at the ends of the assistant's turns.
+def chat_text(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], *, key: str
+) -> ChatText:
+    """Renders a conversation with the tokenizer's own template and finds the assistant's turns in it.
 
     An assistant turn begins where the generation prompt ends, which is where generation will begin, and ends with the
     end-of-text token, or with the turn where the template writes none. Templates with ``{% generation %}`` blocks say
@@ -33,112 +47,209 @@ def chat_segments(
     of the whole: a template that renders a conversation's start differently once it goes on is an error.
 
     Args:
-      row: holds the messages.
-      field: the field with the messages: a list of mappings with ``role`` and ``content``.
+      conversation: the messages and tools.
       tokenizer: has the template.
-      where: says where the row stands; called for messages only.
+      where: says where the conversation stands; called for messages only.
       key: configuration key of the source, for messages.
 
-    Returns:
-      The segments in order, and the content of the last assistant turn.
+    Raises:
+      UserError: there is no answer, or the template cannot render the messages or is not stable.
+    """
+    answers = [number for number, message in enumerate(conversation.messages) if message["role"] == "assistant"]
+    if not answers:
+        raise UserError(f"{key}: {where()}: the messages hold no assistant message, so there is nothing to learn")
+    renderer = _Renderer(conversation, tokenizer, where, key)
+    text, last, end = renderer.text, answers[-1], str(tokenizer.eos_token or "")
+    spans = renderer.tagged_spans() if renderer.tagged else [renderer.turn(number) for number in answers]
+    spans = [(start, _through_end_of_text(text, start, stop, end)) for start, stop in spans]
+    prompt = renderer.render(last, generation_prompt=True) if renderer.tagged and last else text[: spans[-1][0]]
+    if text.startswith(prompt):
+        # Where a block takes in what the generation prompt writes, all of it is learnt, and generation begins within.
+        spans = _split_at(spans, len(prompt))
+    completion = content_text(conversation.messages[last])
+    if "tool_calls" in conversation.messages[last]:
+        completion = text[slice(*spans[-1])].removesuffix(end).strip()
+    return ChatText(text, spans, prompt, completion)
+
+
+def chat_prompt(
+    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], *, key: str
+) -> str:
+    """The text that generation of an answer starts from: the conversation and the generation prompt.
+
+    Args:
+      conversation: the messages and tools.
+      tokenizer: has the template.
+      where: says where the conversation stands; called for messages only.
+      key: what the messages were given as, for messages.
 
     Raises:
-      UserError: the messages are malformed, hold no answer, or the template cannot render them or is not stable.
+      UserError: the template cannot render the messages.
     """
-    messages = _messages(row, field, where, key)
-    try:
-        template = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise UserError(
-            "data.messages: the tokenizer has no chat template; give prompt and completion instead"
-        ) from error
-    try:
-        if _GENERATION_TAG.search(template):
-            text, spans = _tagged_spans(messages, tokenizer, template)
-        else:
-            text, spans = _prefix_spans(messages, tokenizer, where, key)
-    except jinja2.TemplateError as error:
-        raise UserError(f"{key}: {where()}: the tokenizer's chat template refuses the messages: {error}") from error
-    answers = [message["content"] for message in messages if message["role"] == "assistant"]
-    segments, done = [], 0
-    for start, stop in spans:
-        stop = _through_end_of_text(text, start, stop, tokenizer)
-        segments += [Segment(text[done:start], False), Segment(text[start:stop], True)]
-        done = stop
-    segments.append(Segment(text[done:], False))
-    return [segment for segment in segments if segment.text], answers[-1]
+    renderer = _Renderer(conversation, tokenizer, where, key)
+    return renderer.render(len(conversation.messages), generation_prompt=True)
 
 
-def _messages(row: Mapping[str, Any], field: str, where: Callable[[], str], key: str) -> list[dict[str, Any]]:
-    if field not in row:
-        raise UserError(f"{key}: {where()} has no field {field!r} (data.messages){nearest(field, row)}")
-    messages = row[field]
-    lengths = {_length(values) for values in messages.values()} if isinstance(messages, Mapping) else {None}
-    if len(lengths) == 1 and None not in lengths:
-        # TFDS gives a sequence of records as a record of sequences.
-        messages = [dict(zip(messages, values, strict=True)) for values in zip(*messages.values(), strict=True)]
-    if not isinstance(messages, Sequence) or isinstance(messages, str) or not messages:
-        raise UserError(f"{key}: {where()}: field {field!r} (data.messages) is no list of messages")
-    for number, message in enumerate(messages, 1):
-        for name in ("role", "content"):
-            if not isinstance(message, Mapping) or not isinstance(message.get(name), str):
-                raise UserError(f"{key}: {where()}: message {number} of {field!r} has no text under {name!r}")
-        if message["role"] == "assistant" and not message["content"].strip():
-            raise UserError(f"{key}: {where()}: message {number} of {field!r} is an empty completion")
-    if not any(message["role"] == "assistant" for message in messages):
-        raise UserError(f"{key}: {where()}: {field!r} has no assistant message, so there is nothing to learn")
-    return [dict(message) for message in messages]
+class _Renderer:
+    """A conversation in the form that its template takes.
 
+    Attributes:
+      tagged: the template has ``{% generation %}`` blocks.
+      text: the whole conversation, rendered.
+    """
 
-def _length(value: Any) -> int | None:
-    """The length of a list, None for anything else."""
-    return len(value) if isinstance(value, Sequence) and not isinstance(value, str) else None
-
-
-def _tagged_spans(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, template: str
-) -> tuple[str, list[tuple[int, int]]]:
-    special: dict[str, Any] = dict(tokenizer.special_tokens_map)
-    rendered: Any = render_jinja_template(
-        conversations=[messages], chat_template=template, return_assistant_tokens_mask=True, **special
-    )
-    texts, spans = rendered
-    return texts[0], [(start, stop) for start, stop in spans[0]]
-
-
-def _prefix_spans(
-    messages: list[dict[str, Any]], tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], key: str
-) -> tuple[str, list[tuple[int, int]]]:
-    whole = _render(tokenizer, messages)
-    spans = []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        if index == 0:
+    def __init__(
+        self, conversation: Conversation, tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], key: str
+    ):
+        try:
+            self._template = tokenizer.get_chat_template(tools=conversation.tools)
+        except ValueError as error:
             raise UserError(
-                f"{key}: {where()}: the conversation begins with the assistant, and the chat template has no "
-                "{% generation %} block that shows where its turn begins"
+                f"{key}: the tokenizer has no chat template ({' '.join(str(error).split())[:80]}…); use a model that "
+                "has one, or give prompt and completion instead"
+            ) from error
+        self._tools: Any = conversation.tools
+        self._where, self._key = where, key
+        self._special: dict[str, Any] = dict(tokenizer.special_tokens_map)
+        self.tagged = _GENERATION_TAG.search(self._template) is not None
+        self._messages, self.text, self._tags = self._in_form(conversation.messages)
+
+    def render(self, count: int, *, generation_prompt: bool = False) -> str:
+        """The first ``count`` messages."""
+        try:
+            return self._rendered(self._messages[:count], generation_prompt)[0]
+        except Exception as error:  # a template is a program: it raises what it likes
+            raise self._refusal(error) from error
+
+    def tagged_spans(self) -> Spans:
+        """What the template's own blocks mark."""
+        spans = [(start, stop) for start, stop in self._tags if start < stop]
+        if not spans:
+            raise self._error(
+                "the conversation never enters the chat template's {% generation %} block, so there is nothing to learn"
             )
-        before = _render(tokenizer, messages[:index], generation_prompt=True)
-        after = _render(tokenizer, messages[: index + 1])
-        if not (whole.startswith(after) and after.startswith(before)) or len(after) == len(before):
-            raise UserError(
-                f"{key}: {where()}: the chat template renders message {index + 1} differently on its own and inside "
-                "the conversation, so the place of the answer is unknown; use a template with {% generation %} blocks, "
-                "or one answer per conversation"
+        if any(stop > start for (_, stop), (start, _) in itertools.pairwise(spans)) or spans[-1][1] > len(self.text):
+            raise self._error("the chat template's {% generation %} blocks overlap: the place of an answer is unknown")
+        return spans
+
+    def turn(self, number: int) -> tuple[int, int]:
+        """Where message ``number`` stands after its generation prompt."""
+        if number == 0:
+            raise self._error(
+                "the conversation begins with the assistant, and the chat template has no {% generation %} block that "
+                "shows where its turn begins"
             )
-        spans.append((len(before), len(after)))
-    return whole, spans
+        before, after = self.render(number, generation_prompt=True), self.render(number + 1)
+        if not (self.text.startswith(after) and after.startswith(before)) or len(after) == len(before):
+            raise self._error(
+                f"the chat template renders message {number + 1} differently on its own and inside the conversation, "
+                "so the place of the answer is unknown; use a template with {% generation %} blocks, or one answer per "
+                "conversation"
+            )
+        return len(before), len(after)
+
+    def _in_form(self, messages: list[dict[str, Any]]) -> tuple[list[dict[str, Any]], str, Spans]:
+        """The messages in the first form that the template takes, and the whole text.
+
+        Templates differ in whether content may be a list of parts, and arguments of a call JSON text: some raise, some
+        print the list or quote the text once more. The form as given comes first.
+        """
+        taken, refused = [], []
+        for form in _forms(messages):
+            try:
+                text, tags = self._rendered(form, False)
+            except Exception as error:  # a template is a program: it raises what it likes
+                refused.append(error)
+                continue
+            taken.append((form, text, tags))
+            if not any(shown in text for shown in _raw(form)):
+                return form, text, tags
+        if not taken:
+            raise self._refusal(refused[0]) from refused[0]
+        return taken[0]
+
+    def _rendered(self, messages: list[dict[str, Any]], generation_prompt: bool) -> tuple[str, Spans]:
+        rendered: Any = render_jinja_template(
+            conversations=[messages],
+            tools=self._tools,
+            chat_template=self._template,
+            return_assistant_tokens_mask=self.tagged,
+            add_generation_prompt=generation_prompt,
+            **self._special,
+        )
+        texts, spans = rendered
+        return texts[0], [(start, stop) for start, stop in spans[0]] if self.tagged else []
+
+    def _refusal(self, error: Exception) -> UserError:
+        kind = "" if isinstance(error, jinja2.TemplateError) else f"{type(error).__name__}: "
+        return self._error(f"the tokenizer's chat template refuses the messages: {kind}{error}")
+
+    def _error(self, message: str) -> UserError:
+        return UserError(f"{self._key}: {self._where()}: {message}")
 
 
-def _render(
-    tokenizer: PreTrainedTokenizerBase, messages: list[dict[str, Any]], *, generation_prompt: bool = False
-) -> str:
-    return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=generation_prompt))
+def _forms(messages: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """The messages as given, with calls' arguments as objects, with content as text, and with both."""
+    parsed = [_with_parsed_arguments(message) for message in messages]
+    yield messages
+    if parsed != messages:
+        yield parsed
+    if any(map(has_parts, messages)):
+        for form in [messages] if parsed == messages else [messages, parsed]:
+            yield [{**message, "content": content_text(message)} if has_parts(message) else message for message in form]
 
 
-def _through_end_of_text(text: str, start: int, stop: int, tokenizer: PreTrainedTokenizerBase) -> int:
+def _with_parsed_arguments(message: dict[str, Any]) -> dict[str, Any]:
+    if "tool_calls" not in message:
+        return message
+    calls = []
+    for call in message["tool_calls"]:
+        function = _function(call)
+        arguments = function.get("arguments")
+        found = _json_object(arguments)
+        if found is not None:
+            function = {**function, "arguments": found}
+            call = {**call, "function": function} if "function" in call else function
+        calls.append(call)
+    return {**message, "tool_calls": calls}
+
+
+def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What a call names and gives arguments to: the call itself, or its ``function``."""
+    function = call.get("function", call)
+    return function if isinstance(function, Mapping) else {}
+
+
+def _json_object(arguments: Any) -> dict[str, Any] | None:
+    if not isinstance(arguments, str):
+        return None
+    try:
+        value = json.loads(arguments)
+    except ValueError:
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _raw(messages: list[dict[str, Any]]) -> Iterator[str]:
+    """How Python's lists and objects, and JSON text quoted once more, look in a text that should not show them."""
+    for message in messages:
+        if has_parts(message):
+            yield str(message["content"])
+        for call in message.get("tool_calls", ()):
+            arguments = _function(call).get("arguments")
+            if _json_object(arguments) is not None:
+                yield json.dumps(arguments, ensure_ascii=False)
+            elif isinstance(arguments, Mapping) and arguments:
+                yield str(arguments)
+
+
+def _split_at(spans: Spans, cut: int) -> Spans:
+    """The spans, the one around ``cut`` as two."""
+    pieces = [((start, cut), (cut, stop)) if start < cut < stop else ((start, stop),) for start, stop in spans]
+    return list(itertools.chain.from_iterable(pieces))
+
+
+def _through_end_of_text(text: str, start: int, stop: int, end: str) -> int:
     """Where generation of a turn ends: after the end-of-text token if the turn holds it, else at the turn's end."""
-    end = str(tokenizer.eos_token or "")
     found = text.rfind(end, start, stop) if end else -1
     return stop if found < 0 else found + len(end)

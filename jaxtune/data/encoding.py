@@ -1,22 +1,44 @@
 """Text to token ids, so that what a prompt becomes in training is what it becomes in generation.
 
-An example is encoded piece by piece: its prompt alone, then what follows it. So the prompt's ids are a prefix of the
-example's by construction, and the boundary between what is given and what is learnt falls between two tokens whatever
-the texts are. Encoding prompt and completion as one text would let a token grow over the boundary (``"Answer: "`` +
-``"blue"`` gives a token ``" blue"`` that generation, which starts from the prompt's own ids, never sees).
+An example is one text with places in it where what is given ends and what is to be learnt begins. Its ids are those of
+the whole text, so that each piece is encoded after what really precedes it: some tokenizers (SentencePiece's dummy
+prefix) write a space after a special token and none within running text.
 
-A piece that follows another is encoded as a continuation. Some tokenizers (SentencePiece's dummy prefix) write a space
-in front of every text; a completion encoded alone would begin with a space that running text does not have.
+Only where a token would grow over such a place (``"Answer: "`` + ``"blue"`` gives a token ``" blue"`` that generation,
+which starts from the prompt's own ids, never sees) is the text cut: the given part keeps the ids that it has on its
+own, and what follows is encoded as a continuation of running text.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import functools
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import NamedTuple
 
 from transformers import PreTrainedTokenizerBase
 
+logger = logging.getLogger(__name__)
+
 # Texts to put in front of a continuation, tried in this order: no tokenizer merges all of them with what follows.
 _ANCHORS = (":", "\n", "a")
+
+# Texts encoded at a time: a tokenizer's own record of a token (text, offsets, masks) takes many times the id's room.
+_CHUNK = 1000
+
+
+class Encoded(NamedTuple):
+    """A text as token ids.
+
+    Attributes:
+      ids: the ids, special tokens in front included.
+      spans: first token and end of each span that is to be learnt.
+      crossed: a token of the whole text would have crossed the beginning of a span, so the text was cut there.
+    """
+
+    ids: list[int]
+    spans: list[tuple[int, int]]
+    crossed: bool
 
 
 def encode_prompts(
@@ -24,23 +46,55 @@ def encode_prompts(
 ) -> list[list[int]]:
     """Token ids of texts that begin an example: prompts, or whole texts.
 
-    Special tokens in front are the tokenizer's own choice; an end-of-text token that it appends is taken off again, as
-    the text goes on.
+    Special tokens in front are the tokenizer's own choice, and stand there once even where the text writes them too; an
+    end-of-text token that it appends is left out, as the text goes on.
 
     Args:
       tokenizer: a tokenizer of ``transformers``.
       texts: the texts.
       rendered: the texts come from a chat template, which has written the special tokens already.
     """
-    encoded = _encode(tokenizer, texts, special=not rendered)
-    end = special_id(tokenizer, "eos_token")
-    if rendered or end is None or _encode(tokenizer, ["a"], special=True)[0][-1] != end:
-        return encoded
-    return [ids[:-1] for ids in encoded]
+    front = [] if rendered else _special_front(tokenizer)
+    return [[*front, *_without(front, ids, tokenizer)] for ids in _encode(tokenizer, texts, special=False)]
+
+
+def encode_spans(
+    tokenizer: PreTrainedTokenizerBase,
+    texts: Sequence[str],
+    spans: Sequence[Sequence[tuple[int, int]]],
+    *,
+    rendered: bool = False,
+) -> list[Encoded]:
+    """Token ids of texts of which some spans are to be learnt.
+
+    The ids up to the beginning of a span are those that the text up to there has on its own, which is what generation
+    starts from, as long as no token crosses the beginning of an earlier span. A token that crosses the end of a span
+    belongs to it.
+
+    Args:
+      tokenizer: a tokenizer of ``transformers``.
+      texts: the texts.
+      spans: of each text, first character and end of what is to be learnt: at least one, in order, without overlap.
+      rendered: as for :func:`encode_prompts`.
+    """
+    front = [] if rendered else _special_front(tokenizer)
+    encoded = []
+    for begin in range(0, len(texts), _CHUNK):
+        chunk = slice(begin, begin + _CHUNK)
+        prefixes = _Prefixes(tokenizer, texts[chunk], spans[chunk])
+        for place, (text, parts) in enumerate(zip(texts[chunk], spans[chunk], strict=True)):
+            whole = prefixes.whole[place]
+            ids, ranges, crossed = _assemble(tokenizer, text, parts, whole, functools.partial(prefixes, place))
+            kept = _without(front, ids, tokenizer)
+            shift = len(front) + len(kept) - len(ids)
+            # A text that is learnt from its beginning is learnt with what stands in front of it.
+            moved = [(first + shift if first else 0, end + shift) for first, end in ranges]
+            encoded.append(Encoded([*front, *kept], moved, crossed))
+    return encoded
 
 
 def encode_continuations(tokenizer: PreTrainedTokenizerBase, texts: Iterable[str]) -> dict[str, list[int]]:
-    """Token ids of texts that follow other text, by text; each distinct text is encoded once."""
+    """Token ids of texts that follow running text, by text; each distinct text is encoded once."""
     waiting = list(dict.fromkeys(texts))
     encoded: dict[str, list[int]] = {}
     for anchor in _ANCHORS:
@@ -64,6 +118,130 @@ def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
         return None
     token_id = tokenizer.convert_tokens_to_ids(str(token))
     return token_id if isinstance(token_id, int) else None
+
+
+class _Prefixes:
+    """The ids of texts, and of each text up to the places where its spans begin and end.
+
+    Text is split at added tokens before anything else, so what precedes one does not change what follows it. A prefix's
+    ids are therefore the whole's up to its last added token, and from there those of a short text, which in chats is
+    the same few for all rows.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+    ):
+        encoding = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
+        self.whole: list[list[int]] = encoding["input_ids"]
+        added = {
+            number: str(token.content).strip()
+            for number, token in tokenizer.added_tokens_decoder.items()
+            if not token.single_word
+        }
+        self._windows: list[dict[int, tuple[int, str]]] = []
+        for place, (text, parts) in enumerate(zip(texts, spans, strict=True)):
+            places = [number for number, token in enumerate(self.whole[place]) if token in added]
+            # Tokenizers in Python tell no offsets: there a prefix is encoded from the text's beginning.
+            offsets = encoding.encodings[place].offsets if places and encoding.encodings else ()
+            splits = [
+                (number, *offsets[number])
+                for number in (places if offsets else ())
+                if text[slice(*offsets[number])].strip() == added[self.whole[place][number]]
+            ]
+            windows = {}
+            for cut in {cut for span in parts for cut in span if cut < len(text)}:
+                number, start, _ = next((split for split in reversed(splits) if split[2] <= cut), (0, 0, 0))
+                windows[cut] = (number, text[start:cut])
+            self._windows.append(windows)
+        distinct = list(dict.fromkeys(window for windows in self._windows for _, window in windows.values()))
+        self._encoded = dict(zip(distinct, _encode(tokenizer, distinct, special=False), strict=True))
+
+    def __call__(self, place: int, cut: int) -> list[int]:
+        """The ids of text number ``place`` up to the character ``cut``."""
+        if cut not in self._windows[place]:
+            return self.whole[place]
+        number, window = self._windows[place][cut]
+        return [*self.whole[place][:number], *self._encoded[window]]
+
+
+def _assemble(
+    tokenizer: PreTrainedTokenizerBase,
+    text: str,
+    spans: Sequence[tuple[int, int]],
+    whole: list[int],
+    prefix: Callable[[int], list[int]],
+) -> tuple[list[int], list[tuple[int, int]], bool]:
+    """Ids of a text and the token ranges of its spans, cut where a token crosses the beginning of a span."""
+    starts = []
+    for number, (start, _) in enumerate(spans):
+        given, tail = prefix(start), text[start:]
+        if _crosses(tokenizer, whole, given, tail):
+            before = [
+                (first, _reach(tokenizer, given, prefix(stop)))
+                for first, (_, stop) in zip(starts, spans[:number], strict=True)
+            ]
+            ids, after, _ = _assemble(
+                tokenizer,
+                tail,
+                [(first - start, stop - start) for first, stop in spans[number:]],
+                _continuation(tokenizer, tail),
+                functools.partial(_continuation, tokenizer, tail),
+            )
+            shifted = [(first + len(given), end + len(given)) for first, end in after]
+            return given + ids, before + shifted, True
+        starts.append(len(given))
+    ends = [_reach(tokenizer, whole, prefix(stop)) for _, stop in spans]
+    return whole, list(zip(starts, ends, strict=True)), False
+
+
+def _crosses(tokenizer: PreTrainedTokenizerBase, whole: list[int], given: list[int], tail: str) -> bool:
+    """Whether a token of the whole takes in the end of what is given and the beginning of what follows."""
+    if whole[: len(given)] != given:
+        return True
+    # The unknown token stands for any text, so equal ids do not show where it ends.
+    unknown = bool(given) and given[-1] == tokenizer.unk_token_id
+    return unknown and given + _continuation(tokenizer, tail) != whole
+
+
+def _reach(tokenizer: PreTrainedTokenizerBase, ids: list[int], prefix: list[int]) -> int:
+    """How many of ``ids`` it takes to hold the text of ``prefix``, whose text they begin with."""
+    if ids[: len(prefix)] == prefix:
+        return len(prefix)
+    shared = min(len(ids), len(prefix))
+    same = next((number for number in range(shared) if ids[number] != prefix[number]), shared)
+
+    def length(tokens: list[int]) -> int:
+        return len(tokenizer.decode(tokens, skip_special_tokens=False, clean_up_tokenization_spaces=False))
+
+    wanted, end = length(prefix[same:]), min(same + 1, len(ids))
+    while end < len(ids) and length(ids[same:end]) < wanted:
+        end += 1
+    return end
+
+
+def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, cut: int | None = None) -> list[int]:
+    """The ids of a text up to the character ``cut``, as a continuation."""
+    return encode_continuations(tokenizer, [text[:cut]])[text[:cut]] if text[:cut] else []
+
+
+def _special_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """What the tokenizer writes in front of every text."""
+    (bare,), (whole,) = _encode(tokenizer, ["a"], special=False), _encode(tokenizer, ["a"], special=True)
+    places = [place for place in range(len(whole)) if whole[place : place + len(bare)] == bare]
+    return whole[: places[0]] if places else []
+
+
+def _without(front: list[int], ids: list[int], tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """A text's own ids, less what the tokenizer writes in front of them if they begin with that themselves."""
+    if not front or ids[: len(front)] != front:
+        return ids
+    _tell_of_repetition("".join(tokenizer.convert_ids_to_tokens(front)))
+    return ids[len(front) :]
+
+
+@functools.cache
+def _tell_of_repetition(written: str) -> None:
+    logger.warning("prompts begin with %r, which the tokenizer writes itself: it stands there once", written)
 
 
 def _encode(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], *, special: bool) -> list[list[int]]:

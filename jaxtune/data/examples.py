@@ -13,9 +13,10 @@ from jaxtyping import Float32, Int32
 from transformers import PreTrainedTokenizerBase
 
 from jaxtune.config.schema import DataConfig
-from jaxtune.data.chat import Segment, chat_segments
-from jaxtune.data.encoding import encode_continuations, encode_prompts, special_id
+from jaxtune.data.chat import chat_text
+from jaxtune.data.encoding import encode_prompts, encode_spans, special_id
 from jaxtune.data.explode import explode
+from jaxtune.data.messages import conversation
 from jaxtune.data.prompts import Template
 from jaxtune.data.sources import Source, locate
 from jaxtune.errors import UserError
@@ -32,10 +33,13 @@ class Example:
       weights: loss weight of predicting each token from those before it; the first token has none to be predicted from
         and weighs 0.
       index: the example's place among all examples of its source (rows after exploding, before any is left out).
-      prompt_length: how many tokens come before the completion, the last one if there are several (chat);
-        ``tokens[:prompt_length]`` is what generation starts from. 0 for text without a prompt.
+      prompt_length: how many tokens come before the completion, the last one if there are several (chat). 0 for text
+        without a prompt.
       fields: the row, with the exploded entry.
       completion: the text to be learnt (the last assistant message of a chat).
+      crossed: a token of the whole text would have crossed from what is given into what is learnt, so the given part's
+        ids are those that it has on its own.
+      given: what generation starts from where that is not ``tokens[:prompt_length]``.
     """
 
     tokens: Int32[np.ndarray, " n"]
@@ -44,6 +48,13 @@ class Example:
     prompt_length: int
     fields: Mapping[str, Any]
     completion: str
+    crossed: bool = False
+    given: Int32[np.ndarray, " given"] | None = None
+
+    @property
+    def prompt(self) -> Int32[np.ndarray, " given"]:
+        """What generation of the completion starts from: in a chat the messages before it and the generation prompt."""
+        return self.tokens[: self.prompt_length] if self.given is None else self.given
 
 
 class Examples(Sequence[Example]):
@@ -75,11 +86,13 @@ class Examples(Sequence[Example]):
 
 @dataclasses.dataclass(frozen=True)
 class _Text:
-    """An example as text: its row, the pieces of its text and the completion."""
+    """An example as text: its row, where in the text stands what is learnt, what generation starts from."""
 
     row: int
     fields: Mapping[str, Any]
-    segments: list[Segment]
+    text: str
+    spans: list[tuple[int, int]]
+    prompt: str
     completion: str
 
 
@@ -98,7 +111,8 @@ def make_examples(
     examples. The ids cost 8 bytes per token in memory.
 
     A tokenizer's end-of-text token, if it has one, ends every example made from templates; chats end as their template
-    has it. See :mod:`jaxtune.data.encoding` for what happens at the boundary between prompt and completion.
+    has it, and are given their row's ``tools``. See :mod:`jaxtune.data.encoding` for what happens at the boundary
+    between what is given and what is learnt.
 
     Args:
       rows: a :class:`~jaxtune.data.sources.Source`, or any sequence of mappings.
@@ -131,17 +145,19 @@ def _prompts(rows: Sequence[Any], config: DataConfig, key: str) -> list[_Text]:
         if not answer.strip():
             raise UserError(f"{key}: {where()}: empty completion: {config.completion!r} gives {answer!r}")
         question = "" if prompt is None else prompt.render(fields, where)
-        segments = [Segment(question, False)] if question else []
-        texts.append(_Text(index, fields, [*segments, Segment(answer, True)], answer))
+        text = question + answer
+        texts.append(_Text(index, fields, text, [(len(question), len(text))], question, answer))
     return texts
 
 
 def _chats(rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> list[_Text]:
     texts = []
+    filled = isinstance(rows, Source) and rows.filled
     for index, fields in _exploded(rows, config, key):
         where = functools.partial(locate, rows, index)
-        segments, answer = chat_segments(fields, config.messages or "", tokenizer, where, key=key)
-        texts.append(_Text(index, fields, segments, answer))
+        talk = conversation(fields, config.messages or "", where, key=key, filled=filled)
+        chat = chat_text(talk, tokenizer, where, key=key)
+        texts.append(_Text(index, fields, chat.text, chat.spans, chat.prompt, chat.completion))
     return texts
 
 
@@ -149,28 +165,59 @@ def _encode(
     texts: list[_Text], rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, key: str
 ) -> list[Example]:
     chat = config.messages is not None
-    heads = encode_prompts(tokenizer, [text.segments[0].text for text in texts], rendered=chat)
-    tails = encode_continuations(tokenizer, (segment.text for text in texts for segment in text.segments[1:]))
+    encoded = encode_spans(tokenizer, [text.text for text in texts], [text.spans for text in texts], rendered=chat)
+    # Which span begins where the prompt ends; in a chat a template may have none that does.
+    asked = [_span_after(text) for text in texts]
+    apart = [place for place, each in enumerate(encoded) if each.crossed or asked[place] is None]
+    prompts = encode_prompts(tokenizer, [texts[place].prompt for place in apart], rendered=chat)
+    given = {place: np.asarray(ids, np.int32) for place, ids in zip(apart, prompts, strict=True)}
     end = None if chat else special_id(tokenizer, "eos_token")
     examples = []
-    for index, (text, head) in enumerate(zip(texts, heads, strict=True)):
-        pieces = [head, *(tails[segment.text] for segment in text.segments[1:])]
-        if end is not None and pieces[-1][-1:] != [end]:
-            pieces[-1] = [*pieces[-1], end]
-        learnt = [segment.learnt for segment in text.segments]
-        last = max(number for number, is_learnt in enumerate(learnt) if is_learnt)
-        tokens = np.asarray([token for piece in pieces for token in piece], np.int32)
-        weights = np.repeat(np.asarray(learnt, np.float32), [len(piece) for piece in pieces])
-        if config.loss_on == "all":
-            weights[:] = 1
+    for index, (text, (ids, spans, crossed)) in enumerate(zip(texts, encoded, strict=True)):
+        if end is not None and ids[-1:] != [end]:
+            ids, spans = [*ids, end], [*spans[:-1], (spans[-1][0], len(ids) + 1)]
+        tokens, weights = np.asarray(ids, np.int32), np.zeros(len(ids), np.float32)
+        for first, stop in [(0, len(ids))] if config.loss_on == "all" else spans:
+            weights[first:stop] = 1
         weights[:1] = 0
         if not weights.any():
             raise UserError(
                 f"{key}: {locate(rows, text.row)}: the completion {text.completion!r} leaves no token to predict"
             )
-        prompt_length = sum(len(piece) for piece in pieces[:last])
-        examples.append(Example(tokens, weights, index, prompt_length, text.fields, text.completion))
+        place = asked[index]
+        length = spans[-1 if place is None else place][0]
+        examples.append(
+            Example(tokens, weights, index, length, text.fields, text.completion, crossed, given.get(index))
+        )
+    _tell(examples, asked, key)
     return examples
+
+
+def _span_after(text: _Text) -> int | None:
+    if not text.text.startswith(text.prompt):
+        return None
+    return next((place for place, (start, _) in enumerate(text.spans) if start == len(text.prompt)), None)
+
+
+def _tell(examples: list[Example], asked: list[int | None], key: str) -> None:
+    """Says where training and generation cannot agree on a text's ids."""
+    crossed, elsewhere = sum(example.crossed for example in examples), asked.count(None)
+    if crossed:
+        logger.warning(
+            "%s: in %d of %d examples a token would cross from what is given into what is learnt; there the given part "
+            "keeps the ids that generation starts from. A prompt that does not end in a space avoids it",
+            key,
+            crossed,
+            len(examples),
+        )
+    if elsewhere:
+        logger.warning(
+            "%s: in %d of %d conversations the last answer that is learnt does not begin where the chat template's "
+            "generation prompt ends, so generation starts from other text than training shows",
+            key,
+            elsewhere,
+            len(examples),
+        )
 
 
 def _fit(
@@ -230,4 +277,6 @@ def truncate(example: Example, limit: int, *, begins_with: int | None, chat: boo
         if not head:
             weights[:1] = 0
     tokens, weights = tokens[:limit], weights[:limit]
-    return dataclasses.replace(example, tokens=tokens, weights=weights, prompt_length=min(prompt, limit))
+    # A chat is asked its last question in full, wherever training is cut; a prompt that lost its beginning, as trained.
+    given = example.prompt if chat else None
+    return dataclasses.replace(example, tokens=tokens, weights=weights, prompt_length=min(prompt, limit), given=given)

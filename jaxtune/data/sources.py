@@ -23,9 +23,18 @@ class Source(Sequence[dict]):
 
     Attributes:
       name: the file or data set, as messages name it.
+      filled: the rows come from Arrow, where a record has the keys of all others, null where it had none.
     """
 
-    def __init__(self, rows: Sequence[Any], *, name: str, unit: str = "row", numbers: Sequence[int] | None = None):
+    def __init__(
+        self,
+        rows: Sequence[Any],
+        *,
+        name: str,
+        unit: str = "row",
+        numbers: Sequence[int] | None = None,
+        filled: bool = False,
+    ):
         """Wraps ``rows``.
 
         Args:
@@ -33,8 +42,10 @@ class Source(Sequence[dict]):
           name: the file or data set, for messages.
           unit: what a row is called there ("line", "row").
           numbers: each row's number there; counted from 1 if not given.
+          filled: see the attribute.
         """
         self.name = name
+        self.filled = filled
         self._rows = rows
         self._unit = unit
         self._numbers = range(1, len(rows) + 1) if numbers is None else numbers
@@ -53,7 +64,7 @@ class Source(Sequence[dict]):
 
     def subset(self, indices: Sequence[int]) -> Source:
         """The rows at ``indices`` (of the wrapped rows), which keep their places."""
-        part = Source(self._rows, name=self.name, unit=self._unit, numbers=self._numbers)
+        part = Source(self._rows, name=self.name, unit=self._unit, numbers=self._numbers, filled=self.filled)
         part._indices = indices
         return part
 
@@ -125,8 +136,8 @@ def _splits(config: SourceConfig, key: str) -> Mapping[str, Callable[[], Source]
     )
 
 
-def _named(open_rows: Callable[[], Sequence[Any]], name: str) -> Callable[[], Source]:
-    return lambda: Source(open_rows(), name=name)
+def _named(open_rows: Callable[[], Sequence[Any]], name: str, *, filled: bool = False) -> Callable[[], Source]:
+    return lambda: Source(open_rows(), name=name, filled=filled)
 
 
 def _missing(path: Path) -> str:
@@ -189,7 +200,7 @@ def _read_parquet(path: Path, key: str) -> Source:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{key}: {path} is no readable Parquet file: {error}") from error
-    return Source(table.to_pylist(maps_as_pydicts="strict"), name=str(path))
+    return Source(table.to_pylist(maps_as_pydicts="strict"), name=str(path), filled=True)
 
 
 def _saved_dataset(path: Path, key: str) -> Mapping[str, Callable[[], Source]]:
@@ -209,8 +220,11 @@ def _saved_dataset(path: Path, key: str) -> Mapping[str, Callable[[], Source]]:
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: {path} is a damaged saved data set: {error}") from error
     if isinstance(loaded, datasets.Dataset):
-        return {FILE_SPLIT: _named(lambda: _Indexed(loaded), str(path))}
-    return {str(name): _named(lambda split=split: _Indexed(split), f"{path} {name}") for name, split in loaded.items()}
+        return {FILE_SPLIT: _named(lambda: _Indexed(loaded), str(path), filled=True)}
+    return {
+        str(name): _named(lambda split=split: _Indexed(split), f"{path} {name}", filled=True)
+        for name, split in loaded.items()
+    }
 
 
 class _Indexed(Sequence[dict]):

@@ -93,7 +93,7 @@ class Evaluator:
     ):
         """Prepares an evaluation by attribute extraction.
 
-        A prompt is ``example.tokens[: example.prompt_length]``, its ground truth ``example.completion``. The attribute
+        A prompt is ``example.prompt``, its ground truth ``example.completion``. The attribute
         asked for is the field ``explode.key`` (the field ``attribute`` where nothing is exploded; all examples are one
         attribute where there is none). Examples that were exploded from the same row are one document.
 
@@ -120,7 +120,7 @@ class Evaluator:
         self._references = [example.completion.rstrip().removesuffix(config.stop or "") for example in self.examples]
         self._check(explode, key)
         self._documents = documents(self.examples, explode)
-        self._prompts = [example.tokens[: example.prompt_length].tolist() for example in self.examples]
+        self._prompts = [example.prompt.tolist() for example in self.examples]
         self._prompt_texts = answer_texts(tokenizer, self._prompts)
 
     def _check(self, explode: ExplodeConfig | None, key: str) -> None:
@@ -128,7 +128,7 @@ class Evaluator:
             raise UserError(f"{key}: no examples to evaluate")
         for example, reference in zip(self.examples, self._references, strict=True):
             where = f"{key}: example {example.index}"
-            if not example.prompt_length:
+            if not len(example.prompt):
                 raise UserError(f"{where} has no prompt to generate from; give data.prompt or data.messages")
             if self._stop and self._stop in reference:
                 raise UserError(
