@@ -336,6 +336,12 @@ class SearchConfig(Section):
             raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
         if self.ladder and self.method == "hyperband":
             raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
+        if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:
+            key = "initial" if self.initial == places else "trials"
+            raise ValueError(
+                f"start_from: with {key} {places} the first trial, the reference, leaves no place for a trial of "
+                f"{self.start_from}; set {key} to 2 or more, or leave start_from out"
+            )
         return self
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.search.milestones import milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.space import Point, Space
 from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
@@ -60,8 +61,8 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       added: configurations by hand to try as well.
 
     Raises:
-      UserError: a value does not fit the model, its context, the devices or the data, or the fraction of its steps is
-        less than a step.
+      UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
+        steps is less than a step, or two of them are the same step.
     """
     trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
@@ -107,13 +108,9 @@ def early_steps(config: Config) -> int:
     """Steps after which a trial of this length is scored.
 
     Raises:
-      UserError: the fraction is less than a step.
+      UserError: a rung or the fraction is less than a step, or two of them are the same step.
     """
-    settings, steps = search_config(config), config.train.steps or 0
-    for key, share in [*(("ladder", rung) for rung in settings.ladder), ("fraction", settings.fraction)]:
-        if round(share * steps) < 1:
-            raise UserError(f"search.{key}: {share} of {steps} steps is less than a step")
-    return round(settings.fraction * steps)
+    return milestones(search_config(config), config.train.steps or 0).early
 
 
 def reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:

@@ -17,8 +17,8 @@ class Observation:
       point: where.
       score: lower is better; None for a diverged trial, which counts as the worst finite score so far.
       standard_error: of the score, in its own units; None where unknown.
-      stopped: the step at which it was stopped short of the study's fraction; None where it reached the fraction. Its
-        score is that of the earlier step.
+      stopped: how many rungs it had reached when it was stopped short of the study's fraction, the last of which its
+        score is of: it compares with that of no trial that went further. None where it reached the fraction.
     """
 
     point: Point
@@ -42,10 +42,13 @@ class Proposal:
 
 
 def finite_scores(observations: Sequence[Observation]) -> list[float]:
-    """Scores without gaps: a diverged trial gets the worst one.
+    """Scores without gaps: a diverged trial gets the worst one, or a worse one where that is the best as well.
 
     Raises:
       ValueError: all diverged.
     """
-    worst = max(observation.score for observation in observations if observation.score is not None)
-    return [worst if observation.score is None else observation.score for observation in observations]
+    finite = [observation.score for observation in observations if observation.score is not None]
+    worst = max(finite)
+    # How much worse does not matter, as what takes these scores scales them by their spread.
+    diverged = worst if min(finite) < worst else worst + max(1.0, abs(worst))
+    return [diverged if observation.score is None else observation.score for observation in observations]

@@ -13,17 +13,16 @@ def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate) -> di
     """Trials that may be promoted with what each is worth (lower is better), best first.
 
     Worth is the surrogate's posterior mean given each score's standard error, or the score itself where there are too
-    few to fit a surrogate. A diverged trial is not among them, nor one that was stopped before the fraction, nor the
-    reference, which is finished anyway.
+    few to fit a surrogate. A diverged trial is not among them, nor the reference, which is finished anyway.
 
     Args:
-      seen: observations by trial number.
+      seen: observations by trial number, all of one step.
       surrogate: of the study's space.
     """
     estimates = surrogate.promotion_estimates([observation for _, observation in seen])
     ranked = []
     for index, (number, observation) in enumerate(seen):
-        if number == 0 or observation.score is None or observation.stopped is not None:
+        if number == 0 or observation.score is None:
             continue
         worth = observation.score if estimates is None else float(estimates[index])
         ranked.append((worth, observation.score, number))

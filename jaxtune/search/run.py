@@ -9,10 +9,12 @@ from typing import Any
 
 from jaxtune.config import Config, dotted
 from jaxtune.config.schema import SearchConfig
+from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.journal import FILENAME, check_free, read_journal
+from jaxtune.search.milestones import milestones
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
@@ -115,24 +117,30 @@ def starting_trials(config: Config) -> list[dict[str, Any]]:
     """The trials that an earlier study gives this one to begin with: those it began with, if it has begun.
 
     Raises:
-      UserError: ``search.start_from`` names no study, or one over other keys.
+      UserError: ``search.start_from`` names no study, or one over other keys, or this one has begun without it.
     """
     settings = search_config(config)
     if settings.start_from is None:
         return []
     if (Path(config.directory) / FILENAME).exists() and (records := read_journal(config.directory)):
-        return records[0].get("start", [])
+        if not (begun := records[0].get("start", [])):
+            raise UserError(
+                f"search.start_from: the study in {config.directory} has begun without trials of another one; leave it "
+                f"out, or choose another run_dir"
+            )
+        return begun
     space = Space(settings.space, dotted(config), settings.fixed)
     return best_configurations(settings.start_from, space, min(settings.initial, settings.trials) - 1)
 
 
 def _first_steps(settings: SearchConfig, steps: int) -> int:
     """Steps until all trials of a study are scored, or stopped at the ladder; without divergences."""
+    stops = milestones(settings, steps)
     total, trials, before = 0, settings.trials, 0
-    for share in (*settings.ladder, settings.fraction):
-        total += trials * (round(share * steps) - before)
+    for step in (*stops.rungs, stops.early):
+        total += trials * (step - before)
         # The reference climbs beside the better half of the others.
-        trials, before = 1 + math.ceil((trials - 1) / 2), round(share * steps)
+        trials, before = 1 + math.ceil((trials - 1) / 2), step
     return total
 
 

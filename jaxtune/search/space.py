@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 Coordinate = float | int
 Point = list[Coordinate]
 
-_SIGNIFICANT_DIGITS = 6
+# Floats keep so many digits, so that people can retype them; more in a range that would hold fewer values than this.
+_SIGNIFICANT_DIGITS, _MOST_DIGITS = 6, 17
+_FEWEST_VALUES = 1000
 
 
 def canonical(value: Any) -> str:
@@ -66,14 +68,21 @@ class Dimension:
         return self.kind in ("log_uniform", "uniform")
 
     @property
+    def digits(self) -> int:
+        """Significant digits of the values of a continuous dimension."""
+        magnitude = math.floor(math.log10(max(abs(self.low), abs(self.high)))) + 1
+        needed = math.ceil(math.log10(_FEWEST_VALUES) + magnitude - math.log10(self.high - self.low))
+        return min(max(needed, _SIGNIFICANT_DIGITS), _MOST_DIGITS)
+
+    @property
     def size(self) -> int | None:
         """The number of values; None for a continuous dimension."""
         return None if self.continuous else int(self.high - self.low) + 1
 
     def decode(self, coordinate: Any) -> Any:
-        """The plain Python value of a coordinate; floats keep six digits, so that people can retype them."""
+        """The plain Python value of a coordinate; floats are rounded, so that people can retype them."""
         if self.continuous:
-            return min(max(float(f"{float(coordinate):.{_SIGNIFICANT_DIGITS}g}"), float(self.low)), float(self.high))
+            return min(max(float(f"{float(coordinate):.{self.digits}g}"), float(self.low)), float(self.high))
         index = int(coordinate)
         if self.kind == "choice":
             return self.choices[index]
@@ -144,6 +153,11 @@ def _dimension(key: str, config: DimensionConfig) -> Dimension:
             raise UserError(f"{where}: choice needs a list of at least two values")
         return Dimension(key, "choice", 0, len(value) - 1, tuple(value))
     low, high = value
+    if config.kind in ("log_uniform", "uniform") and high - low < _FEWEST_VALUES * math.ulp(max(abs(low), abs(high))):
+        raise UserError(
+            f"{where}: {config.kind} [{low}, {high}] is too narrow for numbers between its ends; widen it, or leave "
+            f"the key out and set it in the configuration"
+        )
     if config.kind == "power_of_two":
         low, high = int(low).bit_length() - 1, int(high).bit_length() - 1
     return Dimension(key, config.kind, low, high)
@@ -161,8 +175,8 @@ class Space:
     the slice by :meth:`snap`.
 
     Raises:
-      UserError: the space is empty, a key is not in the configuration, one key is inside another, choices repeat, or a
-        fixed value is none that the key can take.
+      UserError: the space is empty, a key is not in the configuration, one key is inside another, choices repeat, a
+        range is too narrow for numbers between its ends, or a fixed value is none that the key can take.
     """
 
     def __init__(

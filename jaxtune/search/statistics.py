@@ -15,10 +15,14 @@ _FEWEST_PAIRS = 3
 def top_k_overlap(early: Sequence[float], final: Sequence[float], k: int) -> int:
     """How many of the ``k`` best by early score are among the ``k`` best by final score (lower is better).
 
-    Ties are broken by position, the same way on both sides.
+    Ties are broken by position, the same way on both sides. A trial that diverged, whose score is infinite, is among no
+    best.
     """
-    best = [set(np.argsort(np.asarray(scores), kind="stable")[:k].tolist()) for scores in (early, final)]
-    return len(best[0] & best[1])
+    groups = []
+    for scores in (early, final):
+        order = np.argsort(np.asarray(scores, np.float64), kind="stable")[:k]
+        groups.append({index for index in order.tolist() if math.isfinite(scores[index])})
+    return len(groups[0] & groups[1])
 
 
 def rank_agreement(
@@ -30,14 +34,14 @@ def rank_agreement(
       early: early score of each trial, lower is better; infinite where the trial diverged.
       final: final score of each trial, lower is better; None where the trial was not finished.
       top_k: size of the two leading groups that are compared.
-      failed: whether each trial diverged; such a trial needs no final score and ranks last.
+      failed: whether each trial diverged; such a trial needs no final score and is in no leading group.
 
     Returns:
       ``spearman`` and ``kendall`` (tau-b) over finished trials, ``top_k``, ``top_k_overlap`` (trials in both leading
-      groups; None unless *every* trial was finished or diverged and there are more than ``top_k``), ``finished`` (the
-      number of pairs) and ``basis``: ``all`` where every trial that did not diverge is finished, ``survivors`` where
-      only the promoted ones are, whose narrow range of scores makes a correlation smaller than it is over all. What is
-      not known is None.
+      groups; None unless *every* trial was finished or diverged, there are more than ``top_k``, and so many did not
+      diverge), ``finished`` (the number of pairs) and ``basis``: ``all`` where every trial that did not diverge is
+      finished, ``survivors`` where only the promoted ones are, whose narrow range of scores makes a correlation smaller
+      than it is over all. What is not known is None.
     """
     # Half a second of import, which a search's first trial need not wait for.
     from scipy import stats
@@ -50,7 +54,7 @@ def rank_agreement(
             spearman = float(stats.spearmanr(first, second).statistic)  # type: ignore[union-attr]
             kendall = float(stats.kendalltau(first, second).statistic)  # type: ignore[union-attr]
     complete = all(score is not None or bad for score, bad in zip(final, failed, strict=True))
-    if complete and len(early) > top_k:
+    if complete and len(early) > top_k <= len(pairs):
         last = [math.inf if bad or score is None else score for score, bad in zip(final, failed, strict=True)]
         overlap = top_k_overlap(early, last, top_k)
     return {

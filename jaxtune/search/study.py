@@ -18,7 +18,10 @@ from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, check_records, check_room, lookup, study_header
 from jaxtune.search.journal import Journal
+from jaxtune.search.leader import leader
 from jaxtune.search.methods import make_method
+from jaxtune.search.milestones import Milestones, milestones
+from jaxtune.search.outcome import Outcome
 from jaxtune.search.promotion import next_to_finish, ranking
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.runner import Interrupted, TrialRunner
@@ -133,7 +136,7 @@ class Study:
                 return None
             finally:
                 self.runner.close()
-            seen = self._scores.last(self._history.trials)
+            seen = self._scores.at(self._history.trials)
             summary = build_summary(
                 self._history,
                 best,
@@ -198,6 +201,7 @@ class Study:
 
     def _score_trials(self) -> None:
         """Proposes and scores every trial that the journal does not have yet."""
+        self._settle()
         trials = self._history.trials
         waiting = [state for state in trials.values() if not (state.ended or state.waits)]
         with Proposals(self._method, self.reference, self.start) as proposals:
@@ -218,31 +222,37 @@ class Study:
         """Takes the better half of the trials that wait at a rung of the ladder to the next one, or to the fraction.
 
         That is successive halving (Jamieson & Talwalkar 2016) before the trials are scored. The reference goes on
-        beside the half.
+        beside the half. In a study that was extended, trials that went on before take their places in the half; what
+        was decided of them stays.
         """
         trials = self._history.trials
-        there = {n: step for n, state in trials.items() if (step := self._rung(state.trial, rung)) in state.rungs}
-        scores = [(n, self._scores.observation(trials[n], trials[n].rungs[step])) for n, step in there.items()]
-        order = list(ranking([(n, one) for n, one in scores if one is not None], self._surrogate))
+
+        def step(trial: Trial) -> int:
+            return self._milestones(trial).rungs[rung]
+
+        order = list(ranking(self._scores.at(trials, step, self._history.lost), self._surrogate))
         half = math.ceil(len(order) / 2)
+        here = {
+            number: step(state.trial)
+            for number, state in trials.items()
+            if not state.ended and max(state.rungs, default=0) == step(state.trial)
+        }
         for number in order[half:]:
-            trial = trials[number].trial
-            if not trials[number].stopped:
-                self._append("stopped", trial=number, configuration=trial.configuration, step=there[number])
-        on = [trials[n] for n in ([0] if 0 in there else []) + order[:half]]
-        waiting = [state for state in on if not state.ended and max(state.rungs) == there[state.trial.id]]
+            if number in here:
+                configuration = trials[number].trial.configuration
+                self._append("stopped", trial=number, configuration=configuration, step=here[number])
+        waiting = [trials[number] for number in (0, *order[:half]) if number in here]
         self._train("early", lambda _: functools.partial(waiting.pop, 0) if waiting else None)
 
-    def _rung(self, trial: Trial, rung: int) -> int:
-        """The step of a rung of the ladder."""
-        return round(self.search.ladder[rung] * self.runner.total_steps(trial))
+    def _milestones(self, trial: Trial) -> Milestones:
+        return milestones(self.search, self.runner.total_steps(trial))
 
     def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""
         known = self._history.trials
         before = set(known[number - 1].known) if number else set()
-        first = (lambda trial: self._rung(trial, 0)) if self.search.ladder else None
-        told = [(index, seen) for index, seen in self._scores.first(known, first) if index in before]
+        first = (lambda trial: self._milestones(trial).rungs[0]) if self.search.ladder else None
+        told = [(index, seen) for index, seen in self._scores.told(known, first) if index in before]
         pending = [
             (index, point)
             for index in sorted(known)
@@ -281,11 +291,6 @@ class Study:
         """Gives a trial to the runner, to be trained to the end of a phase, or to the next rung before it."""
         trial = state.trial
         until = self._until(trial, phase)
-        if until < 1:
-            total = self.runner.total_steps(trial)
-            raise UserError(
-                f"search.fraction {self.search.fraction} of trial {trial.id}'s {total} steps is less than a step"
-            )
         if phase == "early":
             until = next((step for step in self._stops_before(trial, until) if step not in state.rungs), until)
         trial.directory.mkdir(parents=True, exist_ok=True)
@@ -296,13 +301,13 @@ class Study:
     def _stops_before(self, trial: Trial, until: int) -> Sequence[int]:
         """Steps before the fraction at which a trial is looked at."""
         if self.search.ladder:
-            return [self._rung(trial, rung) for rung in range(len(self.search.ladder))]
+            return self._milestones(trial).rungs
         # The reference is finished whatever comes.
         return self._method.rungs(until) if trial.id else ()
 
     def _until(self, trial: Trial, phase: Phase) -> int:
-        total = self.runner.total_steps(trial)
-        return total if phase == "final" else round(self.search.fraction * total)
+        steps = self._milestones(trial)
+        return steps.total if phase == "final" else steps.early
 
     def _wait(self, phase: Phase) -> list[TrialState]:
         """Waits for scores, and writes them down; returns the trials that are through with the phase."""
@@ -312,19 +317,13 @@ class Study:
             compilations = self.runner.compilations - self._compilations
             self._compilations += compilations
             until, total = self._until(trial, phase), self.runner.total_steps(trial)
-            common = {
-                "trial": trial.id,
-                "configuration": trial.configuration,
-                "step": step,
-                "total_steps": total,
-                **outcome_fields(outcome),
-            }
+            common = self._scored(state, step, outcome)
             if step < until and not outcome.failed:
                 waits = bool(self.search.ladder)
                 self._append("reported", **common, waits=waits, compilations=compilations)
                 if waits:
                     ended.append(state)
-                elif self._stops(trial.id, until):
+                elif self._stops(trial):
                     self._append("stopped", trial=trial.id, configuration=trial.configuration, step=step)
                     ended.append(state)
                 else:
@@ -337,25 +336,40 @@ class Study:
             ended.append(state)
         return ended
 
-    def _stops(self, number: int, until: int) -> bool:
-        """Whether the method ends a trial at the rung that it has just reached."""
-        reports = {
-            index: {step: self._sign * outcome.score for step, outcome in state.rungs.items()}
-            for index, state in self._history.trials.items()
-            if state.rungs
+    def _stops(self, trial: Trial) -> bool:
+        """Whether the method ends a trial at the last rung that it has reached, by the reports up to that one."""
+        until = self._until(trial, "early")
+
+        def rungs(other: Trial) -> Sequence[int]:
+            return self._method.rungs(self._until(other, "early"))
+
+        return self._method.stops(trial.id, until, self._scores.reports(self._history, trial, rungs))
+
+    def _settle(self) -> None:
+        """Makes good what a kill left out between a record and the one that follows from it alone."""
+        for number, state in self._history.trials.items():
+            trial, early = state.trial, state.early
+            if state.rungs and not (state.ended or state.waits) and self._stops(trial):
+                self._append("stopped", trial=number, configuration=trial.configuration, step=max(state.rungs))
+            elif early is not None and state.ranked and state.final is None:
+                steps = self._milestones(trial)
+                if steps.early == steps.total:
+                    self._append("finished", **self._scored(state, steps.total, early), phase="final", compilations=0)
+
+    def _scored(self, state: TrialState, step: int, outcome: Outcome) -> dict[str, Any]:
+        """What every record of an outcome tells."""
+        return {
+            "trial": state.trial.id,
+            "configuration": state.trial.configuration,
+            "step": step,
+            "total_steps": self.runner.total_steps(state.trial),
+            **outcome_fields(outcome),
         }
-        return self._method.stops(number, until, reports)
 
     def _finish_trials(self) -> None:
         """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
         trials, promoted = self._history.trials, self._history.promoted
-        # What the ladder stopped has scores of other steps: promotion weighs those at the fraction alone.
-        seen = [
-            (n, one)
-            for n, one in self._scores.last(self._history.trials)
-            if not (self.search.ladder and trials[n].stopped)
-        ]
-        estimates = ranking(seen, self._surrogate)
+        estimates = ranking(self._scores.at(trials, lost=self._history.lost), self._surrogate)
         order = [*promoted, *(number for number in estimates if number not in promoted)]
 
         def promote(state: TrialState) -> TrialState:
@@ -380,10 +394,10 @@ class Study:
     # The end
 
     def _best(self) -> TrialState:
-        finished = [state for state in self._history.trials.values() if state.finished]
-        if not finished:
+        best = leader(self._history, self.direction, ended=True)
+        if best is None:
             raise UserError(self._all_diverged())
-        return min(finished, key=lambda state: (self._sign * state.final.score if state.final else 0.0, state.trial.id))
+        return best
 
     def _all_diverged(self) -> str:
         rates = [key for key in self.space.keys if key.endswith("learning_rate")]

@@ -37,7 +37,7 @@ class TrialState:
       total_steps: its full length in optimizer steps; None until it is scored.
       rungs: the outcomes before the fraction at which it might have been stopped, by step.
       waits: whether it waits at the last of them, until all others are there.
-      stopped: whether it was, for good.
+      stopped: whether it was, for good, before the fraction.
       early: the outcome at the fraction.
       final: the outcome at the end.
       promoted: whether it was chosen to be finished.
@@ -168,11 +168,16 @@ class History:
       trials: by number.
       promoted: numbers in the order of promotion. A change of the study opens the ranking anew: of those promoted
         before it, only the ones whose end is still to come stay first in line.
+      lost: numbers of those that had diverged, at whatever step, when the study was changed. Rankings made since know
+        of it; what diverges while they are carried out changes none, so that a study that was killed repeats them.
+      reports: trial and step of every score before the fraction, in the order in which they came.
       untuned: the base model on the test split.
     """
 
     trials: dict[int, TrialState] = field(default_factory=dict)
     promoted: list[int] = field(default_factory=list)
+    lost: frozenset[int] = frozenset()
+    reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
 
     def apply(self, record: Mapping[str, Any], run_dir: Path) -> None:
@@ -190,6 +195,7 @@ class History:
             return
         if event == "changed":
             self.promoted = [number for number in self.promoted if self.trials[number].final is None]
+            self.lost = frozenset(number for number, state in self.trials.items() if state.failed)
             if self.trials:
                 # The next proposal need not take for pending what is long scored.
                 self.trials[max(self.trials)].known = self._scored()
@@ -204,12 +210,14 @@ class History:
         elif event == "tested":
             state.test = _test_outcome(record)
         elif event == "stopped":
-            state.stopped = True
+            # Journals of an earlier version call trials stopped that had been scored.
+            state.stopped = state.early is None
         elif event in ("reported", "scored", "finished", "failed"):
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
             if event == "reported":
                 state.rungs[record["step"]] = read_outcome(record)
+                self.reports.append((state.trial.id, record["step"]))
                 state.waits = record.get("waits", False)
             elif record["phase"] == "early":
                 state.early = read_outcome(record)

@@ -5,7 +5,7 @@ drawn with replacement, and every figure is computed again on each draw. Copies 
 which average ranks and Kendall's tau-b leave out of account.
 
 A trial that diverged has no score to correlate: it is left out of the correlations, as in the ``rank_agreement`` of a
-search, and ranks last in the leading groups and in the choice.
+search, is in no leading group, and ranks last in the choice.
 """
 
 from __future__ import annotations
@@ -89,12 +89,15 @@ def _over(part: Float[np.ndarray, " draws"], whole: Float[np.ndarray, " draws"])
 
 
 def top_overlap(early: Scores, final: Scores, k: int = TOP) -> Float[np.ndarray, " draws"]:
-    """How many of the ``k`` best early trials are among the ``k`` best final ones; ties go to the earlier trial."""
+    """How many of the ``k`` best early trials are among the ``k`` best final ones; ties go to the earlier trial.
+
+    One that diverged is not among them.
+    """
 
     def leading(scores: Scores) -> Bool[np.ndarray, "draws n"]:
         chosen = np.zeros(scores.shape, bool)
         np.put_along_axis(chosen, np.argsort(scores, axis=-1, kind="stable")[..., :k], True, axis=-1)
-        return chosen
+        return chosen & np.isfinite(scores)
 
     return (leading(early) & leading(final)).sum(-1).astype(np.float64)
 

@@ -23,7 +23,7 @@ class Hyperband(TreeParzen):
     """Successive halving at several strengths (Li et al. 2018), with the study's fraction as its full length.
 
     A trial belongs to one bracket, drawn from its number: the brackets differ in the rung at which they first stop
-    trials. Proposals learn from the trials of all brackets, the stopped ones included.
+    trials, and one stops none. Proposals learn from the trials of all brackets, the stopped ones included.
     """
 
     name = "hyperband"
@@ -37,7 +37,11 @@ class Hyperband(TreeParzen):
         """Whether the pruner ends ``trial``, which is not among the best third at its rung."""
         from optuna.pruners import HyperbandPruner
 
-        pruner = HyperbandPruner(min_resource=_first(until), max_resource=until, reduction_factor=_REDUCTION)
+        first = _first(until)
+        # Optuna counts brackets by the powers that lie between the two, which whole steps would make depend on how the
+        # first rung was rounded: as many as there are rungs are meant, and the one that stops none.
+        most = first * _REDUCTION ** len(self.rungs(until))
+        pruner = HyperbandPruner(min_resource=first, max_resource=most, reduction_factor=_REDUCTION)
         study = empty_study()
         study.add_trials(reported_trials(reports))
         # The pruner notes a trial's score at a rung when it is asked about the trial there, so it is asked about every

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.errors import UserError
-from jaxtune.search.observation import Observation, finite_scores
+from jaxtune.search.observation import Observation
 from jaxtune.search.space import Point, Space
 
 if TYPE_CHECKING:
@@ -60,7 +60,10 @@ def distributions(space: Space) -> dict[str, optuna.distributions.BaseDistributi
 
 
 def told_trials(space: Space, told: Sequence[Observation], pending: Sequence[Point]) -> list[optuna.trial.FrozenTrial]:
-    """Scored trials as complete, stopped ones as pruned at their step, pending ones as running."""
+    """Scored trials as complete, stopped ones as pruned at their rung, diverged as pruned at none, pending as running.
+
+    Optuna takes complete trials for better than pruned ones, and of these such with a later report for better.
+    """
     from optuna.trial import TrialState, create_trial
 
     space_of = distributions(space)
@@ -69,12 +72,14 @@ def told_trials(space: Space, told: Sequence[Observation], pending: Sequence[Poi
         return create_trial(params=dict(zip(space.keys, point, strict=True)), distributions=space_of, **fields)
 
     made = []
-    for observation, score in zip(told, finite_scores(told), strict=True):
-        if observation.stopped is None:
-            made.append(trial(observation.point, value=score))
+    for observation in told:
+        if observation.score is None:
+            made.append(trial(observation.point, state=TrialState.PRUNED))
+        elif observation.stopped is None:
+            made.append(trial(observation.point, value=observation.score))
         else:
-            scores = {observation.stopped: score}
-            made.append(trial(observation.point, state=TrialState.PRUNED, value=score, intermediate_values=scores))
+            scores = {observation.stopped: observation.score}
+            made.append(trial(observation.point, state=TrialState.PRUNED, intermediate_values=scores))
     return [*made, *(trial(point, state=TrialState.RUNNING) for point in pending)]
 
 
