@@ -99,8 +99,11 @@ def down_projection(
                     if masked:
                         keep = keep_block(row_key, load_vector(key_ring.at[slot, warpgroup]), threshold)
                         left = jnp.where(keep, left[...], 0)
-                    plgpu.wgmma(accumulator, left, plgpu.transpose_ref(a_ring.at[slot, warpgroup], (1, 0)))
+                    plgpu.wgmma(accumulator, left, a_ring.at[slot, warpgroup].transpose((1, 0)))
                     plgpu.wgmma_wait(0)
+                    if masked:
+                        # The slot was read by plain loads, behind which only a fence puts the copy that fills it anew.
+                        plgpu.commit_smem()
                     plgpu.barrier_arrive(empty.at[slot])
 
                 return accumulator[...]

@@ -175,7 +175,7 @@ def frozen_matmul(
                         slot = lax.rem(before + step, tiles.stages)
                         plgpu.barrier_wait(full.at[slot])
                         right = w_ring.at[slot]
-                        right = plgpu.transpose_ref(right, (1, 0)) if transposed else right
+                        right = right.transpose((1, 0)) if transposed else right
                         plgpu.wgmma(accumulator, x_ring.at[slot, own], right)
                         # The step before is done, and this one keeps the tensor cores busy meanwhile.
                         plgpu.wgmma_wait(1)
