@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -31,6 +30,7 @@ from jaxtune_kernels.low_rank.hopper import (
     release_all,
     swizzled,
 )
+from jaxtune_kernels.transforms import result
 
 # Column tiles that blocks at work at the same time have in common with as many rows: 132 blocks are about 16 × 8 tiles.
 _SNAKE = 8
@@ -242,7 +242,7 @@ def frozen_matmul(
     }
     return plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((groups, m, n), x.dtype),
+        out_type=result((groups, m, n), x.dtype, x),
         scratch_types=scratch,
         grid=(multiprocessors,),
         grid_names=("block",),
