@@ -3,7 +3,7 @@
 A Pallas call knows nothing of vmap (its own rule makes a loop of per-trial scalars), of derivatives, or of a mesh
 (under a sharded jit it is an error on TPU and a silent gather on GPU). The order of wrappers that works under all is
 
-    ``jax.custom_vjp`` → ``jax.custom_batching.custom_vmap`` → ``jax.shard_map`` → ``pl.pallas_call``
+    :func:`portable` → ``jax.custom_vjp`` → ``jax.custom_batching.custom_vmap`` → ``jax.shard_map`` → ``pl.pallas_call``
 
 and :func:`grouped` is the two in the middle. A kernel is written once in its *grouped* form: arrays that differ between
 trials have a group dimension ``g``, arrays held in common have none. Then:
@@ -31,7 +31,9 @@ A kernel's public function then looks like this, for ``y = (x · w) * s`` with w
     with jax.set_mesh(mesh):
         jax.jit(jax.vmap(jax.grad(lambda x, s: scaled_matmul({"m": ("data",), "n": ("tensor",)}, x, w, s).sum())))(x, s)
 
-The derivative must be outermost: a ``custom_vmap`` outside a ``custom_vjp`` does not differentiate.
+The derivative must be outside: a ``custom_vmap`` outside a ``custom_vjp`` does not differentiate. Outside of that only
+:func:`portable` stands: it takes out of the arrays' types what they tell of a mesh (axes over which they vary inside a
+``shard_map``, axes over which they are cut by type), which a derivative written by hand would have to account for.
 """
 
 from __future__ import annotations
@@ -44,7 +46,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.custom_batching import custom_vmap
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from jaxtyping import Array, UInt32
 
 GROUP = "g"
@@ -58,6 +60,95 @@ Cuts = Mapping[str, tuple[str, ...]]
 
 Dimensions = Any
 """A tree of strings and None, such as ``("g m k", ("g", None))``: the names of each array's dimensions."""
+
+
+def portable(function: Callable[..., Any], results: Callable[..., Any]) -> Callable[..., Any]:
+    """``function`` of arrays, for arrays whose types tell of a mesh; what is differentiated goes inside.
+
+    Inside a ``shard_map`` that tracks them (``check_vma``), arrays have manual axes over which they vary. Operands that
+    vary over fewer axes than others are cast to all of these first. What is computed of them then varies over the same
+    axes, forward and backward, and the gradient of an operand that was cast is summed over devices outside.
+
+    Over a mesh with explicit axes, arrays are cut by type, and each operation must know how its result is cut. Inside
+    ``function`` all axes are left to the compiler; its results are cut as ``results`` says.
+
+    Args:
+      function: takes pytrees of arrays and returns one.
+      results: takes the same operands and gives a tree of :class:`PartitionSpec` like what function returns, of which
+        only explicit axes are looked at; see :func:`spec_of` and :func:`joined`.
+    """
+
+    def call(*operands: Any) -> Any:
+        operands = varying_alike(operands)
+        meshes = (jax.typeof(leaf).sharding.mesh for leaf in jax.tree.leaves(operands))
+        mesh = next((mesh for mesh in meshes if mesh.explicit_axes), None)
+        if mesh is None:
+            return function(*operands)
+        specs = results(*operands)
+        places = jax.tree.map(lambda spec: NamedSharding(mesh, spec), specs, is_leaf=_is_spec)
+        return jax.sharding.auto_axes(function, axes=mesh.explicit_axes, out_sharding=places)(*operands)
+
+    return call
+
+
+def spec_of(array: Array) -> tuple[Any, ...]:
+    """For each dimension of an array, the explicit mesh axes that it is cut over."""
+    return tuple(jax.typeof(array).sharding.spec)
+
+
+def joined(*entries: Any) -> PartitionSpec:
+    """A spec of these entries, in which a mesh axis cuts the first dimension that names it."""
+    used: set[str] = set()
+
+    def left(entry: Any) -> tuple[str, ...]:
+        axes = tuple(axis for axis in (entry if isinstance(entry, tuple) else (entry,)) if axis and axis not in used)
+        used.update(axes)
+        return axes
+
+    return PartitionSpec(*(left(entry) or None for entry in entries))
+
+
+def varying_alike(tree: Any, like: Any = ()) -> Any:
+    """The arrays of ``tree``, cast so that each varies over all manual axes that any of them, or of ``like``, does."""
+    axes = frozenset().union(*(_varying(leaf) for leaf in jax.tree.leaves((tree, like))))
+
+    def cast(leaf: Any) -> Any:
+        missing = tuple(sorted(axes - _varying(leaf)))
+        return lax.pcast(leaf, missing, to="varying") if missing else leaf
+
+    return jax.tree.map(cast, tree) if axes else tree
+
+
+def result(shape: Sequence[int], dtype: Any, like: Array) -> jax.ShapeDtypeStruct:
+    """The shape of a kernel's result, which varies over the manual axes of ``like``."""
+    return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
+
+
+def without_derivative(function: Callable[..., Any], name: str) -> Callable[..., Any]:
+    """``function``, a kernel, of which a derivative is refused.
+
+    Where a derivative is written by hand around it, this is met by derivatives of that derivative.
+
+    Args:
+      function: takes arrays.
+      name: what the message calls it.
+    """
+
+    @jax.custom_jvp
+    def call(*operands: Any) -> Any:
+        return function(*operands)
+
+    @call.defjvp
+    def refuse(_: Any, __: Any) -> Any:
+        raise NotImplementedError(f"{name} has no such derivative; implementation='xla' has")
+
+    return call
+
+
+def target_platform() -> str:
+    """``cpu``, ``gpu`` or ``tpu``: of the mesh in context, or else the one that jax uses by itself."""
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform
 
 
 def grouped(
@@ -128,6 +219,14 @@ def devices_in_context() -> int:
     """The number of devices over which a call of a grouped launch would be cut."""
     mesh = jax.sharding.get_abstract_mesh()
     return math.prod(mesh.shape[axis] for axis in _free_axes(mesh))
+
+
+def _is_spec(value: Any) -> bool:
+    return isinstance(value, PartitionSpec)
+
+
+def _varying(array: Any) -> frozenset[str]:
+    return jax.typeof(array).manual_axis_type.varying
 
 
 def _leaves(names: Dimensions) -> list[str]:

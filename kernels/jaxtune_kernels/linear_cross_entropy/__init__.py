@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Literal, get_args
 
 import jax
@@ -12,6 +13,7 @@ from jaxtune_kernels.linear_cross_entropy.blocks import Axes
 from jaxtune_kernels.linear_cross_entropy.operands import Rows, Term
 from jaxtune_kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
 from jaxtune_kernels.linear_cross_entropy.xla import Layout, linear_cross_entropy_xla
+from jaxtune_kernels.transforms import joined, portable, spec_of
 
 Implementation = Literal["reference", "xla"]
 
@@ -89,10 +91,13 @@ def linear_cross_entropy(
     cap = None if soft_cap is None else by_row(soft_cap)
     rows = Rows(targets, weights.astype(jnp.float32), by_row(label_smoothing), by_row(z_loss), cap)
     if implementation == "reference":
-        return linear_cross_entropy_reference(terms, rows)
-    if not targets.ndim:
+        function = linear_cross_entropy_reference
+    elif not targets.ndim:
         raise ValueError("there must be at least one axis of rows")
-    return linear_cross_entropy_xla(terms, rows, Layout(block, mesh, Axes(row_axes, vocabulary_axis), trial_axes))
+    else:
+        layout = Layout(block, mesh, Axes(row_axes, vocabulary_axis), trial_axes)
+        function = functools.partial(linear_cross_entropy_xla, layout=layout)
+    return portable(function, lambda terms, _: joined(*spec_of(terms[0].states)[:-1]))(terms, rows)
 
 
 __all__ = ["linear_cross_entropy"]

@@ -15,6 +15,7 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from jaxtune_kernels.linear_cross_entropy.operands import Rows, Term
+from jaxtune_kernels.transforms import varying_alike
 
 Terms = tuple[Term, ...]
 
@@ -179,7 +180,7 @@ def losses(
             )
         return numbers, gradients
 
-    numbers, gradients = lax.fori_loop(0, order.blocks, body, start)
+    numbers, gradients = lax.fori_loop(0, order.blocks, body, varying_alike(start, (terms, rows)))
     numbers, gradients = numbers[:, order.places], jax.tree.map(lambda gradient: gradient[order.places], gradients)
     return numbers[0], numbers[1], gradients
 
@@ -235,7 +236,8 @@ def matrix_gradients(
     start = tuple(
         jnp.zeros(term.matrix.shape, jnp.float32) if want else None for term, want in zip(terms, wanted, strict=True)
     )
-    sums = lax.fori_loop(0, order.blocks, body, start)
+    operands = (terms, rows, log_total, cotangents)
+    sums = lax.fori_loop(0, order.blocks, body, varying_alike(start, operands))
     return sums if not axes.rows else jax.tree.map(lambda total: lax.psum(total, axes.rows), sums)
 
 

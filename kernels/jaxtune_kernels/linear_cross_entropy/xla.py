@@ -36,6 +36,7 @@ from jaxtune_kernels.linear_cross_entropy import blocks
 from jaxtune_kernels.linear_cross_entropy.blocks import Axes, Terms
 from jaxtune_kernels.linear_cross_entropy.operands import Rows, Term
 from jaxtune_kernels.linear_cross_entropy.reference import linear_cross_entropy_reference
+from jaxtune_kernels.transforms import target_platform
 
 
 @dataclasses.dataclass(frozen=True)
@@ -275,7 +276,7 @@ def _flat(terms: Terms, by_row: Any, axes: int) -> tuple[Terms, Any]:
 def _block(layout: Layout, terms: Terms) -> int:
     if layout.block is not None:
         return layout.block
-    platform = jax.default_backend() if layout.mesh is None else layout.mesh.devices.flat[0].platform
+    platform = target_platform() if layout.mesh is None else layout.mesh.devices.flat[0].platform
     vocabulary = terms[0].matrix.shape[0 if terms[0].transposed else 1]
     return block_rows(terms[0].states.shape[0], vocabulary, platform)
 
@@ -322,5 +323,7 @@ def _term_specs(terms: Terms, by_row: PartitionSpec, matrices: tuple[PartitionSp
 def _mapped(layout: Layout, local: Callable[..., Any], inputs: Any, outputs: Any) -> Callable[..., Any]:
     if layout.mesh is None or layout.mesh.size == 1:
         return local
+    # What kinds of axes the mesh has at this place, a mesh in context knows.
+    mesh = layout.mesh if jax.sharding.get_abstract_mesh().empty else None
     # Nothing is differentiated through this, so that no varying axes need be tracked.
-    return jax.shard_map(local, mesh=layout.mesh, in_specs=inputs, out_specs=outputs, check_vma=False)
+    return jax.shard_map(local, mesh=mesh, in_specs=inputs, out_specs=outputs, check_vma=False)

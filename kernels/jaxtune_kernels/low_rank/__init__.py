@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, cast, get_args
@@ -14,7 +15,7 @@ from jaxtune_kernels.low_rank.pallas import Launcher, Platform, low_rank_matmul_
 from jaxtune_kernels.low_rank.reference import low_rank_matmul_reference
 from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
 from jaxtune_kernels.low_rank.xla import low_rank_matmul_xla
-from jaxtune_kernels.transforms import GROUP, devices_in_context
+from jaxtune_kernels.transforms import GROUP, devices_in_context, joined, portable, spec_of, target_platform
 
 Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu", "interpret"]
 
@@ -84,21 +85,27 @@ def low_rank_matmul(
     if implementation is None:
         m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
         problem = Problem(1, m, k, n, r, x.dtype.itemsize, kernel.dtype.itemsize, dropout is not None)
-        favoured = jax.default_backend() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(problem)
+        favoured = target_platform() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(problem)
         implementation = "tpu" if favoured else "xla"
     if implementation == "reference":
-        return low_rank_matmul_reference(*operands)
-    if implementation == "xla":
-        return low_rank_matmul_xla(*operands)
+        function = low_rank_matmul_reference
+    elif implementation == "xla":
+        function = low_rank_matmul_xla
+    else:
+        function = functools.partial(low_rank_matmul_pallas, _launcher(implementation, axes))
+    return portable(function, lambda x, kernel, *_: joined(*spec_of(x)[:-1], spec_of(kernel)[-1]))(*operands)
+
+
+def _launcher(implementation: str, axes: Mapping[str, Sequence[str]] | None) -> Launcher:
     if axes is None and devices_in_context() > 1:
         raise ValueError(f"implementation {implementation!r} under a mesh needs axes: what is cut over which mesh axes")
-    platform = jax.default_backend() if implementation == "pallas" else implementation
+    platform = target_platform() if implementation == "pallas" else implementation
     interpret = platform == "interpret"
     platform = "tpu" if interpret else platform
     if platform not in get_args(Platform):
         raise ValueError(f"there is no Pallas kernel for {platform}; implementation 'xla' runs there")
     cuts = tuple((_NAMES[name], tuple(mesh_axes)) for name, mesh_axes in sorted((axes or {}).items()))
-    return low_rank_matmul_pallas(Launcher(cast(Platform, platform), cuts, interpret), *operands)
+    return Launcher(cast(Platform, platform), cuts, interpret)
 
 
 def tpu_kernel_moves_less(problem: Problem) -> bool:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -26,6 +28,11 @@ DEPTH = COLUMN_MULTIPLE
 # Nothing is reduced over warps, so no scratch is kept for it.
 COMPILER_PARAMS = plgpu.CompilerParams(lowering_semantics=plgpu.LoweringSemantics.Warpgroup, reduction_scratch_bytes=0)
 
+# jax 0.10 asks for an index beside the reference; newer ones index the reference alone.
+_load: Any = plgpu.load
+if "idx" in inspect.signature(plgpu.load).parameters:
+    _load = functools.partial(plgpu.load, idx=())
+
 
 class MaskKeys(NamedTuple):
     """What the masks of all groups are drawn from."""
@@ -44,7 +51,7 @@ def keep_block(row_key: Array, column_key: Array, threshold: Array) -> Array:
 
 def load_vector(reference: Any) -> Array:
     """A vector from shared memory, spread over the threads as the rows or the columns of a block are."""
-    return plgpu.load(reference, (), optimized=False)
+    return _load(reference, optimized=False)
 
 
 def swizzled(minor: int, dtype: Any) -> tuple[Any, ...]:

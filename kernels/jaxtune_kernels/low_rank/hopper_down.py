@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -24,6 +23,7 @@ from jaxtune_kernels.low_rank.hopper import (
     release_all,
     swizzled,
 )
+from jaxtune_kernels.transforms import result
 
 # 16 KiB of x each: enough on the way at once to cover the latency of memory on a multiprocessor's share of it.
 _STAGES = 5
@@ -99,8 +99,11 @@ def down_projection(
                     if masked:
                         keep = keep_block(row_key, load_vector(key_ring.at[slot, warpgroup]), threshold)
                         left = jnp.where(keep, left[...], 0)
-                    plgpu.wgmma(accumulator, left, plgpu.transpose_ref(a_ring.at[slot, warpgroup], (1, 0)))
+                    plgpu.wgmma(accumulator, left, a_ring.at[slot, warpgroup].transpose((1, 0)))
                     plgpu.wgmma_wait(0)
+                    if masked:
+                        # The slot was read by plain loads, behind which only a fence puts the copy that fills it anew.
+                        plgpu.commit_smem()
                     plgpu.barrier_arrive(empty.at[slot])
 
                 return accumulator[...]
@@ -137,7 +140,7 @@ def down_projection(
     }
     return plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((groups, m, rank), x.dtype),
+        out_type=result((groups, m, rank), x.dtype, x),
         scratch_types=scratch,
         grid=(pl.cdiv(m, WARPGROUP_ROWS), groups),
         grid_names=("rows", "group"),

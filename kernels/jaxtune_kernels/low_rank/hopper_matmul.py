@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
@@ -31,6 +30,7 @@ from jaxtune_kernels.low_rank.hopper import (
     release_all,
     swizzled,
 )
+from jaxtune_kernels.transforms import result
 
 # Column tiles that blocks at work at the same time have in common with as many rows: 132 blocks are about 16 × 8 tiles.
 _SNAKE = 8
@@ -175,7 +175,7 @@ def frozen_matmul(
                         slot = lax.rem(before + step, tiles.stages)
                         plgpu.barrier_wait(full.at[slot])
                         right = w_ring.at[slot]
-                        right = plgpu.transpose_ref(right, (1, 0)) if transposed else right
+                        right = right.transpose((1, 0)) if transposed else right
                         plgpu.wgmma(accumulator, x_ring.at[slot, own], right)
                         # The step before is done, and this one keeps the tensor cores busy meanwhile.
                         plgpu.wgmma_wait(1)
@@ -242,7 +242,7 @@ def frozen_matmul(
     }
     return plgpu.kernel(
         body,
-        out_type=jax.ShapeDtypeStruct((groups, m, n), x.dtype),
+        out_type=result((groups, m, n), x.dtype, x),
         scratch_types=scratch,
         grid=(multiprocessors,),
         grid_names=("block",),

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxtune_kernels.low_rank.xla import Dropout, Residuals, parameter_gradients
-from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum
+from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without_derivative
 
 Platform = Literal["tpu", "gpu"]
 
@@ -87,18 +87,12 @@ def _launch(
     # The mask is drawn for k, forward and backward.
     if dropout is not None and cuts["k"]:
         options["first_column"] = first_index(cuts["k"], b.shape[-1] if backward else x.shape[-1])
+    product = functools.partial(
+        _product(launcher.platform), transposed=backward, drop="output" if backward else "input", **options
+    )
     with _interpreter(launcher.interpret):
-        y, h = _product(launcher.platform)(
-            x,
-            w,
-            a,
-            b,
-            scale,
-            None if inner else bias,
-            dropout,
-            transposed=backward,
-            drop="output" if backward else "input",
-            **options,
+        y, h = without_derivative(product, "the Pallas kernel of low_rank_matmul")(
+            x, w, a, b, scale, None if inner else bias, dropout
         )
     if not inner:
         return y, h

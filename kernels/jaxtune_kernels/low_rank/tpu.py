@@ -33,6 +33,7 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxtune_kernels.dropout import column_keys, drop_threshold, keep_bits, row_keys
 from jaxtune_kernels.low_rank.tpu_tiles import VMEM_LIMIT, Problem, Tiles, choose_tiles, hbm_bytes
+from jaxtune_kernels.transforms import result
 
 GroupedDropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
 
@@ -113,7 +114,7 @@ def low_rank_product(
         grid=tiles.grid(problem),
         in_specs=[specs[name] for name in operands],
         out_specs=[specs["y"], specs["h"]],
-        out_shape=[jax.ShapeDtypeStruct((g, m, n), x.dtype), jax.ShapeDtypeStruct((g, m, r), x.dtype)],
+        out_shape=[result((g, m, n), x.dtype, x), result((g, m, r), x.dtype, x)],
         scratch_shapes=list(scratch.values()),
         compiler_params=pltpu.CompilerParams(
             dimension_semantics=("parallel", "parallel", "arbitrary", "arbitrary"), vmem_limit_bytes=VMEM_LIMIT

@@ -9,6 +9,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune_kernels.dropout import hash_words
@@ -27,6 +28,7 @@ from jaxtune_kernels.masked_update.reference import masked_update_reference
 from jaxtune_kernels.masked_update.rules import RULES, Coefficients
 from jaxtune_kernels.masked_update.tpu import masked_update_tpu, unsupported
 from jaxtune_kernels.masked_update.xla import masked_update_xla, put, take
+from jaxtune_kernels.transforms import joined, portable, spec_of
 
 Implementation = Literal["reference", "xla", "tpu", "gpu"]
 PyTree = Any
@@ -194,7 +196,16 @@ def masked_update(
 def take_blocks(param: Float[Array, "..."], selection: Selection) -> Float[Array, "n block_rows block_columns"]:
     """The selected blocks of a tensor: what a trainer differentiates with respect to. Zeros outside the tensor."""
     blocks = Blocks.of(param.shape, selection.block)
-    return take(blocks, param.reshape(blocks.shape), selection.indices)
+
+    def function(param: Array, indices: Array) -> Array:
+        return take(blocks, param.reshape(blocks.shape), indices)
+
+    def place(param: Array, _: Array) -> PartitionSpec:
+        rows, columns = (None, None, *spec_of(param))[-2:]
+        spans = blocks.block_rows == blocks.rows, blocks.block_columns == blocks.columns
+        return joined(None, rows if spans[0] else None, columns if spans[1] else None)
+
+    return portable(function, place)(param, selection.indices)
 
 
 def put_blocks(
@@ -202,7 +213,11 @@ def put_blocks(
 ) -> Float[Array, "*shape"]:
     """The tensor with the selected blocks replaced; differentiable in both."""
     blocks = Blocks.of(param.shape, selection.block)
-    return put(blocks, param.reshape(blocks.shape), selection.indices, values).reshape(param.shape)
+
+    def function(param: Array, indices: Array, values: Array) -> Array:
+        return put(blocks, param.reshape(blocks.shape), indices, values).reshape(param.shape)
+
+    return portable(function, lambda param, *_: joined(*spec_of(param)))(param, selection.indices, values)
 
 
 def share_out_blocks(selection: Selection, shape: Sequence[int], devices: Sequence[int]) -> Selection:

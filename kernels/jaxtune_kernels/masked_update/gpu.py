@@ -26,6 +26,7 @@ from jax.experimental.pallas import triton as plgpu
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results
 from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, Rule, updated
+from jaxtune_kernels.transforms import result
 
 _TILE_ELEMENTS = 2048
 _WARPS = 8
@@ -46,7 +47,7 @@ def masked_update_gpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpr
     new, *moments = pl.pallas_call(
         functools.partial(_kernel, rule, blocks, tile, tiles, slots, operands.whole_grads),
         grid=(groups * slots * tiles[0] * tiles[1],),
-        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (params, *moments)],
+        out_shape=[result(v.shape, v.dtype, v) for v in (params, *moments)],
         input_output_aliases={first: 0, **{first + 2 + i: 1 + i for i in range(len(moments))}},
         compiler_params=plgpu.CompilerParams(num_warps=_WARPS, num_stages=1),
         cost_estimate=operands.cost(),

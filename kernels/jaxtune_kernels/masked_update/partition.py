@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +19,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results, Slots, slot_terms
 from jaxtune_kernels.masked_update.rules import Coefficients, Rule, corrections, updated
-from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped
+from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped, joined, portable, spec_of
 
 Axes = Mapping[int, Sequence[str]]
 """Mesh axes over which the dimensions of a parameter are cut, by number; negative ones count from the last."""
@@ -157,17 +158,20 @@ def update_tensor(
         partition.named_axes(),
     )
     shape = partition.blocks.shape
+
+    def update(param, grad, moments, *others) -> Results:
+        grad = grad.reshape(shape) if whole else grad
+        operands = jax.tree.map(lambda array: array[None], (param.reshape(shape), grad, moments, *others))
+        new, moments = call(*operands)
+        return new.reshape(param.shape), tuple(m[0] for m in moments)
+
     scalars = jnp.stack([jnp.asarray(c, jnp.float32) for c in coefficients])
-    new, moments = call(
-        param.reshape(1, *shape),
-        grad.reshape(1, *shape) if whole else grad[None],
-        jax.tree.map(lambda m: m[None], moments),
-        indices[None],
-        steps[None],
-        scalars[None],
-        seed[None],
-    )
-    return new.reshape(param.shape), tuple(m[0] for m in moments)
+    return portable(update, _as_they_are)(param, grad, moments, indices, steps, scalars, seed)
+
+
+def _as_they_are(param: Array, _: Array, moments: tuple[Array, ...], *__: Array) -> Any:
+    """How the results of an update are cut, by type: parameter and moments as before."""
+    return joined(*spec_of(param)), tuple(joined(*spec_of(moment)) for moment in moments)
 
 
 def update_whole(
@@ -181,15 +185,19 @@ def update_whole(
     seed: UInt32[Array, ""],
 ) -> Results:
     """:func:`update_tensor` of all blocks, each a whole matrix: element by element, which XLA itself maps and cuts."""
-    indices = jnp.arange(blocks.count, dtype=jnp.int32)
-    rows, columns = blocks.first_elements(indices)
-    factors = (corrections(steps, jnp.asarray(b, jnp.float32)) for b in (coefficients.b1, coefficients.b2))
+
+    def update(param, grad, moments, steps, scalars, seed) -> Results:
+        indices = jnp.arange(blocks.count, dtype=jnp.int32)
+        rows, columns = blocks.first_elements(indices)
+        stacked = [array.reshape(1, *moments[0].shape) for array in (param, grad, *moments)]
+        slots = Slots(indices, rows, columns, corrections(steps, scalars[1]), corrections(steps, scalars[2]))
+        slots = jax.tree.map(lambda array: array[None], slots)
+        operands = Operands(stacked[0], stacked[1], tuple(stacked[2:]), slots, scalars[None], seed[None])
+        new, moved = updated(rule, *operands[:3], *slot_terms(operands))
+        return new.reshape(param.shape), tuple(m[0] for m in moved)
+
     scalars = jnp.stack([jnp.asarray(c, jnp.float32) for c in coefficients])
-    stacked = [array.reshape(1, *moments[0].shape) for array in (param, grad, *moments)]
-    slots = jax.tree.map(lambda array: array[None], Slots(indices, rows, columns, *factors))
-    operands = Operands(stacked[0], stacked[1], tuple(stacked[2:]), slots, scalars[None], seed[None])
-    new, moved = updated(rule, *operands[:3], *slot_terms(operands))
-    return new.reshape(param.shape), tuple(m[0] for m in moved)
+    return portable(update, _as_they_are)(param, grad, moments, steps, scalars, seed)
 
 
 def carry_moments(
@@ -214,8 +222,14 @@ def carry_moments(
     carried = tuple(names.replace("slots", "new_slots") for names in moment)
     operands = (moment, "g slots", "g slots", "g new_slots")
     call = grouped(launch, operands, (carried, "g new_slots"), partition.named_axes())
-    kept, ages = call(jax.tree.map(lambda m: m[None], moments), steps[None], old[None], new[None])
-    return jax.tree.map(lambda m: m[0], kept), ages[0]
+
+    def carry(*arrays) -> tuple[tuple[Array, ...], Array]:
+        return jax.tree.map(lambda array: array[0], call(*jax.tree.map(lambda array: array[None], arrays)))
+
+    def places(moments, _, __, new) -> Any:
+        return tuple(joined(*spec_of(new), *spec_of(moment)[1:]) for moment in moments), joined(*spec_of(new))
+
+    return portable(carry, places)(moments, steps, old, new)
 
 
 def share_out(indices: Int32[Array, " n"], blocks: Blocks, devices: Sequence[int]) -> Int32[Array, " n"]:

@@ -23,6 +23,7 @@ from jax.experimental.pallas import tpu as pltpu
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results
 from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, Rule, updated
+from jaxtune_kernels.transforms import result
 
 LANES = 128
 
@@ -78,7 +79,7 @@ def masked_update_tpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpr
             in_specs=[in_tensor, in_tensor if operands.whole_grads else in_slot, *[in_slot] * len(moments)],
             out_specs=[in_tensor, *[in_slot] * len(moments)],
         ),
-        out_shape=[jax.ShapeDtypeStruct(v.shape, v.dtype) for v in (params, *moments)],
+        out_shape=[result(v.shape, v.dtype, v) for v in (params, *moments)],
         input_output_aliases=aliases,
         compiler_params=pltpu.CompilerParams(
             # Blocks are apart, so a chip with two cores may share them out. Tiles outside the tensor lean on order.

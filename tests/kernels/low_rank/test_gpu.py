@@ -12,7 +12,8 @@ import pytest
 from hypothesis import Phase, given, settings
 from jaxtune_kernels import keep_mask
 from jaxtune_kernels.low_rank.gpu import LARGEST_RANK, low_rank_product
-from jaxtune_kernels.low_rank.hopper import SHARED_BYTES
+from jaxtune_kernels.low_rank.hopper import SHARED_BYTES, MaskKeys
+from jaxtune_kernels.low_rank.hopper_down import down_projection
 from jaxtune_kernels.low_rank.hopper_matmul import Tiles, tiles_for
 
 from tests.kernels.hopper_interpreter import hopper_interpreter
@@ -127,6 +128,19 @@ def test_groups_of_different_ranks_with_dropout(drop, transposed):
 def test_weight_orientation_side_of_the_mask_and_first_column_are_independent():
     inputs = _inputs(1, 8, 64, 64, 16, 1, True)
     _check(inputs, transposed=True, drop="input", tiles=Tiles(128, 3, 32), first_column=100)
+
+
+def test_slots_that_are_read_by_loads_go_back_to_the_copies_behind_a_fence():
+    """More steps than stages, more tiles than blocks: all is filled anew. jax 0.10's interpreter misses no fence."""
+    inputs = _inputs(1, 8, 896, 256, 16, 3, False)
+    _check(inputs, transposed=False, drop="input", tiles=Tiles(128, 3, 64), multiprocessors=1)
+    x, _, a, _, _, _, (rate, seeds, rows) = inputs
+    keys = MaskKeys(rows, np.zeros((1, 896), np.uint32), seeds)
+    fences = [
+        str(jax.make_jaxpr(down_projection)(x, a.swapaxes(1, 2), *masked)).count("commit_smem")
+        for masked in ((None, None), (keys, rate))
+    ]
+    assert fences == [1, 2]
 
 
 def test_a_large_rank():
