@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from jaxtune.training import Trainer, TrainState, train
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
+    __version__: str
+
 _HOMES = {
     "Config": "config",
     "load_config": "config",
@@ -75,6 +77,7 @@ __all__ = [
     "Trainer",
     "UpdatePlan",
     "UserError",
+    "__version__",
     "evaluation_batches",
     "load_adapter",
     "load_config",
@@ -93,6 +96,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("jaxtune")
     if name not in _HOMES:
         raise AttributeError(f"module 'jaxtune' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxtune.{_HOMES[name]}"), name)

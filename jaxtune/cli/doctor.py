@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import os
 import platform
 from pathlib import Path
@@ -13,11 +14,22 @@ from jaxtune.telemetry.environment import version
 
 EXAMPLE = "jaxtune doctor"
 
-_REQUIRED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "transformers", "scikit-optimize")
+# Package -> the module that it brings.
+_REQUIRED = {
+    "jax": "jax",
+    "jaxlib": "jaxlib",
+    "flax": "flax.nnx",
+    "optax": "optax",
+    "orbax-checkpoint": "orbax.checkpoint",
+    "grain": "grain",
+    "pyarrow": "pyarrow.parquet",
+    "tensorflow-datasets": "tensorflow_datasets",
+    "transformers": "transformers",
+    "scikit-optimize": "skopt",
+}
 _OPTIONAL = {
     "jax-cuda13-plugin": "NVIDIA GPUs: pip install 'jaxtune[cuda]'",
     "libtpu": "TPUs: pip install 'jaxtune[tpu]'",
-    "pyarrow": "Parquet sources: pip install 'jaxtune[parquet]'",
     "datasets": "saved Hugging Face datasets: pip install 'jaxtune[datasets]'",
     "wandb": "Weights & Biases: pip install 'jaxtune[wandb]'",
     "optuna": "search.method tpe and hyperband: pip install 'jaxtune[optuna]'",
@@ -30,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Tells versions, devices and whether a matrix product on the first device is right; exit code 1 if not."""
+    """Tells versions and devices; exit code 1 if a package cannot be imported or a matrix product is wrong."""
     start_devices()
 
     import jax
@@ -44,6 +56,7 @@ def run(arguments: argparse.Namespace) -> int:
     result: dict[str, Any] = {
         "python": platform.python_version(),
         "versions": {name: version(name) for name in ("jaxtune", *_REQUIRED)},
+        "broken": {name: why for name, module in _REQUIRED.items() if (why := _import_error(module)) is not None},
         "optional": {name: version(name) for name in _OPTIONAL},
         "backend": jax.default_backend(),
         "devices": [f"{device.platform} {device.device_kind}" for device in jax.devices()],
@@ -52,7 +65,8 @@ def run(arguments: argparse.Namespace) -> int:
         # On accelerators float32 products may be done in lower precision: this bound only tells garbage from numbers.
         "matmul": {"largest_error": error, "ok": error < 1.0},
     }
-    rows = [{"": name, "found": version} for name, version in result["versions"].items()]
+    broken = {name: f" CANNOT BE IMPORTED: {why}" for name, why in result["broken"].items()}
+    rows = [{"": name, "found": f"{found}{broken.get(name, '')}"} for name, found in result["versions"].items()]
     rows += [
         {"": name, "found": version or f"not installed ({_OPTIONAL[name]})"}
         for name, version in result["optional"].items()
@@ -64,7 +78,16 @@ def run(arguments: argparse.Namespace) -> int:
     rows.append({"": "compilation cache", "found": f"{cache} ({writable})"})
     rows.append({"": "matrix product", "found": "right" if result["matmul"]["ok"] else f"WRONG by {error:.3g}"})
     emit(result, arguments.json, table(rows))
-    return 0 if result["matmul"]["ok"] else 1
+    return 0 if result["matmul"]["ok"] and not broken else 1
+
+
+def _import_error(module: str) -> str | None:
+    """Why a module cannot be imported, in a line; None where it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever a package of the wrong version does while it is read
+        return f"{type(error).__name__}: {error}".partition("\n")[0]
+    return None
 
 
 def _writable(path: Path) -> bool:

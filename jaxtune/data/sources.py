@@ -191,11 +191,9 @@ def _json_row(line: bytes, number: int, where: str) -> dict[str, Any]:
 
 
 def _read_parquet(path: Path, key: str) -> Source:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise UserError(f"{key}: reading {path} needs pyarrow: pip install 'jaxtune[parquet]'") from error
+    import pyarrow
+    import pyarrow.parquet
+
     try:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
