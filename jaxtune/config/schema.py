@@ -106,8 +106,10 @@ class DataConfig(Section):
     explode: ExplodeConfig | None = None
     loss_on: Literal["completion", "all"] = "completion"
     packing: bool = Field(default=True, description="Several examples in a row; they never see each other.")
-    too_long: Literal["error", "drop", "truncate"] = Field(
-        default="error", description="What happens to an example longer than train.sequence_length."
+    too_long: Literal["error", "drop", "truncate", "split"] = Field(
+        default="error",
+        description="What happens to an example longer than train.sequence_length; split makes consecutive rows of it, "
+        "so that every token is learnt once.",
     )
 
     @model_validator(mode="after")
@@ -380,6 +382,15 @@ class Config(Section):
             if len(name.encode()) > LONGEST_NAME:
                 raise ValueError(f"{name[:20]}… is a name of {len(name.encode())} bytes; at most {LONGEST_NAME} fit")
         return value
+
+    @model_validator(mode="after")
+    def _whole_answers(self) -> Config:
+        if self.data.too_long == "split" and self.evaluation.task != "none":
+            raise ValueError(
+                f"data.too_long: evaluation.task {self.evaluation.task} asks for whole answers, which 'split' cuts; "
+                "choose truncate or drop"
+            )
+        return self
 
     @property
     def directory(self) -> str:

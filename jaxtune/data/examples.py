@@ -32,7 +32,8 @@ class Example:
       tokens: token ids, prompt and completion.
       weights: loss weight of predicting each token from those before it; the first token has none to be predicted from
         and weighs 0.
-      index: the example's place among all examples of its source (rows after exploding, before any is left out).
+      index: the example's place among all examples of its source (rows after exploding and splitting, before any is
+        left out).
       prompt_length: how many tokens come before the completion, the last one if there are several (chat). 0 for text
         without a prompt.
       fields: the row, with the exploded entry.
@@ -65,14 +66,25 @@ class Examples(Sequence[Example]):
       total: how many examples the source has.
       dropped: how many of them were left out because they are too long.
       truncated: how many of them were cut to fit.
+      split: how many of them became several.
     """
 
-    def __init__(self, examples: Sequence[Example], *, name: str, total: int, dropped: int, truncated: int):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        name: str,
+        total: int,
+        dropped: int = 0,
+        truncated: int = 0,
+        split: int = 0,
+    ):
         self._examples = list(examples)
         self.name = name
         self.total = total
         self.dropped = dropped
         self.truncated = truncated
+        self.split = split
 
     def __len__(self) -> int:
         return len(self._examples)
@@ -235,16 +247,23 @@ def _fit(
     limit = total if sequence_length is None else sequence_length + 1
     long = [] if sequence_length is None else [example for example in examples if len(example.tokens) > limit]
     if not long:
-        return Examples(examples, name=name, total=total, dropped=0, truncated=0)
+        return Examples(examples, name=name, total=total)
     longest = max(long, key=lambda example: len(example.tokens))
     what = (
         f"{len(long)} of {total} examples are longer than train.sequence_length {sequence_length}; the longest, from "
         f"{locate(rows, texts[longest.index].row)}, takes {len(longest.tokens) - 1}"
     )
     if config.too_long == "error":
-        raise UserError(f"{key}: {what}. Raise train.sequence_length, or set data.too_long to drop or truncate")
-    if len(long) == total:
-        raise UserError(f"{key}: every example is too long: {what}. Raise train.sequence_length")
+        raise UserError(f"{key}: {what}. Raise train.sequence_length, or set data.too_long to drop, truncate or split")
+    if config.too_long == "split":
+        pieces = [piece for example in examples for piece in split(example, limit)]
+        pieces = [dataclasses.replace(piece, index=index) for index, piece in enumerate(pieces)]
+        learnt = [piece for piece in pieces if piece.weights.any()]
+        logger.warning(
+            "%s: %s: split into %d rows, %d without a token to learn are left out",
+            *(key, what, len(pieces) - total + len(long), len(pieces) - len(learnt)),
+        )
+        return Examples(learnt, name=name, total=total, split=len(long))
     cut = 0
     kept = []
     for example in examples:
@@ -255,9 +274,29 @@ def _fit(
             cut += bool(example.weights.any())
         if len(example.tokens) <= limit and example.weights.any():
             kept.append(example)
+    if not kept:
+        ways = "truncate or split" if config.too_long == "drop" else "split"
+        raise UserError(
+            f"{key}: every example is too long: {what}. Raise train.sequence_length, or set data.too_long to {ways}"
+        )
     dropped = total - len(kept)
     logger.warning("%s: %s: %d cut, %d left out", key, what, cut, dropped)
     return Examples(kept, name=name, total=total, dropped=dropped, truncated=cut)
+
+
+def split(example: Example, limit: int) -> list[Example]:
+    """Cuts an example into consecutive ones of at most ``limit`` tokens.
+
+    Each begins with the last token of the one before, which is there to be predicted from and weighs 0. So the pieces'
+    weighted tokens are the example's, each once.
+    """
+    pieces = []
+    for start in range(0, max(1, len(example.tokens) - 1), limit - 1):
+        tokens, weights = example.tokens[start : start + limit], example.weights[start : start + limit].copy()
+        weights[:1] = 0
+        prompt_length = min(max(example.prompt_length - start, 0), len(tokens))
+        pieces.append(dataclasses.replace(example, tokens=tokens, weights=weights, prompt_length=prompt_length))
+    return pieces
 
 
 def truncate(example: Example, limit: int, *, begins_with: int | None, chat: bool = False) -> Example:

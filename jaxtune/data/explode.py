@@ -10,6 +10,7 @@ from typing import Any
 
 from jaxtune.config.schema import ExplodeConfig
 from jaxtune.data.sources import locate
+from jaxtune.data.values import plain, read_json
 from jaxtune.errors import UserError, nearest
 
 logger = logging.getLogger(__name__)
@@ -30,7 +31,8 @@ def explode(rows: Sequence[Any], config: ExplodeConfig, *, key: str = "data.trai
       has the value ``config.absent``. Keys of the row outside the schema are not asked for, since whoever uses the
       model could not know of them; their number is logged.
 
-    A value that is a list stays one entry, joined with ``", "``: one question has one answer.
+    A value that is a list stays one entry: one question has one answer. Texts are joined with ``", "``; any other list,
+    and an object, is what templates write as JSON.
 
     Args:
       rows: the rows.
@@ -47,7 +49,7 @@ def explode(rows: Sequence[Any], config: ExplodeConfig, *, key: str = "data.trai
     exploded = []
     outside = 0
     for index, row in enumerate(rows):
-        mapping = _mapping(row, config, rows, index, key)
+        mapping = {name: plain(value) for name, value in _mapping(row, config, rows, index, key).items()}
         if schema is None:
             entries = {name: value for name, value in mapping.items() if value is not None}
         else:
@@ -71,7 +73,7 @@ def read_schema(config: ExplodeConfig) -> Schema:
     """
     path = Path(config.schema_path or "").expanduser()
     try:
-        schema = json.loads(path.read_text(encoding="utf-8"))
+        schema = read_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         names = sorted(entry.name for entry in path.parent.iterdir()) if path.parent.is_dir() else []
         raise UserError(
@@ -85,6 +87,8 @@ def read_schema(config: ExplodeConfig) -> Schema:
         raise UserError(
             f"data.explode.schema_path: {path}: not UTF-8 ({error.reason} at byte {error.start})"
         ) from error
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"data.explode.schema_path: {path}: malformed JSON: {error}") from error
     except OSError as error:
         raise UserError(f"data.explode.schema_path: {path} cannot be read: {error.strerror or error}") from error
     if _is_list_of_names(schema):
@@ -146,5 +150,7 @@ def _is_absent(value: Any) -> bool:
 
 def _value(value: Any, absent: str) -> Any:
     if isinstance(value, list):
-        value = ", ".join(str(item) for item in value if not _is_absent(item))
+        given = [item for item in value if not _is_absent(item)]
+        if all(isinstance(item, str) for item in given):
+            value = ", ".join(given)
     return absent if _is_absent(value) else value

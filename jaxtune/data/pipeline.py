@@ -16,6 +16,7 @@ import hashlib
 import math
 import weakref
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import grain
@@ -287,8 +288,9 @@ def steps_of_epochs(
 ) -> int:
     """How many batches of :func:`train_batches` hold ``epochs`` passes over the examples.
 
-    Exact: the packing of the very epochs that training will see is planned. The last batch may reach into the next
-    epoch. Part of an epoch counts as that part of its rows, rounded up.
+    Exact: the packing of the very epochs that training will see is planned, and 1.1 epochs are eleven tenths, not the
+    float beside it. The last batch may reach into the next epoch. Part of an epoch counts as that part of its rows,
+    rounded up.
 
     Args:
       examples: the examples.
@@ -299,8 +301,8 @@ def steps_of_epochs(
       packing: several examples in a row, or one.
     """
     plan = Plan(examples, sequence_length=sequence_length, seed=seed, packing=packing)
-    whole = math.floor(epochs)
+    whole, part = divmod(Fraction(repr(float(epochs))), 1)
     rows = sum(len(plan.rows(epoch)) for epoch in range(whole))
-    if epochs > whole:
-        rows += math.ceil((epochs - whole) * len(plan.rows(whole)))
-    return max(1, math.ceil(rows / batch_size))
+    if part:
+        rows += math.ceil(part * len(plan.rows(whole)))
+    return max(1, -(-rows // batch_size))

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import string
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from jaxtune.data.values import as_text
 from jaxtune.errors import UserError, nearest
 
 
@@ -14,7 +14,7 @@ class Template:
     """Text with named fields: ``"{text}\\n{attribute}:"``.
 
     ``{{`` and ``}}`` are braces; ``{a.b}`` is field ``b`` of the mapping ``a`` unless a field is called ``a.b``. Text
-    goes in as it is, any other value as JSON.
+    goes in as it is, any other value as JSON (:mod:`jaxtune.data.values`).
     """
 
     def __init__(self, text: str, *, key: str = "data.prompt"):
@@ -55,7 +55,7 @@ class Template:
           where: says where the row stands; called for messages only.
 
         Raises:
-          UserError: the row lacks a field, or it is null.
+          UserError: the row lacks a field, or it is null, or what it holds has no text (bytes that are no UTF-8).
         """
         return "".join(
             literal if name is None else literal + self._field(row, name, where) for literal, name in self._parts
@@ -68,6 +68,10 @@ class Template:
                 choices = value if isinstance(value, Mapping) else ()
                 raise UserError(f"{self.key}: {where()} has no field {name!r}{nearest(part, choices)}")
             value = value[part]
-        if value is None:
+        try:
+            text = as_text(value)
+        except ValueError as error:
+            raise UserError(f"{self.key}: {where()}: field {name!r} holds {error}") from error
+        if text is None:
             raise UserError(f"{self.key}: {where()}: field {name!r} is null")
-        return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return text

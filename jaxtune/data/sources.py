@@ -12,6 +12,7 @@ from typing import Any
 from jaxtune.config.schema import SourceConfig
 from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.data.tfds_source import TFDS_PREFIX, tfds_splits
+from jaxtune.data.values import read_json
 from jaxtune.errors import UserError, nearest
 
 # The name of a file's only split, as in the `datasets` library.
@@ -170,7 +171,7 @@ def _read_jsonl(path: Path, key: str) -> Source:
 
 def _json_row(line: bytes, number: int, where: str) -> dict[str, Any]:
     try:
-        row = json.loads(line.decode("utf-8-sig" if number == 1 else "utf-8"))
+        row = read_json(line.decode("utf-8-sig" if number == 1 else "utf-8"))
         # JSON can name half of a surrogate pair, which is no character: a tokenizer cannot take it.
         if b"\\u" in line:
             json.dumps(row, ensure_ascii=False).encode("utf-8")
@@ -183,7 +184,7 @@ def _json_row(line: bytes, number: int, where: str) -> dict[str, Any]:
         raise UserError(f"{where}: {half} is half of a surrogate pair, which is no character") from error
     except RecursionError as error:
         raise UserError(f"{where}: malformed JSON: nested too deeply") from error
-    except ValueError as error:  # an integer of thousands of digits
+    except ValueError as error:  # a key given twice, Infinity, an integer of thousands of digits
         raise UserError(f"{where}: malformed JSON: {error}") from error
     if not isinstance(row, dict):
         raise UserError(f"{where}: a row is a JSON object, not {type(row).__name__}")
@@ -198,7 +199,9 @@ def _read_parquet(path: Path, key: str) -> Source:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{key}: {path} is no readable Parquet file: {error}") from error
-    return Source(table.to_pylist(maps_as_pydicts="strict"), name=str(path), filled=True)
+    from jaxtune.data.arrow_rows import arrow_rows
+
+    return Source(arrow_rows(table, lambda index: f"{key}: {path}, row {index + 1}"), name=str(path), filled=True)
 
 
 def _saved_dataset(path: Path, key: str) -> Mapping[str, Callable[[], Source]]:
@@ -217,25 +220,31 @@ def _saved_dataset(path: Path, key: str) -> Mapping[str, Callable[[], Source]]:
         loaded = datasets.load_from_disk(str(path))
     except (OSError, ValueError, KeyError) as error:
         raise UserError(f"{key}: {path} is a damaged saved data set: {error}") from error
-    if isinstance(loaded, datasets.Dataset):
-        return {FILE_SPLIT: _named(lambda: _Indexed(loaded), str(path), filled=True)}
+    splits = (
+        {FILE_SPLIT: (loaded, str(path))}
+        if isinstance(loaded, datasets.Dataset)
+        else {str(name): (split, f"{path} {name}") for name, split in loaded.items()}
+    )
     return {
-        str(name): _named(lambda split=split: _Indexed(split), f"{path} {name}", filled=True)
-        for name, split in loaded.items()
+        split: _named(lambda rows=rows, name=name: _Indexed(rows, f"{key}: {name}"), name)
+        for split, (rows, name) in splits.items()
     }
 
 
 class _Indexed(Sequence[dict]):
-    """A data set as a plain sequence: one row at an index, nothing else."""
+    """A saved data set as a plain sequence of what is stored: images and sounds, say, are not decoded."""
 
-    def __init__(self, dataset: Any):
-        self._dataset = dataset
+    def __init__(self, dataset: Any, name: str):
+        self._dataset = dataset.with_format("arrow")
+        self._name = name
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        return dict(self._dataset[int(index)])
+        from jaxtune.data.arrow_rows import arrow_rows
+
+        return arrow_rows(self._dataset[int(index)], lambda _: f"{self._name}, row {int(index) + 1}")[0]
 
 
 def _hash_split(source: Source, config: SourceConfig, key: str) -> Source:

@@ -56,9 +56,14 @@ def parse_split(split: str | None, *, key: str) -> SplitSlice:
 def unit_hash(value: Any, seed: int) -> float:
     """A number in [0, 1) that depends on the value and the seed only: the same in every process and on every platform.
 
-    SHA-256 of ``seed`` and the value (text as it is, anything else as JSON with sorted keys); the first 53 bits are the
-    fraction, which is what a float holds exactly.
+    SHA-256 of ``seed`` and the value (text as it is, anything else as JSON with sorted keys, bytes in it as their
+    hexadecimal digits); the first 53 bits are the fraction, which is what a float holds exactly.
     """
-    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False)
+    text = value if isinstance(value, str) else json.dumps(value, sort_keys=True, ensure_ascii=False, default=_digits)
     digest = hashlib.sha256(f"{seed}\n{text}".encode()).digest()
     return (int.from_bytes(digest[:8], "big") >> 11) / 2**53
+
+
+def _digits(value: Any) -> str:
+    """What JSON has no value for."""
+    return value.hex() if isinstance(value, bytes) else str(value)

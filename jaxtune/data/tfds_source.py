@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.data.values import plain
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import cache_directory
 
@@ -144,19 +145,13 @@ class _Decoded(Sequence[dict]):
         return len(self._rows)
 
     def __getitem__(self, index: Any) -> Any:
-        return plain(self._rows[int(index)])
+        return plain(_narrow(self._rows[int(index)]))
 
 
-def plain(value: Any) -> Any:
-    """A TFDS value as plain Python: bytes as UTF-8 text, arrays as lists, scalars as numbers, at any depth."""
+def _narrow(value: Any) -> Any:
+    """TFDS keeps every number with a fraction in 32 bits, and hands single ones out as Python's, which have 64."""
     if isinstance(value, Mapping):
-        return {name: plain(entry) for name, entry in value.items()}
-    if isinstance(value, bytes):
-        return value.decode("utf-8")
-    if isinstance(value, np.ndarray):
-        return plain(value.tolist())
-    if isinstance(value, np.generic):
-        return plain(value.item())
-    if isinstance(value, (list, tuple)):
-        return [plain(entry) for entry in value]
-    return value
+        return {name: _narrow(entry) for name, entry in value.items()}
+    if isinstance(value, list):
+        return [_narrow(entry) for entry in value]
+    return np.float32(value) if isinstance(value, float) and np.float32(value) == value else value

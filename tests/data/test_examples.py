@@ -1,15 +1,19 @@
 from __future__ import annotations
 
+import itertools
 import json
 import logging
 from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from jaxtune.config.schema import DataConfig, ExplodeConfig
-from jaxtune.data.examples import make_examples
+from jaxtune.data.examples import Example, make_examples, split
+from jaxtune.data.pipeline import evaluation_batches
 from jaxtune.data.sources import open_source
 from jaxtune.errors import UserError
 
@@ -119,10 +123,73 @@ def test_too_long_is_dropped(byte_tokenizer: PreTrainedTokenizerFast, caplog: py
     assert "1 left out" in caplog.text
 
 
-@pytest.mark.parametrize("too_long", ["drop", "truncate"])
-def test_all_too_long_is_an_error_always(byte_tokenizer: PreTrainedTokenizerFast, too_long: str):
-    with pytest.raises(UserError, match="every example is too long: 3 of 3 examples"):
-        make_examples(ROWS, config(too_long=too_long), byte_tokenizer, sequence_length=3)
+def test_all_too_long_leave_nothing(byte_tokenizer: PreTrainedTokenizerFast, chat_tokenizer: PreTrainedTokenizerFast):
+    with pytest.raises(UserError, match=r"every example is too long: 3 of 3 examples.* to truncate or split"):
+        make_examples(ROWS, config(too_long="drop"), byte_tokenizer, sequence_length=3)
+    chat_tokenizer.chat_template = "{% for m in messages %}{{ m['content'] }}{% endfor %}"
+    asked = [{"role": "user", "content": "hello " * 30}, {"role": "assistant", "content": "hello"}]
+    chat = config(prompt=None, completion=None, messages="talk", too_long="truncate")
+    with pytest.raises(UserError, match=r"every example is too long: 1 of 1 examples.* to split"):
+        make_examples([{"talk": asked}], chat, chat_tokenizer, sequence_length=3)
+
+
+@pytest.mark.parametrize("prompt", [None, "{text}:"])
+def test_all_too_long_are_truncated(byte_tokenizer: PreTrainedTokenizerFast, prompt: str | None):
+    options = {"prompt": prompt, "completion": "{text}"}
+    examples = make_examples(ROWS[:2], config(too_long="truncate", **options), byte_tokenizer, sequence_length=3)
+    assert [len(example.tokens) for example in examples] == [4, 4]
+    assert (examples.total, examples.truncated, examples.dropped) == (2, 2, 0)
+    assert all(example.weights.any() for example in examples)
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    st.lists(st.integers(2, 40), min_size=1, max_size=6),
+    st.integers(1, 12),
+    st.integers(0, 40),
+    st.booleans(),
+)
+def test_splitting_learns_every_token_once(
+    lengths: list[int], sequence_length: int, given_tokens: int, everything: bool
+):
+    rng = np.random.default_rng(0)
+    for place, length in enumerate(lengths):
+        tokens = rng.permutation(length).astype(np.int32)
+        prompt = min(given_tokens, length - 1)
+        weights = (np.arange(length) >= max(1, 0 if everything else prompt)).astype(np.float32)
+        example = Example(tokens, weights, place, prompt, {}, "")
+        pieces = split(example, sequence_length + 1)
+        assert max(len(piece.tokens) for piece in pieces) <= sequence_length + 1
+        assert all(len(piece.tokens) > sequence_length for piece in pieces[:-1])
+        # What a piece predicts, from what, is what the whole example predicts there, in order.
+        pairs = [pair for piece in pieces for pair in zip(piece.tokens[:-1], piece.tokens[1:], strict=True)]
+        assert pairs == list(itertools.pairwise(tokens))
+        assert [weight for piece in pieces for weight in piece.weights[1:]] == weights[1:].tolist()
+        assert not any(piece.weights[0] for piece in pieces)
+        assert pieces[0].prompt_length == min(prompt, len(pieces[0].tokens))
+        # The prompt's tokens after the first are predicted once each as well.
+        assert sum(max(piece.prompt_length - 1, 0) for piece in pieces) == max(prompt - 1, 0)
+
+
+def test_split_examples_are_rows_of_a_batch(byte_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture):
+    text = {"prompt": None, "completion": "{text}"}
+    whole = make_examples(ROWS, config(**text), byte_tokenizer)
+    with caplog.at_level(logging.WARNING):
+        examples = make_examples(ROWS, config(too_long="split", **text), byte_tokenizer, sequence_length=6)
+    assert [example.index for example in examples] == list(range(len(examples)))
+    assert (examples.total, examples.split, examples.dropped, examples.truncated) == (3, 1, 0, 0)
+    assert "1 of 3 examples are longer" in caplog.text
+    batches = evaluation_batches(examples, batch_size=2, sequence_length=6, packing=True)
+    learnt = np.concatenate([batch["targets"][batch["weights"] > 0] for batch in batches])
+    assert sorted(learnt) == sorted(np.concatenate([example.tokens[1:] for example in whole]))
+    # The question alone teaches nothing, so its rows are left out; the answer's tokens are all there.
+    asked = config(too_long="split", completion="{colour}", prompt="{text}:")
+    answers = make_examples(ROWS, asked, byte_tokenizer, sequence_length=6)
+    assert all(example.weights.any() for example in answers)
+    answer = [token for example in answers for token in example.tokens[example.weights > 0]]
+    expected = make_examples(ROWS, config(completion="{colour}", prompt="{text}:"), byte_tokenizer)
+    assert answer == [token for example in expected for token in example.tokens[example.weights > 0]]
+    assert len({example.index for example in answers}) == len(answers) < max(e.index for e in answers) + 1
 
 
 @pytest.mark.parametrize("limit", [4, 5, 8, 12, 20])

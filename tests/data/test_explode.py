@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from jaxtune.config.schema import ExplodeConfig
 from jaxtune.data.explode import explode
+from jaxtune.data.prompts import Template
 from jaxtune.errors import UserError
 
 ROWS = [
@@ -33,6 +36,33 @@ def test_without_a_schema():
     assert entries(ROWS) == expected
     assert entries(ROWS, key="question", value="answer", absent="-")[2] == (0, "Size", "-")
     assert explode(ROWS, ExplodeConfig(field="attributes"))[3][1]["kind"] == "tea"
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (True, "true"),
+        (1.5, "1.5"),
+        ([True, False], "[true, false]"),
+        ([1.5, math.nan], "[1.5, null]"),
+        ([{"w": 1.5}], '[{"w": 1.5}]'),
+        ({"w": [True, None]}, '{"w": [true, null]}'),
+        (["red", ["dark", "blue"]], '["red", ["dark", "blue"]]'),
+        (["red", None, "", "blue"], "red, blue"),
+        ([None], "n/a"),
+        ([math.nan], "n/a"),
+        (np.float32(0.1), "0.1"),
+        (np.array(["red", "blue"]), "red, blue"),
+    ],
+)
+def test_values_are_json_but_texts_are_joined(value: object, text: str):
+    config = ExplodeConfig(field="attributes")
+    ((_, fields),) = explode([{"attributes": {"x": value}}], config)
+    assert Template("{value}").render(fields, str) == text
+
+
+def test_a_nan_is_no_entry():
+    assert entries([{"attributes": {"x": math.nan, "y": "z"}}]) == [(0, "y", "z")]
 
 
 def test_one_list_of_keys(tmp_path: Path):
@@ -74,6 +104,9 @@ def test_bad_schemas(tmp_path: Path):
         entries(ROWS, schema_path=schema_file(tmp_path, ["Brand"]), schema_by="kind")
     with pytest.raises(UserError, match="neither a list of keys nor"):
         entries(ROWS, schema_path=schema_file(tmp_path, {"shoe": "Brand"}))
+    (tmp_path / "schema.json").write_text('{"shoe": ["Brand"], "tea": ["Flavor"], "shoe": ["Color"]}')
+    with pytest.raises(UserError, match=r"schema_path: .*schema\.json: malformed JSON: the key 'shoe' stands twice"):
+        entries(ROWS, schema_path=path)
     (tmp_path / "schema.json").write_text('{\n"shoe": [}')
     with pytest.raises(UserError, match="line 2: malformed JSON"):
         entries(ROWS, schema_path=path)

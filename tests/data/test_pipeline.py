@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import threading
+from decimal import Decimal
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from made_examples import make, unpack
 
@@ -230,3 +233,26 @@ def test_steps_of_part_of_an_epoch():
     packed = {**layout, "packing": True}
     assert steps_of_epochs(examples, 1, **packed) == 3
     assert len(make_batch(examples, [[0, 1]], 8)["tokens"]) == 1
+
+
+EQUAL = make([2] * 400)
+
+
+@settings(deadline=None, max_examples=150)
+@given(
+    st.integers(1, 400),
+    st.decimals("0.001", "3", places=3) | st.sampled_from([Decimal("1.1"), Decimal("0.07"), Decimal("1e-5")]),
+    st.integers(1, 7),
+)
+@example(rows=10, written=Decimal("1.1"), batch_size=1)
+@example(rows=100, written=Decimal("0.07"), batch_size=1)
+def test_epochs_are_counted_as_they_are_written(rows: int, written: Decimal, batch_size: int):
+    layout = {"batch_size": batch_size, "sequence_length": 1, "seed": 0, "packing": False}
+    exact = math.ceil(Fraction(math.ceil(Fraction(written) * rows), batch_size))
+    assert steps_of_epochs(EQUAL[:rows], float(written), **layout) == exact
+
+
+def test_packed_epochs_are_counted_as_they_are_written():
+    # Ten rows of two examples each.
+    layout = {"batch_size": 1, "sequence_length": 8, "seed": 0, "packing": True}
+    assert [steps_of_epochs(make([5] * 20), epochs, **layout) for epochs in (1.1, 0.3, 2.7, 2)] == [11, 3, 27, 20]

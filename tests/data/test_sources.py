@@ -56,6 +56,9 @@ def test_only_newlines_end_a_line_and_blank_lines_count(tmp_path: Path):
         (b'{"a": 1}\n{"a": "\\ud800"}\n', r"line 2: .*half of a surrogate pair"),
         (b'{"a": 1}\n' + b"[" * 50_000 + b"\n", "line 2: malformed JSON: nested too deeply"),
         (b'{"a": ' + b"9" * 5000 + b"}\n", "line 1: malformed JSON"),
+        (b'{"a": 1}\n{"a": 1, "b": 2, "a": 3}\n', "line 2: malformed JSON: the key 'a' stands twice"),
+        (b'{"a": [{"c": 1, "c": 1}]}\n', "line 1: malformed JSON: the key 'c' stands twice"),
+        (b'{"a": 1}\n{"a": -Infinity}\n', "line 2: malformed JSON: -Infinity is no number"),
         (b"", "no rows"),
         (b"\n  \n", "no rows"),
     ],
@@ -67,6 +70,12 @@ def test_bad_jsonl_names_file_and_line(tmp_path: Path, content: bytes, message: 
         source(path)
     assert "bad.jsonl" in str(caught.value)
     assert str(caught.value).startswith("data.train")
+
+
+def test_nan_is_null(tmp_path: Path):
+    path = tmp_path / "nan.jsonl"
+    path.write_text('{"a": NaN, "b": [1, NaN]}\n')
+    assert list(source(path)) == [{"a": None, "b": [1, None]}]
 
 
 def test_whole_surrogate_pairs_are_characters(tmp_path: Path):

@@ -32,6 +32,7 @@ class NestedRows(tfds.core.GeneratorBasedBuilder):
                     "text": text(),
                     "count": np.int64,
                     "share": np.float32,
+                    "blob": tfds.features.Tensor(shape=(), dtype=np.bytes_),
                     "tags": tfds.features.Sequence(text()),
                     "inner": {"name": text(), "flag": np.bool_},
                     "turns": tfds.features.Sequence({"role": text(), "content": text()}),
@@ -49,7 +50,8 @@ class NestedRows(tfds.core.GeneratorBasedBuilder):
             row = {
                 "text": f"ü{index}",
                 "count": index,
-                "share": 0.5,
+                "share": 0.1,
+                "blob": b"\xff",
                 "tags": ["a", "b"],
                 "inner": inner,
                 "turns": TURNS,
@@ -70,7 +72,8 @@ def test_rows_are_plain_python_without_tensorflow(prepared: Path):
     assert rows[1] == {
         "text": "ü1",
         "count": 1,
-        "share": 0.5,
+        "share": 0.1,
+        "blob": b"\xff",
         "tags": ["a", "b"],
         "inner": {"name": "n1", "flag": True},
         "turns": {"role": ["user", "assistant"], "content": ["grüß dich", "hello"]},
@@ -144,7 +147,11 @@ def test_unwritable_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 def test_plain_decodes_at_any_depth():
     value = {
         "a": np.array([b"x", b"y"], object),
-        "b": [np.float32(0.5), {"c": b"\xc3\xbc"}],
+        "b": [np.float32(0.1), {"c": b"\xc3\xbc", "unused": b"\xff", "missing": np.float32(np.nan)}],
         "d": np.ones((2, 1), np.int8),
     }
-    assert plain(value) == {"a": ["x", "y"], "b": [0.5, {"c": "ü"}], "d": [[1], [1]]}
+    assert plain(value) == {
+        "a": ["x", "y"],
+        "b": [0.1, {"c": "ü", "unused": b"\xff", "missing": None}],
+        "d": [[1], [1]],
+    }
