@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
-from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced
+from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, located
 from jaxtune.config.studies import StudiesConfig
 
 LONGEST_NAME = 240
@@ -133,14 +133,14 @@ class TrainConfig(Section):
     sequence_length: PositiveInt = 512
     seed: Seed = 0
     evaluate_every: PositiveInt | None = Field(
-        default=None, description="Steps between evaluations; only at the end if unset."
+        default=None, description="Steps between evaluations on data.validation; only at the end if unset."
     )
     checkpoint_every: PositiveInt | None = Field(
         default=None, description="Steps between checkpoints; at evaluations if unset."
     )
     log_every: PositiveInt = 10
     patience: PositiveInt | None = Field(
-        default=None, description="Stop after this many evaluations without improvement."
+        default=None, description="Stop after this many evaluations (by evaluate_every) without improvement."
     )
     label_smoothing: Annotated[Probability, Traced()] = 0.0
     z_loss: Annotated[float, Field(ge=0.0), Traced()] = 0.0
@@ -151,6 +151,9 @@ class TrainConfig(Section):
             raise ValueError("give either steps or epochs")
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} microbatches")
+        if self.patience is not None and self.evaluate_every is None:
+            message = "patience counts evaluations, and there is none but the last one without train.evaluate_every"
+            raise located(("patience",), self.patience, message)
         return self
 
 
@@ -390,6 +393,13 @@ class Config(Section):
                 f"data.too_long: evaluation.task {self.evaluation.task} asks for whole answers, which 'split' cuts; "
                 "choose truncate or drop"
             )
+
+    @model_validator(mode="after")
+    def _evaluated(self) -> Config:
+        """Evaluations that nothing is evaluated in would do nothing, nor would a patience that counts them."""
+        if self.train.evaluate_every is not None and self.data.validation is None:
+            message = "there is no data.validation to evaluate on; name that split, or leave evaluate_every out"
+            raise located(("train", "evaluate_every"), self.train.evaluate_every, message)
         return self
 
     @property

@@ -44,6 +44,14 @@ class Section(BaseModel):
         return values
 
 
+def located(location: tuple[str, ...], value: Any, message: str) -> ValidationError:
+    """The error of a key below the section whose validator raises it, so that its line or override is named."""
+    error = PydanticCustomError("value_error", "{message}", {"message": message})
+    return ValidationError.from_exception_data(
+        ".".join(location), [InitErrorDetails(type=error, loc=location, input=value)]
+    )
+
+
 def _takes_numbers(annotation: Any) -> bool:
     """Whether numbers, and no switch, are among the alternatives of a type."""
     parts = typing.get_args(annotation) or (annotation,)

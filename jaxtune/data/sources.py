@@ -226,7 +226,7 @@ def _saved_dataset(path: Path, key: str) -> Mapping[str, Callable[[], Source]]:
         else {str(name): (split, f"{path} {name}") for name, split in loaded.items()}
     )
     return {
-        split: _named(lambda rows=rows, name=name: _Indexed(rows, f"{key}: {name}"), name)
+        split: _named(lambda rows=rows, name=name: _Indexed(rows, f"{key}: {name}"), name, filled=True)
         for split, (rows, name) in splits.items()
     }
 

@@ -21,6 +21,11 @@ CHANGEABLE = ("trials", "promote", "fixed")
 FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 
+def deciding(config: Config) -> dict[str, Any]:
+    """The sections of a configuration that decide what its training comes to, nested."""
+    return {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
+
+
 def study_header(
     search: SearchConfig,
     *,
@@ -109,10 +114,9 @@ def check_header(
 def _with_defaults(config: Any) -> Any:
     """A recorded configuration with the keys that a later version has added, at their defaults; or as it is."""
     try:
-        whole = Config.model_validate(config).model_dump(mode="json")
+        return deciding(Config.model_validate(config))
     except ValidationError:
         return config
-    return {key: value for key, value in whole.items() if key not in FREE_SECTIONS}
 
 
 def check_records(records: Sequence[Mapping[str, Any]], space: Space, path: Path) -> None:

@@ -163,7 +163,7 @@ def preflight_search(config: Config) -> dict[str, Any]:
     make_study(config, runner, on_event=None, stop=lambda: False)
     # The program that trials run: compiled for the largest rank of the space.
     trainer = runner.trainer(experiment.config)
-    checked = examine(experiment, trainer, Population(trainer, runner.capacity).compile_step)
+    checked = examine(experiment, trainer, Population(trainer, runner.slots_of(trainer)).compile_step)
     settings = search_config(config)
     early = early_steps(experiment.config)
     finished = settings.promote + 1  # the reference is finished as well

@@ -119,65 +119,56 @@ class RunningTrial:
 
 
 class Slots:
-    """The trials of one program, in the slots of its population.
+    """The trials of one program, in the slots of populations of one size.
+
+    Where there are more trials than slots, another population takes them: how many trials a process has seen, or trains
+    beside a trial, never decides which compiled step trains it. So a trial that is continued, wherever and beside
+    whatever, ends with the same numbers to the last bit.
 
     Args:
       trainer: the program.
-      capacity: most trials at a time.
+      size: slots of a population.
     """
 
-    def __init__(self, trainer: Trainer, capacity: int):
-        self.trainer, self.capacity = trainer, capacity
-        self._population: Population | None = None
-        self._trials: dict[int, RunningTrial] = {}
-        self._traces = 0
+    def __init__(self, trainer: Trainer, size: int):
+        self.size = size
+        self._populations = [Population(trainer, size)]
+        # In each population, the trials by their slots.
+        self._trials: list[dict[int, RunningTrial]] = [{}]
 
     @property
     def traces(self) -> int:
         """How often a step of this program was compiled."""
-        return self._traces + (0 if self._population is None else self._population.traces)
+        return self._populations[0].traces
 
-    def advance(self, running: list[RunningTrial], *, full_size: bool) -> None:
-        """One step of every trial of the list, all in this program.
-
-        Args:
-          running: at most ``capacity``; those that were not there at the last step get a slot.
-          full_size: make the population for ``capacity`` trials at once. Otherwise it grows with the number of trials,
-            to powers of two: where programs share the places of a study, most slots of each would stand idle.
-        """
-        needed = self.capacity if full_size else min(self.capacity, 2 ** math.ceil(math.log2(len(running))))
-        self._trials = {slot: trial for slot, trial in self._trials.items() if trial in running}
-        population = self._room(needed)
+    def advance(self, running: list[RunningTrial]) -> None:
+        """One step of every trial of the list, all in this program; those that were not there before get a slot."""
+        self._trials = [{slot: trial for slot, trial in held.items() if trial in running} for held in self._trials]
+        known = [trial for held in self._trials for trial in held.values()]
         for trial in running:
-            if trial not in self._trials.values():
+            if trial not in known:
                 assert trial.state is not None, "a trial that has trained has its slot"
-                slot = self._free_slot(trial.trial.id)
-                population.put(slot, trial.state, trial.values)
-                self._trials[slot] = trial
-        batches = {slot: trial.batch for slot, trial in self._trials.items() if trial.batch is not None}
-        metrics = population.step(batches)
-        for slot in sorted(batches):
-            # Evaluated, saved and returned, the state of a step is still copied out once.
-            state = functools.cache(functools.partial(population.take, slot))
-            self._trials[slot].take((state, metrics[slot]))
+                index, slot = self._free_slot(trial.trial.id)
+                self._populations[index].put(slot, trial.state, trial.values)
+                self._trials[index][slot] = trial
+        launched = []
+        for population, held in zip(self._populations, self._trials, strict=True):
+            batches = {slot: trial.batch for slot, trial in held.items() if trial.batch is not None}
+            if batches:
+                launched.append((population, held, population.step(batches)))
+        for population, held, metrics in launched:
+            for slot in sorted(metrics):
+                # Evaluated, saved and returned, the state of a step is still copied out once.
+                state = functools.cache(functools.partial(population.take, slot))
+                held[slot].take((state, metrics[slot]))
 
-    def _room(self, size: int) -> Population:
-        """A population of at least this size, with the states of the trials in it."""
-        before = self._population
-        if before is not None and before.size >= size:
-            return before
-        devices = self.trainer.mesh.shape["trial"]
-        population = Population(self.trainer, -(-size // devices) * devices)
-        if before is not None:
-            for slot, trial in self._trials.items():
-                population.put(slot, before.take(slot), trial.values)
-            self._traces += before.traces
-        self._population = population
-        return population
-
-    def _free_slot(self, number: int) -> int:
-        """The slot of a trial's number if it is free: a trial that is finished later trains where it was scored."""
-        assert self._population is not None
-        free = [slot for slot in range(self._population.size) if slot not in self._trials]
-        preferred = number % self._population.size
-        return preferred if preferred in free else free[0]
+    def _free_slot(self, number: int) -> tuple[int, int]:
+        """A population and a free slot in it, which is that of the trial's number where it can be."""
+        preferred = number % self.size
+        for index, held in enumerate(self._trials):
+            free = [slot for slot in range(self.size) if slot not in held]
+            if free:
+                return index, preferred if preferred in free else free[0]
+        self._populations.append(self._populations[0].another())
+        self._trials.append({})
+        return len(self._trials) - 1, preferred

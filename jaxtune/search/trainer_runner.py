@@ -5,23 +5,33 @@ from __future__ import annotations
 import functools
 import itertools
 import logging
+import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtune.config import Config, capacities, dump_config, hyperparameters, program_key, with_overrides
+from jaxtune.config import (
+    Config,
+    capacities,
+    dump_config,
+    hyperparameters,
+    load_config,
+    program_key,
+    with_overrides,
+)
 from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
+from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import Space, canonical
 from jaxtune.search.trial import Trial
-from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.checkpoints import load_checkpoint, newest_step
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.state import TrainState
@@ -148,7 +158,7 @@ class TrainerRunner:
         assert len(self._running) < self.capacity, "start() needs a free place"
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
-        _set_aside(trial.directory, dump_config(config), until)
+        _set_aside(trial.directory, config, until)
         write_atomically(trial.directory / "config.yaml", dump_config(config))
         running = RunningTrial(
             trial,
@@ -157,6 +167,7 @@ class TrainerRunner:
             until=until,
             seed=config.train.seed,
             batches=self.experiment.batches(config),
+            config=config.train,
             objective=self.search.objective,
             task=functools.partial(self._task, "validation"),
             validation=self.experiment.validation_batches,
@@ -199,8 +210,8 @@ class TrainerRunner:
             programs.setdefault(running.trainer, []).append(running)
         for trainer, trials in programs.items():
             if trainer not in self._slots:
-                self._slots[trainer] = Slots(trainer, self.capacity)
-            self._slots[trainer].advance(trials, full_size=len(self._trainers) == 1)
+                self._slots[trainer] = Slots(trainer, self.slots_of(trainer))
+            self._slots[trainer].advance(trials)
 
     def _asked_to_stop(self) -> bool:
         self._stopping = self._stopping or self._should_stop()
@@ -223,12 +234,10 @@ class TrainerRunner:
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            checkpoints = Checkpoints(trial.directory / "checkpoints")
-            latest = checkpoints.latest_step
-            if latest is None:
+            loaded = load_checkpoint(trial.directory / "checkpoints", state, "latest")
+            if loaded is None:
                 raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
-            state, _ = checkpoints.restore(latest, state)
-            checkpoints.close()
+            _, state = loaded
         return measure(
             trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
         )
@@ -253,6 +262,32 @@ class TrainerRunner:
             self._trainers[key] = self.experiment.trainer(config, capacity=ceiling, dropout=self._drops())
         return self._trainers[key]
 
+    def slots_of(self, trainer: Trainer) -> int:
+        """How many trials of a program train in one compiled step: as many as train at a time, if all are of it.
+
+        The programs of a space get a share each, as most slots of larger ones would stand idle; a program that only the
+        reference has gets a slot. It follows from the configuration and :attr:`capacity` alone, never from the trials
+        so far: what is computed in populations of two sizes agrees within rounding only.
+        """
+        programs, references_own = self._programs
+        share = 1 if trainer is self._trainers.get(references_own) else -(-self.capacity // programs)
+        parts = trainer.mesh.shape["trial"]
+        return -(-share // parts) * parts
+
+    @functools.cached_property
+    def _programs(self) -> tuple[int, str | None]:
+        """How many programs the space has, and the key of the one that only the reference has, if it does."""
+        dimensions = self._space.dimensions
+        keys = [{program_key(self.configuration({one.key: value})) for value in one.samples()} for one in dimensions]
+        reference = reference_overrides(self.experiment.config)
+        inside = {
+            one.key: reference[one.key]
+            for one in dimensions
+            if one.key in reference and one.encode(reference[one.key]) is not None
+        }
+        own, searched = (program_key(self.configuration(overrides)) for overrides in (reference, inside))
+        return math.prod(map(len, keys)), own if own != searched else None
+
     def _drops(self) -> bool:
         """Whether any trial may use dropout."""
         searched = any(key.endswith(".dropout") for key in self._space.keys)
@@ -268,7 +303,7 @@ class TrainerRunner:
         return evaluator.evaluate(*trainer.apply(state, values))
 
 
-def _set_aside(directory: Path, config: str, until: int) -> None:
+def _set_aside(directory: Path, config: Config, until: int) -> None:
     """Moves files of another trial out of the way, so that they are not taken for the beginning of this one.
 
     They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
@@ -277,12 +312,21 @@ def _set_aside(directory: Path, config: str, until: int) -> None:
     file = directory / "config.yaml"
     if not file.is_file():  # a trial writes it first
         return
-    same = file.read_text(encoding="utf-8") == config
-    steps = (int(entry.name) for entry in (directory / "checkpoints").glob("*") if entry.name.isdigit())
-    if same and max(steps, default=0) <= until:
+    try:
+        # What a later version has added stands at its default there; how far a study goes decides no trial.
+        same = _trained_by(load_config(file)) == _trained_by(config)
+    except UserError:
+        same = False
+    if same and newest_step(directory / "checkpoints") <= until:
         return
     number = next(
         number for number in itertools.count(1) if not directory.with_name(f"{directory.name}.{number}").exists()
     )
     aside = directory.rename(directory.with_name(f"{directory.name}.{number}"))
     logger.warning("%s: holds a trial that the journal does not know; moved to %s", directory, aside)
+
+
+def _trained_by(config: Config) -> dict[str, Any]:
+    """What decides the training of a trial; space and reference bound the shapes of what is trained."""
+    bounds = {} if config.search is None else config.search.model_dump(mode="json", include={"space", "reference"})
+    return {**deciding(config), **bounds}

@@ -19,7 +19,7 @@ from jaxtune.search.runner import Interrupted
 from jaxtune.search.trial import Trial
 from jaxtune.studies.sampling import Sampling, read_documents, sampling_order
 from jaxtune.telemetry.writers import JsonlWriter
-from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.state import TrainState
@@ -154,10 +154,7 @@ class SizeRunner:
         )
 
     def _best(self, trial: Trial) -> TrainState:
-        checkpoints = Checkpoints(trial.directory / "checkpoints")
-        best = checkpoints.best_step
-        if best is None:
+        loaded = load_checkpoint(trial.directory / "checkpoints", self._trainer.init(), "best")
+        if loaded is None:
             raise UserError(f"{trial.directory / 'checkpoints'}: the trained model's checkpoint is missing")
-        state, _ = checkpoints.restore(best, self._trainer.init())
-        checkpoints.close()
-        return state
+        return loaded[1]

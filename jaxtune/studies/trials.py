@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
-from jaxtune.search.header import FREE_SECTIONS, check_header
+from jaxtune.search.header import check_header, deciding
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
@@ -223,7 +223,6 @@ def _header(
     search = config.search
     space = {} if search is None else search.space
     name = search_config(config).objective if objective is None else objective
-    base = {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
     return plain(
         {
             "experiment": experiment,
@@ -234,6 +233,6 @@ def _header(
             "trials": planned,
             "seed": None if search is None else search.seed,
             "reference": {} if search is None else reference_overrides(config),
-            "config": base,
+            "config": deciding(config),
         }
     )

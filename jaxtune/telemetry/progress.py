@@ -40,10 +40,10 @@ class ProgressBoard:
         """Draws a bar."""
         if self._progress is None:
             self._progress = Progress(
-                TextColumn("{task.description}"),
+                TextColumn("{task.description}", markup=False),
                 BarColumn(),
                 MofNCompleteColumn(),
-                TextColumn("{task.fields[metrics]}"),
+                TextColumn("{task.fields[metrics]}", markup=False),
                 TimeRemainingColumn(),
                 console=self.console,
                 transient=True,
@@ -107,7 +107,7 @@ class ProgressDisplay:
             return
         if self._task is None:
             line = f"{self._title}  step {step}/{self._total}  {short(metrics)}{self._left(step)}"
-            self._board.console.print(line, highlight=False, soft_wrap=True)
+            self._board.console.print(line, markup=False, emoji=False, highlight=False, soft_wrap=True)
         else:
             self._board.update(self._task, step, short(metrics))
 

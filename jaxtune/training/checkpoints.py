@@ -7,9 +7,12 @@ import errno
 import logging
 import math
 import os
+import re
+import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import orbax.checkpoint as ocp
@@ -19,6 +22,13 @@ from jaxtune.errors import UserError
 
 PyTree = Any
 
+# Orbax takes parts of a path for patterns and addresses, and writes what it does not find again. Lone surrogates stand
+# for bytes that are no UTF-8.
+_MISREAD = re.compile(r"[*?\[\\\ud800-\udfff]|gs:/")
+
+_REPLACED_SECONDS, _PAUSE_SECONDS = 60.0, 0.05
+"""How long, and how often, a reader tries again while a run replaces the checkpoints under it."""
+
 
 class Checkpoints:
     """The ``checkpoints/`` folder of a run.
@@ -27,10 +37,12 @@ class Checkpoints:
     state). The base model is referenced by the run's configuration, never copied.
 
     Args:
-      directory: made when the first checkpoint is written.
+      directory: the folder; made if it is missing.
+      read_only: neither write nor remove anything, what another process is writing included; nothing is made. Otherwise
+        no other process may have the folder open for writing.
     """
 
-    def __init__(self, directory: str | Path):
+    def __init__(self, directory: str | Path, *, read_only: bool = False):
         # Orbax tells of every save on the root logger's absl child; a run prints its own line. What goes wrong there is
         # raised here as well.
         logging.getLogger("absl").setLevel(logging.CRITICAL)
@@ -46,17 +58,31 @@ class Checkpoints:
                 ),
             ]
         )
+        self._alias: tempfile.TemporaryDirectory[str] | None = None
         self._manager = ocp.CheckpointManager(
-            self.directory,
+            self._plain_path(read_only),
             # Orbax writes the scores to disk only where it is told of a best_fn; what is kept is the policy's choice.
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=keep,
                 best_fn=lambda metrics: metrics["score"],
                 best_mode="min",
-                cleanup_tmp_directories=True,
+                cleanup_tmp_directories=not read_only,
+                read_only=read_only,
+                **({"create": False, "save_interval_steps": 0} if read_only else {}),
             ),
             item_handlers={"state": ocp.StandardCheckpointHandler(), "loop": ocp.JsonCheckpointHandler()},
         )
+
+    def _plain_path(self, read_only: bool) -> Path:
+        """The folder by a name that Orbax reads as it stands."""
+        if not _MISREAD.search(str(self.directory)):
+            return self.directory
+        if not read_only:
+            self.directory.mkdir(parents=True, exist_ok=True)
+        self._alias = tempfile.TemporaryDirectory(prefix="jaxtune-")
+        link = Path(self._alias.name) / "checkpoints"
+        link.symlink_to(self.directory)
+        return link
 
     def save(self, step: int, state: PyTree, loop: dict[str, Any], score: float | None = None) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied from the device.
@@ -148,6 +174,8 @@ class Checkpoints:
         """
         self.wait()
         self._manager.close()
+        if self._alias is not None:
+            self._alias.cleanup()
 
     @contextlib.contextmanager
     def _full_disk(self) -> Iterator[None]:
@@ -158,6 +186,68 @@ class Checkpoints:
             if f"os_error_code='{errno.ENOSPC}'" not in str(error):
                 raise
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
+
+
+def load_checkpoint(directory: str | Path, like: PyTree, which: Literal["best", "latest"]) -> tuple[int, PyTree] | None:
+    """Reads the best or the newest checkpoint of a folder that a run may be writing to, and changes nothing in it.
+
+    A checkpoint that is replaced while it is read is left for the one that took its place.
+
+    Args:
+      directory: the ``checkpoints/`` folder.
+      like: shapes, dtypes and shardings of the state.
+      which: ``best`` takes the newest one where none was scored.
+
+    Returns:
+      The step and the state; None where no checkpoint was finished.
+
+    Raises:
+      UserError: the checkpoint holds other arrays (another configuration), or a run replaces its checkpoints faster
+        than they can be read.
+    """
+    folder, end = Path(directory), time.monotonic() + _REPLACED_SECONDS
+    while True:
+        before = _files(folder)
+        try:
+            found = _load(folder, like, which)
+        except Exception:
+            if _files(folder) == before:
+                raise
+        else:
+            if found is None and not before:
+                return None
+            # Half removed, a checkpoint can still be read: what is gone is zeros.
+            if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
+                return found
+        if time.monotonic() > end:
+            raise UserError(f"{folder}: a run replaces its checkpoints faster than they can be read; try again later")
+        time.sleep(_PAUSE_SECONDS)
+
+
+def _load(folder: Path, like: PyTree, which: Literal["best", "latest"]) -> tuple[int, PyTree] | None:
+    checkpoints = Checkpoints(folder, read_only=True)
+    try:
+        step = checkpoints.best_step if which == "best" else None
+        step = checkpoints.latest_step if step is None else step
+        return None if step is None else (step, checkpoints.restore(step, like)[0])
+    finally:
+        checkpoints.close()
+
+
+def newest_step(folder: Path) -> int:
+    """The step of the newest whole checkpoint in a folder, 0 before the first; unfinished ones have other names."""
+    return max(_files(folder), default=0)
+
+
+def _files(folder: Path) -> dict[int, frozenset[str]]:
+    """The files of each whole checkpoint in a folder, by step."""
+    steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
+    return {
+        step: frozenset(
+            os.path.join(place, name) for place, _, names in os.walk(folder / str(step)) for name in names
+        )
+        for step in steps
+    }
 
 
 def _plain(tree: PyTree) -> PyTree:

@@ -182,6 +182,8 @@ class Run:
       writer: takes the metrics of every logged step.
       listener: is told the same, for people.
       should_stop: asked after every step.
+      config: how often to log, evaluate and save, and the patience; the trainer's, if None. One trainer may serve runs
+        that differ in it.
 
     Attributes:
       values: the hyperparameters that differ from the trainer's.
@@ -199,11 +201,12 @@ class Run:
         writer: MetricWriter | None = None,
         listener: Listener | None = None,
         should_stop: Callable[[], bool] = lambda: False,
+        config: TrainConfig | None = None,
     ):
         self.trainer, self.batches, self.values = trainer, batches, dict(hyperparameters or {})
         self.validation, self.further = validation, evaluate
         self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
-        self.config = trainer.config
+        self.config = trainer.config if config is None else config
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
         # What early stopping remembers; saved with every checkpoint.
         self.best, self.misses = math.inf, 0
@@ -281,7 +284,8 @@ class Run:
             known = step == start and self.evaluation
             scored = evaluate_at_end and not known and (self.validation is not None or self.further is not None)
             if scored:
-                self._evaluate(state(), step)
+                # Where a run pauses is no part of it: gone on, it ends as if it had not paused.
+                self._evaluate(state(), step, counts=self._due(step, self.config.evaluate_every))
             if step > start:
                 self._save(state(), step, scored=scored)
             stopped = "finished" if step >= self.total else "paused"
@@ -336,8 +340,8 @@ class Run:
         if self.listener:
             self.listener.on_metrics(step, metrics)
 
-    def _evaluate(self, state: TrainState, step: int) -> Stopped | None:
-        """Evaluates and tells early stopping; a reason to stop, or None."""
+    def _evaluate(self, state: TrainState, step: int, *, counts: bool = True) -> Stopped | None:
+        """Evaluates and, where it counts for early stopping, tells that; a reason to stop, or None."""
         self._read()
         jax.block_until_ready(state.step)
         self.throughput.pause()
@@ -356,7 +360,7 @@ class Run:
         self._tell(step, evaluation)
         self.throughput.resume()
         score = evaluation.get("validation_loss")
-        if score is None:
+        if score is None or not counts:
             return None
         if score < self.best:
             self.best, self.misses = score, 0

@@ -10,6 +10,7 @@ follow one another inside the compiled step, and an idle one takes no time.
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -49,7 +50,7 @@ class Population:
         CPUs.
 
     Attributes:
-      traces: how often the step was traced (compiled).
+      traces: how often the step was traced (compiled), for the slots of :meth:`another` as well.
 
     Raises:
       ValueError: the slots do not divide over the ``trial`` axis.
@@ -71,6 +72,13 @@ class Population:
         self._states: TrainState | None = None
         self._values: list[dict[str, float]] = [dict(trainer.hyperparameters) for _ in range(size)]
         self._stacked_values: dict[str, jax.Array] | None = None
+
+    def another(self) -> Population:
+        """As many empty slots more, trained by the same compiled step, which runs once for each of the two."""
+        other = copy.copy(self)
+        other._states = other._stacked_values = None
+        other._values = [dict(self.trainer.hyperparameters) for _ in range(self.size)]
+        return other
 
     def put(self, slot: int, state: TrainState, hyperparameters: Values | None = None) -> None:
         """Gives a slot a run's state and hyperparameters; what the slot held is gone.

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtune.errors import UserError
 from jaxtune.models import LowRankAdapter, Params
-from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.checkpoints import load_checkpoint
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
@@ -67,12 +67,10 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
         raise UserError(
             f"{directory.checkpoints_path}: no checkpoint; run jaxtune train first, or name --adapter or --untuned"
         )
-    checkpoints = Checkpoints(directory.checkpoints_path)
-    step = checkpoints.best_step if checkpoints.best_step is not None else checkpoints.latest_step
-    if step is None:
+    loaded = load_checkpoint(directory.checkpoints_path, state, "best")
+    if loaded is None:
         raise UserError(f"{directory.checkpoints_path}: no checkpoint was finished there")
-    state, _ = checkpoints.restore(step, state)
-    checkpoints.close()
+    step, state = loaded
     return Trained(trainer, state, f"{directory.path} at step {step}")
 
 

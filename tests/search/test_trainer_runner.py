@@ -7,8 +7,9 @@ import itertools
 
 import numpy as np
 import pytest
+import yaml
 
-from jaxtune.config import load_config
+from jaxtune.config import dump_config, load_config
 from jaxtune.search.runner import Interrupted, run_all
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
@@ -113,36 +114,152 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
 
 
 def test_programs_of_their_own_share_the_places(config_file, tmp_path):
-    """Batches of two sizes: a population each, which grows with the trials in it."""
+    """Batches of two sizes: one compiled step each, whatever number of trials is in it."""
     experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null"]))
     runner = TrainerRunner(experiment, population=4)
     sizes = [8, 8, 16, 8, 16, 8, 16, 8]
     jobs = [(Trial(n, {"train.batch_size": size}, tmp_path / str(n)), 2) for n, size in enumerate(sizes)]
     assert len({trial.id for trial, _ in run_all(runner, jobs)}) == 8
     assert len(runner.trainers) == 2
-    assert runner.compilations <= 2 * 3
+    assert runner.compilations == 2
+
+
+BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
+
+
+def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, tmp_path, monkeypatch):
+    """Two programs, in the form of accelerators: stopped and continued, every score is the same to the last bit."""
+    monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
+    settings = [SEARCH, BATCHES, "train.steps=6", "data.test=null"]
+    experiment = Experiment(load_config(config_file, settings))
+    values = [
+        {"train.batch_size": size, "optimizer.learning_rate": 0.01 + 0.003 * number}
+        for number, size in enumerate((16, 16, 8, 16, 8, 16))
+    ]
+
+    def jobs(name):
+        return [(Trial(n, one, tmp_path / name / str(n)), 3 + n % 3) for n, one in enumerate(values)]
+
+    def ended(runner, left):
+        found = {}
+        try:
+            found.update((trial.id, outcome.score) for trial, outcome in run_all(runner, left))
+        except Interrupted:
+            pass
+        return found
+
+    whole = ended(TrainerRunner(experiment, population=4), jobs("whole"))
+    assert sorted(whole) == list(range(6))
+    asked = itertools.count()
+    cut = TrainerRunner(experiment, population=4, should_stop=lambda: next(asked) >= 4 + 4)
+    before = ended(cut, jobs("cut"))
+    assert 0 < len(before) < 6
+    left = [job for job in jobs("cut") if job[0].id not in before]
+    assert before | ended(TrainerRunner(experiment, population=4), left) == whole
+
+
+def test_slots_follow_from_the_space_and_the_places(config_file):
+    """Those of a program that trials of the space have, and of the reference's (16 rows), in either order."""
+    experiment = Experiment(load_config(config_file, [SEARCH]))
+    for overrides, expected in (
+        ((), (4, 1)),
+        (("train.batch_size=16",), (4, 4)),
+        ((BATCHES,), (2, 1)),
+        (("search.space.train.batch_size={choice: [8, 16, 32]}",), (2, 2)),
+        ((BATCHES, "search.space.train.accumulate={choice: [1, 2]}"), (1, 1)),
+    ):
+        experiment.given = experiment.config = load_config(config_file, [SEARCH, *overrides])
+        for order in (1, -1):
+            runner = TrainerRunner(experiment, population=4)
+            made = [runner.trainer(runner.configuration(each)) for each in ({}, {"train.batch_size": 16})[::order]]
+            assert tuple(runner.slots_of(trainer) for trainer in made[::order]) == expected, overrides
+
+
+def test_trials_of_one_program_have_their_own_evaluations(config_file, tmp_path):
+    """What the loop does between steps is the trial's own, whichever trial made the program."""
+    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    runner = TrainerRunner(experiment, population=3)
+    # So small a rate that no evaluation is better than the first.
+    still = {"train.evaluate_every": 1, "train.patience": 1, "optimizer.learning_rate": 1e-30}
+    values = [{}, {"train.evaluate_every": 2}, still]
+    jobs = [(Trial(number, each, tmp_path / str(number)), 6) for number, each in enumerate(values)]
+    ended = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}
+    assert runner.compilations == 1
+
+    def evaluated(number):
+        lines = read_metrics(tmp_path / str(number) / "metrics.jsonl")
+        return [line["step"] for line in lines if "validation_loss" in line]
+
+    assert [evaluated(number) for number in range(3)] == [[6], [2, 4, 6], [1, 2]]
+    assert [ended[number].steps_run for number in range(3)] == [6, 6, 2]
 
 
 def _trial(directory, config, step):
     (directory / "checkpoints" / str(step)).mkdir(parents=True)
-    (directory / "config.yaml").write_text(config)
+    (directory / "config.yaml").write_text(dump_config(config))
 
 
-def test_a_trial_goes_on_from_its_own_files_only(tmp_path):
-    directory = tmp_path / "000"
-    _set_aside(directory, "rate: 1", 4)
+def test_a_trial_goes_on_from_its_own_files_only(tmp_path, config_file):
+    one = load_config(config_file, ["optimizer.learning_rate=1e-3"])
+    other = load_config(config_file, ["optimizer.learning_rate=2e-3"])
+    home = tmp_path / "trials"
+    directory = home / "000"
+    home.mkdir()
+    _set_aside(directory, one, 4)
     directory.mkdir()
-    _set_aside(directory, "rate: 1", 4)
-    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["000"]
-    _trial(directory, "rate: 1", 4)
-    _set_aside(directory, "rate: 1", 4)
-    _set_aside(directory, "rate: 1", 20)
+    _set_aside(directory, one, 4)
+    assert sorted(entry.name for entry in home.iterdir()) == ["000"]
+    _trial(directory, one, 4)
+    _set_aside(directory, one, 4)
+    _set_aside(directory, one, 20)
     assert (directory / "checkpoints" / "4").is_dir()
     # Beyond the step that it is to be scored at, and another trial's: both would give a wrong score.
-    _set_aside(directory, "rate: 1", 3)
+    _set_aside(directory, one, 3)
     assert not directory.exists()
-    _trial(directory, "rate: 2", 2)
-    _set_aside(directory, "rate: 1", 4)
+    _trial(directory, other, 2)
+    _set_aside(directory, one, 4)
     assert not directory.exists()
-    assert {entry.name for entry in tmp_path.iterdir()} == {"000.1", "000.2"}
-    assert (tmp_path / "000.1" / "checkpoints" / "4").is_dir(), "nothing is lost"
+    assert {entry.name for entry in home.iterdir()} == {"000.1", "000.2"}
+    assert (home / "000.1" / "checkpoints" / "4").is_dir(), "nothing is lost"
+    directory.mkdir()
+    (directory / "config.yaml").write_text("rate: 1")
+    _set_aside(directory, one, 4)
+    assert not directory.exists(), "what cannot be read is no trial of this study"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "same"),
+    [
+        (["search.promote=2"], True),
+        (["search.trials=9", "search.fixed={optimizer.learning_rate: 1e-2}"], True),
+        (["search.workers=2", "study.bootstrap=700", "name=other", "run_dir=elsewhere"], True),
+        (["telemetry.tensorboard=true"], True),
+        (["search.space.update.0.rank={power_of_two: [4, 64]}"], False),
+        (["search.reference={update.0.rank: 32}"], False),
+        (["train.seed=5"], False),
+        (["data.completion=: {answer}"], False),
+    ],
+)
+def test_what_decides_no_trial_does_not_make_it_another(tmp_path, config_file, overrides, same):
+    """Also where a version of before wrote the files, which lacks a key."""
+    directory = tmp_path / "000"
+    _trial(directory, load_config(config_file, [SEARCH]), 2)
+    file = directory / "config.yaml"
+    written = yaml.safe_load(file.read_text())
+    del written["kernels"], written["train"]["z_loss"], written["search"]["ladder"]
+    file.write_text(yaml.safe_dump(written))
+    _set_aside(directory, load_config(config_file, [SEARCH, *overrides]), 2)
+    assert directory.exists() == same
+
+
+def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path):
+    """Promoted after the change, a trial trains on from its checkpoint: every step once, nothing moved aside."""
+    settings = [SEARCH, "train.steps=4", "data.test=null"]
+    trial = Trial(1, {"optimizer.learning_rate": 0.01}, tmp_path / "trials" / "001")
+    list(run_all(TrainerRunner(Experiment(load_config(config_file, settings))), [(trial, 2)]))
+    changed = [*settings, "search.promote=2", "study.bootstrap=700", "name=other"]
+    runner = TrainerRunner(Experiment(load_config(config_file, changed)))
+    (ended,) = run_all(runner, [(trial, 4)])
+    assert [entry.name for entry in (tmp_path / "trials").iterdir()] == ["001"]
+    assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
+    assert ended[1].steps_run == 4

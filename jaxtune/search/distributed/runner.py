@@ -34,6 +34,7 @@ from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import search_config
 from jaxtune.search.trial import Trial
+from jaxtune.training.checkpoints import newest_step
 
 logger = logging.getLogger(__name__)
 
@@ -355,7 +356,7 @@ class RayRunner:
 
     def _give_back(self, job: _Job, why: str) -> None:
         """Queues a trial whose worker is lost, or gives it up."""
-        reached = newest_checkpoint(job.trial.directory)
+        reached = newest_step(job.trial.directory / "checkpoints")
         job.losses = 1 if reached > job.reached else job.losses + 1
         job.reached = reached
         if job.losses < LOSSES:
@@ -408,8 +409,3 @@ class RayRunner:
                 losses += 1
                 if losses == LOSSES:
                     raise
-
-
-def newest_checkpoint(directory: Path) -> int:
-    """The step of a trial's newest whole checkpoint, 0 before the first; unfinished ones have other names."""
-    return max((int(entry.name) for entry in (directory / "checkpoints").glob("*") if entry.name.isdigit()), default=0)
