@@ -393,6 +393,7 @@ class Config(Section):
                 f"data.too_long: evaluation.task {self.evaluation.task} asks for whole answers, which 'split' cuts; "
                 "choose truncate or drop"
             )
+        return self
 
     @model_validator(mode="after")
     def _evaluated(self) -> Config:
