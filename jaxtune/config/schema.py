@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced
+from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, UserPath
 from jaxtune.config.studies import StudiesConfig
 
 
@@ -293,7 +293,7 @@ class SearchConfig(Section):
     fixed: dict[str, Any] = Field(
         default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
     )
-    start_from: str | None = Field(
+    start_from: UserPath | None = Field(
         default=None,
         description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
         "model: its best finished trials come first, instead of the design.",
@@ -347,7 +347,10 @@ class Config(Section):
     """One run or one study."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$")
-    run_dir: str | None = Field(default=None, description="Default: runs/<name>.")
+    run_dir: UserPath | None = Field(
+        default=None,
+        description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
+    )
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

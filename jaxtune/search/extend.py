@@ -110,16 +110,11 @@ def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
     """``config.yaml`` with the settings that the journal tells.
 
     Raises:
-      UserError: it is missing or damaged, has no search, or names another directory.
+      UserError: it is missing or damaged, or has no search.
     """
     file = directory / "config.yaml"
     config = load_config(file)
     search_config(config)
-    if Path(config.directory).resolve() != directory.resolve():
-        raise UserError(
-            f"{file}: run_dir is {config.directory}, which from here is not {directory}; start the command where the "
-            f"study was started, or, if the study was moved, set run_dir: {directory} in that file"
-        )
     settings = {name: header[name] for name in ("trials", "promote", "fixed")}
     return with_overrides(config, {f"search.{name}": value for name, value in settings.items()}, origin=f"{file}: ")
 

@@ -53,7 +53,7 @@ def search(
     directory = RunDirectory(config.directory, study=True)
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
-        return finished
+        return _with_command(config, finished)
     check_free(directory.path)
     try:
         runner, plan = _open_runner(config, listener, should_stop)
@@ -68,8 +68,7 @@ def search(
     finally:
         runner.close()
     if summary is not None:
-        summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
-        write_summary(directory.path, summary)
+        write_summary(directory.path, _with_command(config, summary))
     return summary
 
 
@@ -134,6 +133,12 @@ def _first_steps(settings: SearchConfig, steps: int) -> int:
         # The reference climbs beside the better half of the others.
         trials, before = 1 + math.ceil((trials - 1) / 2), round(share * steps)
     return total
+
+
+def _with_command(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the command of its winner, which names the directory as it is named now."""
+    summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
+    return summary
 
 
 def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,11 @@ from jaxtune.files import acquire_lock, check_writable, write_atomically
 # Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
 # change: the journal guards what decides the trials.
 _FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.")
+
+
+def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configurations differ, but for where their runs lie."""
+    return sorted(key for key in (there.keys() | here.keys()) - {"run_dir"} if there.get(key) != here.get(key))
 
 
 class RunDirectory:
@@ -51,6 +56,11 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def adapter_path(self) -> Path:
+        """The PEFT adapter of a finished run."""
+        return self.path / "adapter"
+
+    @property
     def summary_path(self) -> Path:
         """The end of a run, for programs."""
         return self.path / "summary.json"
@@ -73,6 +83,16 @@ class RunDirectory:
             raise UserError(
                 f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
             )
+        study = self.path.absolute().parent.parent
+        if (
+            not self.study
+            and self.path.absolute().parent == study / "trials"
+            and (study / self.journal_path.name).exists()
+        ):
+            raise UserError(
+                f"run_dir: {self.path} is a trial of the study in {self.path.parent.parent}, which trains it; to train "
+                f"the configuration by itself, choose another directory with run_dir=…"
+            )
         if not self.config_path.exists():
             # Workers of a study write there before it begins.
             names = {item.name for item in self.path.iterdir() if not item.name.startswith(".")} - {"workers"}
@@ -83,8 +103,7 @@ class RunDirectory:
                 )
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        keys = (key for key in there.keys() | here.keys() if not key.startswith(_FREE))
-        different = sorted(key for key in keys if there.get(key) != here.get(key))
+        different = [key for key in different_keys(there, here) if not key.startswith(_FREE)]
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
@@ -130,7 +149,7 @@ class RunDirectory:
         write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None.
+        """The summary of a finished run, or None; paths in it are those of the directory as it is named now.
 
         Raises:
           UserError: the file is damaged.
@@ -145,4 +164,8 @@ class RunDirectory:
             raise UserError(
                 f"{self.summary_path}: not the summary of a run; remove it, and the same command writes it again"
             )
+        if "run_dir" in summary:
+            summary["run_dir"] = str(self.path)
+        if "adapter" in summary:
+            summary["adapter"]["path"] = str(self.adapter_path)
         return summary

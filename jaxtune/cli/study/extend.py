@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_json_argument, emit, say, start_devices
+from jaxtune.cli.common import add_json_argument, emit, path_argument, say, start_devices
 from jaxtune.errors import UserError
 
 EXAMPLE = (
@@ -16,7 +16,9 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory; nobody may be running it")
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", type=path_argument, help="a study's directory; nobody may be running it"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="search.trials=N (in all), search.promote=N")
     parser.add_argument(
         "--add",
