@@ -43,6 +43,15 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, dry_run: bool = Tru
         )
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """``--accept-changed-data``."""
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although the training or the validation split is not what it was at the beginning",
+    )
+
+
 def add_trained_arguments(parser: argparse.ArgumentParser) -> None:
     """``--adapter DIR | --untuned``: what to use instead of the run directory's checkpoint."""
     group = parser.add_mutually_exclusive_group()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
 from collections.abc import Iterator, Mapping
@@ -12,6 +13,7 @@ from typing import Any
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
+from jaxtune.training.data_history import DataHistory, Fingerprints
 
 # Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
 # change: the journal guards what decides the trials.
@@ -19,8 +21,14 @@ _FREE = ("search.workers", "search.ray_address", "search.worker_resources", "stu
 
 
 def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configurations differ, but for where their runs lie."""
-    return sorted(key for key in (there.keys() | here.keys()) - {"run_dir"} if there.get(key) != here.get(key))
+    """The dotted keys in which two configurations differ, but for where their runs lie.
+
+    A date that one of them leaves open is the other's.
+    """
+    keys = (there.keys() | here.keys()) - {"run_dir"}
+    if there.get("data.date") is None or here.get("data.date") is None:
+        keys -= {"data.date"}
+    return sorted(key for key in keys if there.get(key) != here.get(key))
 
 
 class RunDirectory:
@@ -64,6 +72,52 @@ class RunDirectory:
     def summary_path(self) -> Path:
         """The end of a run, for programs."""
         return self.path / "summary.json"
+
+    @property
+    def data_path(self) -> Path:
+        """Fingerprints of the data of a single run; a study has them in its journal."""
+        return self.path / "data.json"
+
+    def date(self) -> str | None:
+        """The day that chat templates show: as recorded, or that on which what is here was begun; None before that."""
+        if not self.config_path.exists():
+            return None
+        recorded = load_config(self.config_path).data.date
+        return recorded or datetime.date.fromtimestamp(self._begun()).isoformat()
+
+    def _begun(self) -> float:
+        """When what is here was begun, in seconds since 1970: by the journal, else by the configuration's file."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), self.journal_path.open("rb") as file:
+            return float(json.loads(file.readline())["time"])
+        return self.config_path.stat().st_mtime
+
+    def read_data(self) -> DataHistory:
+        """The fingerprints of the data that the run in here has seen.
+
+        Raises:
+          UserError: their file is damaged.
+        """
+        if not self.data_path.exists():
+            return DataHistory()
+        try:
+            entries = json.loads(self.data_path.read_text(encoding="utf-8"))["fingerprints"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.data_path}: no fingerprints of data ({error!r}); restore or remove it") from error
+        return DataHistory.read(entries, self.data_path)
+
+    def follow_data(self, now: Fingerprints, *, accept: bool = False) -> DataHistory:
+        """What :meth:`write_data` is to keep, where the run in here goes on with these data, or begins.
+
+        Raises:
+          UserError: they have changed; see :meth:`~jaxtune.training.data_history.DataHistory.follow`.
+        """
+        begun = self.checkpoints_path.exists()
+        return self.read_data().follow(now, f"the run in {self.path}", accept=accept, begun=begun)
+
+    def write_data(self, data: DataHistory) -> None:
+        """Keeps the fingerprints."""
+        if data != self.read_data():
+            write_atomically(self.data_path, json.dumps({"fingerprints": data.entries}, indent=2) + "\n")
 
     def check(self, config: Config) -> None:
         """Refuses a directory that holds something else.
