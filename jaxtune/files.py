@@ -20,9 +20,37 @@ from typing import BinaryIO
 from jaxtune.errors import UserError
 
 
+def user_path(path: str) -> str:
+    """A path as a user gave it, with ``~`` and ``~name`` in front turned into the folder that they stand for.
+
+    Every path of the configuration and of the command line comes through here once, so that what is checked is what is
+    used. (A shell does it for a word that begins with ``~``, and not for ``run_dir=~/runs`` or ``--peft=~/adapter``.)
+
+    Raises:
+      UserError: there is no such user.
+    """
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        raise UserError(f"{path}: there is no user {expanded.split('/')[0][1:]!r}; a file of that name is ./{path}")
+    return expanded
+
+
+_DESCRIPTOR = re.compile(r"/dev/(?:(stdin|stdout|stderr)|fd/(\d+))|/proc/self/fd/(\d+)")
+_STANDARD = ("stdin", "stdout", "stderr")
+
+
 @contextlib.contextmanager
 def replaced(path: Path) -> Iterator[BinaryIO]:
-    """A file to write in full; takes the place of ``path`` at once when the block ends well, and vanishes otherwise."""
+    """A file to write in full; takes the place of ``path`` at once when the block ends well, and vanishes otherwise.
+
+    Of a link the file that it points to is replaced, and the link stays. What is no file (``/dev/null``, a pipe, a
+    descriptor such as ``/dev/stdout``) cannot be replaced: it is written to.
+    """
+    if stream := _stream(path):
+        with stream as file:
+            yield file
+        return
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path
     # A name may be as long as the file system takes; its beginning is enough to tell what a torn file was to be.
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")
     try:
@@ -34,6 +62,17 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+
+
+def _stream(path: Path) -> BinaryIO | None:
+    """What is no file, open to be written to; None for a file, or where there is nothing yet."""
+    if named := _DESCRIPTOR.fullmatch(str(path)):
+        number = _STANDARD.index(named[1]) if named[1] else int(named[2] or named[3])
+        # Opened by its name, a file that the shell sends the output to would be cut off and written from its start.
+        return os.fdopen(os.dup(number), "wb")
+    if path.exists() and not path.is_file() and not path.is_dir():
+        return open(path, "wb")
+    return None
 
 
 def write_atomically(path: Path, text: str) -> None:
@@ -53,7 +92,7 @@ def check_writable(path: str | Path, key: str) -> None:
     Raises:
       UserError: a file stands in the way, the folder is not ours to write in, or a name is too long or no UTF-8.
     """
-    place = Path(path).expanduser().absolute()
+    place = Path(path).absolute()
     try:
         str(place).encode()
     except UnicodeEncodeError as error:

@@ -1,12 +1,14 @@
 """What comes before writing: places that can be written to, and locks."""
 
 import os
+import threading
 import time
+from pathlib import Path
 
 import pytest
 
 from jaxtune.errors import UserError
-from jaxtune.files import acquire_lock, cache_directory, check_writable, lock_holder, write_atomically
+from jaxtune.files import acquire_lock, cache_directory, check_writable, lock_holder, user_path, write_atomically
 
 
 def test_a_place_is_checked_without_making_it(tmp_path):
@@ -81,3 +83,50 @@ def test_caches_never_lie_in_the_working_directory(monkeypatch, tmp_path, given)
     assert cache_directory() == tmp_path / ".cache" / "jaxtune"
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "mine"))
     assert cache_directory() == tmp_path / "mine" / "jaxtune"
+
+
+def test_homes_are_expanded_in_one_place(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert [user_path(path) for path in ("~", "~/a", "./~/a", "a/~", "")] == [
+        str(tmp_path), f"{tmp_path}/a", "./~/a", "a/~", ""
+    ]  # fmt: skip
+    with pytest.raises(UserError, match=r"no user 'nobody-here'; a file of that name is \./~nobody-here/a"):
+        user_path("~nobody-here/a")
+    # What is checked is what is used: nothing expands a second time.
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "a").touch()
+    check_writable("~/a/b", "run_dir")
+
+
+def test_a_link_stays_and_its_file_is_replaced(tmp_path):
+    (tmp_path / "kept").mkdir()
+    target, link, second = tmp_path / "kept" / "file", tmp_path / "link", tmp_path / "second"
+    link.symlink_to("kept/file")
+    second.symlink_to(link)
+    for text in ("made", "replaced"):
+        write_atomically(second, text)
+        assert target.read_text() == text
+    assert link.is_symlink()
+    assert second.is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["file", "kept", "link", "second"]
+
+
+def test_a_descriptor_is_written_to_behind_what_it_has(tmp_path):
+    with (tmp_path / "output").open("w") as file:
+        file.write("before\n")
+        file.flush()
+        for folder in ("/dev/fd", "/proc/self/fd"):
+            write_atomically(Path(folder) / str(file.fileno()), "within\n")
+        file.write("after\n")
+    assert (tmp_path / "output").read_text() == "before\nwithin\nwithin\nafter\n"
+
+
+def test_a_pipe_stays_one(tmp_path):
+    pipe, read = tmp_path / "pipe", []
+    os.mkfifo(pipe)
+    reader = threading.Thread(target=lambda: read.append(pipe.read_text()), daemon=True)
+    reader.start()
+    write_atomically(pipe, "through\n")
+    reader.join(10)
+    assert read == ["through\n"]
+    assert pipe.is_fifo()

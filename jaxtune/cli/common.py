@@ -11,15 +11,30 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from jaxtune.errors import UserError
+from jaxtune.files import user_path
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from jaxtune.config import Config
 
 
+def path_argument(text: str) -> str:
+    """A path as the type of an argument: ``~`` is expanded.
+
+    Raises:
+      ArgumentTypeError: it names a user that there is not.
+    """
+    try:
+        return user_path(text)
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
 def add_config_arguments(parser: argparse.ArgumentParser, *, dry_run: bool = True) -> None:
     """``CONFIG [key=value ...] [--json] [--dry-run]``."""
-    parser.add_argument("config", metavar="CONFIG", help="YAML file")
+    parser.add_argument("config", metavar="CONFIG", type=path_argument, help="YAML file")
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys of the configuration")
     add_json_argument(parser)
     if dry_run:
@@ -28,10 +43,21 @@ def add_config_arguments(parser: argparse.ArgumentParser, *, dry_run: bool = Tru
         )
 
 
+def add_data_argument(parser: argparse.ArgumentParser) -> None:
+    """``--accept-changed-data``."""
+    parser.add_argument(
+        "--accept-changed-data",
+        action="store_true",
+        help="go on although the training or the validation split is not what it was at the beginning",
+    )
+
+
 def add_trained_arguments(parser: argparse.ArgumentParser) -> None:
     """``--adapter DIR | --untuned``: what to use instead of the run directory's checkpoint."""
     group = parser.add_mutually_exclusive_group()
-    group.add_argument("--adapter", metavar="DIR", help="a PEFT adapter, instead of the run's checkpoint")
+    group.add_argument(
+        "--adapter", metavar="DIR", type=path_argument, help="a PEFT adapter, instead of the run's checkpoint"
+    )
     group.add_argument("--untuned", action="store_true", help="the model as it is")
 
 

@@ -6,7 +6,7 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, path_argument, say, start, table
 
 EXAMPLE = "jaxtune evaluate runs/mine/config.yaml --split test --predictions predictions.jsonl"
 
@@ -16,7 +16,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_trained_arguments(parser)
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
-    parser.add_argument("--predictions", metavar="FILE", help="write every prompt, prediction and reference as JSONL")
+    parser.add_argument(
+        "--predictions",
+        metavar="FILE",
+        type=path_argument,
+        help="write every prompt, prediction and reference as JSONL",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, start
+from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, path_argument, start
 
 EXAMPLE = "jaxtune export runs/mine/config.yaml --merged my-model"
 
@@ -15,8 +15,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add_config_arguments(parser)
     add_trained_arguments(parser)
     target = parser.add_mutually_exclusive_group(required=True)
-    target.add_argument("--merged", metavar="DIR", help="a whole model that transformers loads, adapters merged in")
-    target.add_argument("--peft", metavar="DIR", help="an adapter that peft loads")
+    target.add_argument(
+        "--merged", metavar="DIR", type=path_argument, help="a whole model that transformers loads, adapters merged in"
+    )
+    target.add_argument("--peft", metavar="DIR", type=path_argument, help="an adapter that peft loads")
 
 
 def run(arguments: argparse.Namespace) -> int:

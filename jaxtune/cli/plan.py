@@ -24,11 +24,13 @@ def run(arguments: argparse.Namespace) -> int:
     return check(start(arguments), arguments.json)
 
 
-def check(config: Config, as_json: bool, *, directory: RunDirectory | None = None) -> int:
+def check(
+    config: Config, as_json: bool, *, directory: RunDirectory | None = None, accept_changed_data: bool = False
+) -> int:
     """Runs all checks that come before training (of the run directory too, if given), and prints what they found."""
     from jaxtune.training.preflight import preflight
 
-    checked = preflight(config, directory=directory)
+    checked = preflight(config, directory=directory, accept_changed_data=accept_changed_data)
     examples = ", ".join(f"{count:,} {part}" for part, count in checked.examples.items())
     memory = checked.memory
     text = "\n".join(

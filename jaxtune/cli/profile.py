@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_config_arguments, emit, start, table
+from jaxtune.cli.common import add_config_arguments, emit, path_argument, start, table
 
 EXAMPLE = "jaxtune profile configs/attribute_extraction.yaml --steps 20"
 
@@ -14,7 +14,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_arguments(parser)
     parser.add_argument("--steps", type=int, default=10, help="measured steps (default: 10)")
-    parser.add_argument("--trace", metavar="DIR", help="where the trace goes (default: RUN_DIR/profile)")
+    parser.add_argument(
+        "--trace", metavar="DIR", type=path_argument, help="where the trace goes (default: RUN_DIR/profile)"
+    )
     parser.add_argument("--no-trace", action="store_true", help="measure only")
 
 

@@ -7,7 +7,7 @@ import signal
 from pathlib import Path
 from types import FrameType
 
-from jaxtune.cli.common import add_json_argument, emit, say
+from jaxtune.cli.common import add_json_argument, emit, path_argument, say
 from jaxtune.errors import UserError
 
 EXAMPLE = "jaxtune report runs/quickstart --serve"
@@ -16,7 +16,10 @@ EXAMPLE = "jaxtune report runs/quickstart --serve"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "run", metavar="RUN_DIR|CONFIG", help="a study's directory, or the YAML file it was started with"
+        "run",
+        metavar="RUN_DIR|CONFIG",
+        type=path_argument,
+        help="a study's directory, or the YAML file it was started with",
     )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="dotted keys, when a YAML file is given")
     add_json_argument(parser)

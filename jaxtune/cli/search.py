@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
@@ -22,6 +22,7 @@ EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_arguments(parser)
+    add_data_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -30,13 +31,13 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         from jaxtune.search.run import preflight_search
 
-        checked = preflight_search(config)
+        checked = preflight_search(config, accept_changed_data=arguments.accept_changed_data)
         emit(checked, arguments.json, _dry_text(checked))
         return 0
-    return run_study(config, as_json=arguments.json)
+    return run_study(config, as_json=arguments.json, accept_changed_data=arguments.accept_changed_data)
 
 
-def run_study(config: Config, *, as_json: bool) -> int:
+def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = False) -> int:
     """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
     from jaxtune.reports import write_report
     from jaxtune.search.run import search
@@ -56,6 +57,7 @@ def run_study(config: Config, *, as_json: bool) -> int:
             on_event=_tell,
             on_plan=planned,
             should_stop=should_stop,
+            accept_changed_data=accept_changed_data,
         )
     if summary is None:
         again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"

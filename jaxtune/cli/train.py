@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
 from jaxtune.cli.plan import check
 
 EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
@@ -13,6 +13,7 @@ EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_ra
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     add_config_arguments(parser)
+    add_data_argument(parser)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -22,7 +23,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.training.run_directory import RunDirectory
 
     if arguments.dry_run:
-        return check(config, arguments.json, directory=RunDirectory(config.directory))
+        directory = RunDirectory(config.directory)
+        return check(config, arguments.json, directory=directory, accept_changed_data=arguments.accept_changed_data)
 
     from jaxtune.telemetry.progress import ProgressDisplay
     from jaxtune.training.run import Diverged, train
@@ -35,6 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
                 listener=ProgressDisplay(title=config.name),
                 should_stop=should_stop,
                 on_plan=lambda trainer, _: say(table(trainer.plan.table(), title="what is trained")),
+                accept_changed_data=arguments.accept_changed_data,
             )
     except Diverged as error:
         say(f"jaxtune: {error}")

@@ -19,6 +19,11 @@ from jaxtune.errors import UserError, nearest
 SectionType = TypeVar("SectionType", bound=BaseModel)
 
 
+# What a run or a study leaves in its directory from its first step on. (A folder `checkpoints` proves nothing: projects
+# with a config.yaml of their own have such folders too.)
+_TRACES = ("run.lock", "metrics.jsonl", "study.lock", "trials.jsonl")
+
+
 class _Loader(yaml.SafeLoader):
     """Safe YAML with the numbers of YAML 1.2, in which a key given twice and an alias inside itself are errors.
 
@@ -76,6 +81,9 @@ def parse_value(text: str) -> Any:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, overrides and validates a configuration.
 
+    The ``config.yaml`` of a run directory means that directory: its ``run_dir`` says where it was when the run began,
+    and the directory may have been moved or copied since. An override of ``run_dir`` means what it says.
+
     Args:
       path: a YAML file.
       overrides: ``"dotted.key=value"`` each; the value is YAML.
@@ -95,6 +103,9 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{file}: expected keys such as model:, data: and train:, found {_kind(raw)}")
     lines: dict[str, int] = {}
     _collect_lines(node, "", lines)
+    if file.name == "config.yaml" and any((file.parent / trace).exists() for trace in _TRACES):
+        # Told from a home: in front of a path of the file system, ~ is the name of a folder.
+        raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
     changed = {}
     for override in overrides:
         key, separator, value = override.partition("=")

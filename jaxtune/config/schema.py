@@ -7,12 +7,13 @@ annotations (:mod:`jaxtune.config.hyperparameters`), so a key is never listed tw
 
 from __future__ import annotations
 
+import datetime
 import re
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, located
+from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, UserPath, located
 from jaxtune.config.studies import StudiesConfig
 
 LONGEST_NAME = 240
@@ -92,6 +93,14 @@ def _source(value: Any) -> Any:
 Source = Annotated[SourceConfig, BeforeValidator(_source)]
 
 
+def _iso_date(value: str) -> str:
+    try:
+        datetime.datetime.fromisoformat(value)
+    except ValueError as error:
+        raise ValueError(f"{value!r} is no date; write 2026-01-31, or 2026-01-31T14:30") from error
+    return value
+
+
 class DataConfig(Section):
     """Rows, how they become text, and how text becomes batches."""
 
@@ -104,6 +113,11 @@ class DataConfig(Section):
         default=None, description="Field of chat messages, rendered by the tokenizer's chat template."
     )
     explode: ExplodeConfig | None = None
+    date: Annotated[str, AfterValidator(_iso_date)] | None = Field(
+        default=None,
+        description="Day that chat templates show which ask for today's (strftime_now): 2026-01-31, or with a time. If "
+        "unset, the day that the run directory was begun on.",
+    )
     loss_on: Literal["completion", "all"] = "completion"
     packing: bool = Field(default=True, description="Several examples in a row; they never see each other.")
     too_long: Literal["error", "drop", "truncate", "split"] = Field(
@@ -118,6 +132,8 @@ class DataConfig(Section):
             raise ValueError("give either messages or prompt and completion, not both")
         if self.messages is None and self.completion is None:
             raise ValueError("give prompt and completion templates, or messages for chat data")
+        if self.date is not None and self.messages is None:
+            raise ValueError("date does nothing without messages: only chat templates show one")
         return self
 
 
@@ -301,7 +317,7 @@ class SearchConfig(Section):
     fixed: dict[str, Any] = Field(
         default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
     )
-    start_from: str | None = Field(
+    start_from: UserPath | None = Field(
         default=None,
         description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
         "model: its best finished trials come first, instead of the design.",
@@ -361,7 +377,10 @@ class Config(Section):
     """One run or one study."""
 
     name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
-    run_dir: str | None = Field(default=None, description="Default: runs/<name>.")
+    run_dir: UserPath | None = Field(
+        default=None,
+        description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
+    )
     model: ModelConfig
     data: DataConfig
     train: TrainConfig

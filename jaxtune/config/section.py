@@ -6,8 +6,10 @@ import dataclasses
 import typing
 from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from jaxtune.files import user_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,3 +66,5 @@ def _takes_numbers(annotation: Any) -> bool:
 PositiveInt = Annotated[int, Field(gt=0, lt=2**31)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
+UserPath = Annotated[str, AfterValidator(user_path)]
+"""A path on the machine of whoever gave it: ``~`` is expanded when it is read, once and for all."""

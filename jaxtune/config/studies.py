@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from jaxtune.config.section import PositiveInt, Section, Seed
+from jaxtune.config.section import PositiveInt, Section, Seed, UserPath
 
 
 def _no_seed_twice(seeds: list[int]) -> list[int]:
@@ -35,7 +35,7 @@ class EarlyScoreConfig(Section):
 class AblationConfig(Section):
     """The winner of a search with each searched hyperparameter set back to the reference, one at a time."""
 
-    search: str | None = Field(
+    search: UserPath | None = Field(
         default=None,
         description="Directory of a finished search of the same configuration; if unset, the search is run first, in "
         "<run_dir>/search.",
@@ -105,9 +105,8 @@ class TransferConfig(Section):
 class StudiesConfig(Section):
     """The experiments of ``jaxtune study``, each a sub-section; what they leave, and how sure their intervals are."""
 
-    output: str | None = Field(
+    output: Annotated[UserPath, Field(min_length=1)] | None = Field(
         default=None,
-        min_length=1,
         description="Folder of summary.json, figures and page; default: docs/experiments/<study>-<name>.",
     )
     bootstrap: Annotated[PositiveInt, Field(ge=100, le=100_000)] = Field(

@@ -2,6 +2,7 @@
 
 from jaxtune.data.encoding import encode_continuations, encode_prompts
 from jaxtune.data.examples import Example, Examples, make_examples
+from jaxtune.data.fingerprint import fingerprint
 from jaxtune.data.packing import Batch
 from jaxtune.data.pipeline import (
     BatchIterator,
@@ -24,6 +25,7 @@ __all__ = [
     "encode_continuations",
     "encode_prompts",
     "evaluation_batches",
+    "fingerprint",
     "make_examples",
     "open_source",
     "steps_of_epochs",

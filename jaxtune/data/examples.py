@@ -19,6 +19,7 @@ from jaxtune.data.explode import explode
 from jaxtune.data.messages import conversation
 from jaxtune.data.prompts import Template
 from jaxtune.data.sources import Source, locate
+from jaxtune.data.template_date import dated
 from jaxtune.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -138,6 +139,7 @@ def make_examples(
     """
     if not len(rows):
         raise UserError(f"{key}: no rows")
+    tokenizer = dated(tokenizer, config.date)
     texts = _chats(rows, config, tokenizer, key) if config.messages is not None else _prompts(rows, config, key)
     examples = _encode(texts, rows, config, tokenizer, key)
     return _fit(examples, texts, rows, config, tokenizer, sequence_length, key)

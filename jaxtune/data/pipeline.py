@@ -107,8 +107,18 @@ class BatchIterator:
     again at every further call: the iterator never goes on past it.
     """
 
-    def __init__(self, examples: Sequence[Example], *, batch_size: int, sequence_length: int, seed: int, packing: bool):
+    def __init__(
+        self,
+        examples: Sequence[Example],
+        *,
+        batch_size: int,
+        sequence_length: int,
+        seed: int,
+        packing: bool,
+        examples_may_change: bool = False,
+    ):
         """See :func:`train_batches`."""
+        self._free = {"examples"} if examples_may_change else set[str]()
         self._plan = Plan(examples, sequence_length=sequence_length, seed=seed, packing=packing)
         self._identity = {
             "examples": self._plan.fingerprint,
@@ -161,7 +171,9 @@ class BatchIterator:
         """
         taken = state["pipeline"]
         other = [
-            f"{name} {taken.get(name)} (now {now})" for name, now in self._identity.items() if taken.get(name) != now
+            f"{name} {taken.get(name)} (now {now})"
+            for name, now in self._identity.items()
+            if taken.get(name) != now and name not in self._free
         ]
         if other:
             raise UserError(f"the saved data position belongs to other batches: {', '.join(other)}")
@@ -219,10 +231,19 @@ class _BatchesIterator(grain.DatasetIterator[Batch]):
 
     def set_state(self, state: dict[str, Any]) -> None:
         self._epoch, self._row = int(state["epoch"]), int(state["row"])
+        if self._row >= len(self._dataset.plan.rows(self._epoch)):
+            # Taken over more examples than there are now.
+            self._epoch, self._row = self._epoch + 1, 0
 
 
 def train_batches(
-    examples: Sequence[Example], *, batch_size: int, sequence_length: int, seed: int, packing: bool
+    examples: Sequence[Example],
+    *,
+    batch_size: int,
+    sequence_length: int,
+    seed: int,
+    packing: bool,
+    examples_may_change: bool = False,
 ) -> BatchIterator:
     """Batches for training: infinite, shuffled by ``seed`` and anew in each epoch, of fixed shapes.
 
@@ -232,6 +253,8 @@ def train_batches(
       sequence_length: positions in a row.
       seed: seed of the order.
       packing: several examples in a row (they never see each other: see ``segment_ids``), or one.
+      examples_may_change: a position that was taken over other examples is gone on from, at its epoch and row;
+        otherwise it is refused.
 
     Returns:
       An iterator over batches as :func:`~jaxtune.data.packing.make_batch` lays them out.
@@ -239,7 +262,14 @@ def train_batches(
     Raises:
       UserError: there is no example, or one is longer than a row.
     """
-    return BatchIterator(examples, batch_size=batch_size, sequence_length=sequence_length, seed=seed, packing=packing)
+    return BatchIterator(
+        examples,
+        batch_size=batch_size,
+        sequence_length=sequence_length,
+        seed=seed,
+        packing=packing,
+        examples_may_change=examples_may_change,
+    )
 
 
 class EvaluationBatches(Sequence[Batch]):

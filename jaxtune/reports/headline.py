@@ -3,15 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.config.loading import parse_value
-from jaxtune.errors import UserError
 from jaxtune.reports import formatting
 from jaxtune.reports.records import StudyRecord, TrialRecord
+from jaxtune.search.directory import train_command
 
 
 @dataclasses.dataclass(frozen=True)
@@ -216,25 +213,9 @@ def searched(dimension: Mapping[str, Any]) -> str:
 
 
 def command(study: StudyRecord, winner: Winner) -> str:
-    """The command line that trains the winner again: the summary's, or built from its overrides."""
-    given = (study.summary.get("best") or {}).get("command")
-    if given and (study.summary.get("best") or {}).get("trial") == winner.trial.id:
-        return shlex.join(given) if isinstance(given, list) else str(given)
+    """The command line that trains the winner again, from the directory as it is named now."""
     directory = str(study.directory).rstrip("/")
-    overrides = {**winner.trial.configuration, "run_dir": f"{directory}-winner"}
-    words = [f"{key}={override_text(value)}" for key, value in overrides.items()]
-    return shlex.join(["jaxtune", "train", f"{directory}/config.yaml", *words])
-
-
-def override_text(value: Any) -> str:
-    """A value as the right side of an override; reading it gives the same value again."""
-    if isinstance(value, str):
-        try:
-            same = parse_value(value) == value
-        except UserError:
-            same = False
-        return value if same else json.dumps(value)
-    return json.dumps(value)
+    return train_command(directory, winner.trial.configuration, f"{directory}-winner")
 
 
 def budget(study: StudyRecord) -> dict[str, Any] | None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.search.header import read_data
 from jaxtune.search.milestones import milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.space import Point, Space
@@ -100,7 +101,11 @@ def checked_runner(
     """
     runner = TrainerRunner(Experiment(config), listener=listener, should_stop=should_stop)
     check_trials(config, runner)
-    runner.capacity = population_size(runner, Path(config.directory) if run_dir is None else run_dir)
+    directory = Path(config.directory) if run_dir is None else run_dir
+    runner.capacity = population_size(runner, directory)
+    # Whether the study may go on with other examples is asked where its journal is held.
+    experiment = runner.experiment
+    experiment.data_changed = read_data(directory).training_changed(experiment.fingerprints)
     return runner
 
 

@@ -19,12 +19,20 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
 from jaxtune.search.checks import check_space, check_trials, reference_point
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
-from jaxtune.search.header import amended_header, check_header, check_records, check_room, study_header
+from jaxtune.search.header import (
+    amended_header,
+    check_header,
+    check_records,
+    check_room,
+    recorded_data,
+    study_header,
+)
 from jaxtune.search.journal import Journal
 from jaxtune.search.space import Space, canonical
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import History, replay
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.experiment import Experiment, read_fingerprints
+from jaxtune.training.template_date import with_date
 
 _SETTINGS = ("search.trials", "search.promote")
 
@@ -54,6 +62,7 @@ def extend(
     fixed: Mapping[str, Any] | None = None,
     freed: Sequence[str] = (),
     write: bool = True,
+    accept_changed_data: bool = False,
 ) -> Extension:
     """Changes a study that nobody runs. Without any change, ``config.yaml`` is made to agree with the journal.
 
@@ -65,9 +74,11 @@ def extend(
       fixed: searched keys that proposals do not vary any more, and their values.
       freed: fixed keys that they vary again.
       write: False checks only.
+      accept_changed_data: change it where the training or the validation split is not what it was; otherwise refused.
 
     Raises:
-      UserError: there is no study, another process holds it, or the change does not fit it; nothing is changed then.
+      UserError: there is no study, another process holds it, its data have changed, or the change does not fit it;
+        nothing is changed then.
     """
     directory = study_directory(run_dir)
     with Journal(directory) as journal:
@@ -97,9 +108,18 @@ def extend(
         space = Space(settings.space, dotted(changed), search_config(changed).fixed)
         numbered = _numbered(changed, space, history, added)
         _check_trials(changed, space, history, numbered)
+        known = recorded_data(journal.records, journal.path)
+        # The model and the data have the last word on a configuration: ask them before it is written for good.
+        experiment = Experiment(changed) if numbered else None
+        if experiment is not None:
+            check_trials(changed, TrainerRunner(experiment), [dict(one) for one in numbered.values()])
+        now = experiment.fingerprints if experiment else read_fingerprints(changed) if known.entries else {}
+        data = known.follow(now, f"the study in {directory}", accept=accept_changed_data, begun=bool(history.trials))
         new = {name: value for name, value in search_config(changed).model_dump().items() if header.get(name) != value}
         new = {name: value for name, value in new.items() if f"search.{name}" in changes}
         if write:
+            if data != known:
+                journal.append("data", fingerprints=now)
             _write(journal, changed, new, numbered)
     trials = search_config(changed).trials
     scored = sum(state.early is not None for state in history.trials.values())
@@ -110,16 +130,11 @@ def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
     """``config.yaml`` with the settings that the journal tells.
 
     Raises:
-      UserError: it is missing or damaged, has no search, or names another directory.
+      UserError: it is missing or damaged, or has no search.
     """
     file = directory / "config.yaml"
-    config = load_config(file)
+    config = with_date(load_config(file))
     search_config(config)
-    if Path(config.directory).resolve() != directory.resolve():
-        raise UserError(
-            f"{file}: run_dir is {config.directory}, which from here is not {directory}; start the command where the "
-            f"study was started, or, if the study was moved, set run_dir: {directory} in that file"
-        )
     settings = {name: header[name] for name in ("trials", "promote", "fixed")}
     return with_overrides(config, {f"search.{name}": value for name, value in settings.items()}, origin=f"{file}: ")
 
@@ -195,9 +210,6 @@ def _check_trials(config: Config, space: Space, history: History, added: Mapping
     points = {number: space.point(state.trial.configuration) for number, state in history.trials.items()}
     points |= {number: space.point(configuration) for number, configuration in added.items()}
     check_room(space, settings.trials, points | {0: reference_point(config, space)})
-    if added:
-        # The model and the data have the last word on a configuration: ask them before it is written for good.
-        check_trials(config, TrainerRunner(Experiment(config)), [dict(one) for one in added.values()])
 
 
 def _write(

@@ -11,8 +11,9 @@ from pydantic import ValidationError
 
 from jaxtune.config.schema import Config, SearchConfig
 from jaxtune.errors import UserError, nearest
-from jaxtune.search.journal import difference
+from jaxtune.search.journal import FILENAME, difference, read_journal
 from jaxtune.search.space import Point, Space
+from jaxtune.training.data_history import DataHistory
 
 CHANGEABLE = ("trials", "promote", "fixed")
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
@@ -74,6 +75,26 @@ def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str
     return header
 
 
+def recorded_data(records: Sequence[Mapping[str, Any]], path: Path) -> DataHistory:
+    """The fingerprints of the data that a journal's trials have seen.
+
+    Raises:
+      UserError: they are none.
+    """
+    told = [*records[:1], *(record for record in records[1:] if record["event"] == "data")]
+    return DataHistory.read([record["fingerprints"] for record in told if "fingerprints" in record], path)
+
+
+def read_data(run_dir: Path) -> DataHistory:
+    """The fingerprints of the data that the trials in a study's directory have seen; takes no lock.
+
+    Raises:
+      UserError: the journal is damaged.
+    """
+    path = run_dir / FILENAME
+    return recorded_data(read_journal(run_dir), path) if path.exists() else DataHistory()
+
+
 def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:
     """What the study's own configuration has for its searched keys; the reference overrides only what it changes."""
     values = {}
@@ -98,7 +119,7 @@ def check_header(
       UserError: they differ; the first difference is named.
     """
     recorded = amended_header(records, path)
-    recorded["config"] = _with_defaults(recorded.get("config"))
+    recorded["config"] = _dated(_with_defaults(recorded.get("config")), header.get("config"))
     for name, value in header.items():
         found = difference(recorded.get(name), value, "" if name == "config" else f"{section}{name}")
         if found is None:
@@ -117,6 +138,16 @@ def _with_defaults(config: Any) -> Any:
         return deciding(Config.model_validate(config))
     except ValidationError:
         return config
+
+
+def _dated(recorded: Any, config: Any) -> Any:
+    """A recorded configuration that leaves the date of its chat template open, with the date of another one."""
+    if not (isinstance(recorded, dict) and isinstance(recorded.get("data"), dict) and isinstance(config, Mapping)):
+        return recorded
+    here = config.get("data")
+    if recorded["data"].get("date") is not None or not isinstance(here, Mapping) or "date" not in here:
+        return recorded
+    return {**recorded, "data": {**recorded["data"], "date": here["date"]}}
 
 
 def check_records(records: Sequence[Mapping[str, Any]], space: Space, path: Path) -> None:

@@ -13,6 +13,7 @@ from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
+from jaxtune.search.header import read_data
 from jaxtune.search.journal import FILENAME, check_free, read_journal
 from jaxtune.search.milestones import milestones
 from jaxtune.search.runner import Interrupted, TrialRunner
@@ -21,10 +22,12 @@ from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
 from jaxtune.search.warm_start import best_configurations
+from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.template_date import with_date
 
 
 def search(
@@ -34,6 +37,7 @@ def search(
     on_event: Event | None = None,
     on_plan: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any] | None:
     """Runs the study of a configuration in its run directory, or goes on where an earlier process was stopped.
 
@@ -43,26 +47,30 @@ def search(
       on_event: is told every journal record.
       on_plan: is told what is trained, rows of a table, before the first trial.
       should_stop: asked after every step and between trials.
+      accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Returns:
       The summary; None if it was stopped before its end.
 
     Raises:
-      UserError: the input is wrong, the directory holds another run, or every trial diverged.
+      UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
     check_space(config)
     check_distributed(search_config(config))
+    config = with_date(config)
     directory = RunDirectory(config.directory, study=True)
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
-        return finished
+        return _with_command(config, finished)
     check_free(directory.path)
     try:
-        runner, plan = _open_runner(config, listener, should_stop)
+        runner, plan, data = _open_runner(config, listener, should_stop)
     except Interrupted:
         return None
     try:
-        study = make_study(config, runner, on_event=on_event, stop=should_stop)
+        study = make_study(
+            config, runner, on_event=on_event, stop=should_stop, data=data, accept_changed_data=accept_changed_data
+        )
         if on_plan:
             on_plan(plan)
         directory.claim(config)
@@ -70,15 +78,14 @@ def search(
     finally:
         runner.close()
     if summary is not None:
-        summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
-        write_summary(directory.path, summary)
+        write_summary(directory.path, _with_command(config, summary))
     return summary
 
 
 def _open_runner(
     config: Config, listener: Callable[[str], Listener] | None, should_stop: Callable[[], bool]
-) -> tuple[TrialRunner, Sequence[Mapping[str, Any]]]:
-    """What trains the trials, here or in workers, and what it trains, rows of a table.
+) -> tuple[TrialRunner, Sequence[Mapping[str, Any]], Fingerprints]:
+    """What trains the trials, here or in workers; what it trains, rows of a table; fingerprints of its data.
 
     Raises:
       Interrupted: told to stop before a worker had opened.
@@ -89,12 +96,20 @@ def _open_runner(
         from jaxtune.search.distributed.runner import RayRunner
 
         workers = RayRunner(config, should_stop=should_stop)
-        return workers, workers.plan
+        return workers, workers.plan, workers.fingerprints
     runner = checked_runner(config, listener=listener, should_stop=should_stop)
-    return runner, runner.experiment.trainer().plan.table()
+    return runner, runner.experiment.trainer().plan.table(), runner.experiment.fingerprints
 
 
-def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, stop: Callable[[], bool]) -> Study:
+def make_study(
+    config: Config,
+    runner: TrialRunner,
+    *,
+    on_event: Event | None,
+    stop: Callable[[], bool],
+    data: Fingerprints | None = None,
+    accept_changed_data: bool = False,
+) -> Study:
     """The study of a configuration, over a runner."""
     settings = search_config(config)
     reference = reference_overrides(config)
@@ -110,6 +125,8 @@ def make_study(config: Config, runner: TrialRunner, *, on_event: Event | None, s
         known_keys=dotted(config),
         on_event=on_event,
         stop=stop,
+        data=data,
+        accept_changed_data=accept_changed_data,
     )
 
 
@@ -144,22 +161,36 @@ def _first_steps(settings: SearchConfig, steps: int) -> int:
     return total
 
 
+def _with_command(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
+    """The summary with the command of its winner, which names the directory as it is named now."""
+    summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
+    return summary
+
+
 def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:
     """The command line that trains the winner by itself."""
     return train_command(config.directory, configuration, f"{config.directory}-winner")
 
 
-def preflight_search(config: Config) -> dict[str, Any]:
+def preflight_search(config: Config, *, accept_changed_data: bool = False) -> dict[str, Any]:
     """Everything that can be checked before a study: files, data, space, shapes, memory; writes nothing.
+
+    Args:
+      config: with a ``search`` section.
+      accept_changed_data: see :func:`search`.
 
     Raises:
       UserError: anything that would stop the study is wrong.
     """
     check_space(config)
     check_distributed(search_config(config))
-    RunDirectory(config.directory, study=True).check(config)
+    config = with_date(config)
+    directory = RunDirectory(config.directory, study=True)
+    directory.check(config)
     runner = checked_runner(config)
     experiment = runner.experiment
+    what = f"the study in {directory.path}"
+    read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
     make_study(config, runner, on_event=None, stop=lambda: False)
     # The program that trials run: compiled for the largest rank of the space.
     trainer = runner.trainer(experiment.config)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_header, check_records, check_room, lookup, study_header
+from jaxtune.search.header import check_header, check_records, check_room, lookup, recorded_data, study_header
 from jaxtune.search.journal import Journal
 from jaxtune.search.leader import leader
 from jaxtune.search.methods import make_method
@@ -30,6 +30,7 @@ from jaxtune.search.space import Point, Space
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
+from jaxtune.training.data_history import Fingerprints
 
 Event = Callable[[str, int | None, Mapping[str, Any]], None]
 Phase = Literal["early", "final"]
@@ -56,6 +57,8 @@ class Study:
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
       stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+      data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
+      accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Attributes:
       space: the searched space.
@@ -79,6 +82,8 @@ class Study:
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
         stop: Callable[[], bool] | None = None,
+        data: Fingerprints | None = None,
+        accept_changed_data: bool = False,
     ):
         self.run_dir = Path(run_dir)
         self.search = search
@@ -97,6 +102,7 @@ class Study:
         self._sign = 1.0 if direction == "min" else -1.0
         self._scores = Scores(self.space, self._reference_point, self._sign)
         self.reference_in_space = self._reference_point is not None
+        self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event = on_event
         self._stop, self._stopping = stop, False
         self._compilations = runner.compilations
@@ -122,8 +128,8 @@ class Study:
           The summary, as written to ``summary.json``; None where the study was stopped before its end.
 
         Raises:
-          UserError: another process holds the study, the journal is damaged or belongs to another study, the fraction
-            is less than a step, or every trial diverged.
+          UserError: another process holds the study, the journal is damaged or belongs to another study, the data have
+            changed, the fraction is less than a step, or every trial diverged.
         """
         with Journal(self.run_dir) as self._journal:
             self._history = self._open()
@@ -171,8 +177,12 @@ class Study:
         history = replay(records[1:], self.run_dir, path)
         points = {number: self._scores.point(state) for number, state in history.trials.items()}
         check_room(self.space, self.search.trials, {0: self._reference_point} | points)
+        known, what = recorded_data(records, path), f"the study in {self.run_dir}"
+        data = known.follow(self._data, what, accept=self._accept_changed_data, begun=bool(records))
         if not records:
-            self._record("study", **header)
+            self._record("study", **header, **({"fingerprints": self._data} if self._data else {}))
+        elif data != known:
+            self._record("data", fingerprints=self._data)
         return history
 
     def _record(self, event: str, **fields: Any) -> None:

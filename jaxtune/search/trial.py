@@ -200,6 +200,8 @@ class History:
                 # The next proposal need not take for pending what is long scored.
                 self.trials[max(self.trials)].known = self._scored()
             return
+        if event == "data":
+            return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)
             return

@@ -29,7 +29,8 @@ from jaxtune.studies.output import publish
 from jaxtune.studies.paired import paired_interval
 from jaxtune.studies.run import Hooks, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
-from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_directory import RunDirectory, different_keys
+from jaxtune.training.template_date import with_date
 
 STUDY = "ablation"
 
@@ -39,7 +40,7 @@ MATERIAL = 0.01
 """A change of less than this share of what winner and reference differ by is none to choose a value for."""
 
 # Keys that may differ between the search that found the winner and the configuration that it is ablated with.
-_FREE = ("run_dir", "name", "telemetry.", "study.", "search.")
+_FREE = ("name", "telemetry.", "study.", "search.")
 _SEARCH = ("search.space", "search.reference", "search.objective")
 
 
@@ -66,6 +67,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
+    config = with_date(config, config.study.ablation.search)
     _check_keys(config)
     seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
     runner = open_runner(config, STUDY)
@@ -94,6 +96,8 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
       UserError: the input is wrong, or the winner diverged with every seed.
     """
     hooks = hooks or Hooks()
+    # What is compared with a search is rendered for the search's day.
+    config = with_date(config, config.study.ablation.search)
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
     if config.study.ablation.search is not None:
@@ -101,7 +105,11 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     else:
         claim(config)
         found = search(
-            _search_of(config), listener=hooks.listener, on_event=hooks.on_event, should_stop=hooks.should_stop
+            _search_of(config),
+            listener=hooks.listener,
+            on_event=hooks.on_event,
+            should_stop=hooks.should_stop,
+            accept_changed_data=hooks.accept_changed_data,
         )
         if found is None:
             return None
@@ -111,7 +119,8 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     claim(config)
     settings = {"seeds": seeds, "winner": found["best"]["configuration"]}
     planned = len(variants) * len(seeds)
-    with StudyTrials(config, STUDY, runner, settings=settings, planned=planned, hooks=hooks) as trials:
+    data = runner.experiment.fingerprints
+    with StudyTrials(config, STUDY, runner, settings=settings, planned=planned, hooks=hooks, data=data) as trials:
         by_variant = {
             variant.name: [trials.add({**variant.configuration, SEED: seed}, variant=variant.name) for seed in seeds]
             for variant in variants
@@ -173,8 +182,7 @@ def _read_search(config: Config, directory: Path) -> dict[str, Any]:
         )
 
     first, second = dotted(load_config(there.config_path)), dotted(config)
-    keys = {name for name in first.keys() | second.keys() if name in _SEARCH or not name.startswith(_FREE)}
-    different = sorted(name for name in keys if first.get(name) != second.get(name))
+    different = [name for name in different_keys(first, second) if name in _SEARCH or not name.startswith(_FREE)]
     if different:
         name = different[0]
         raise UserError(

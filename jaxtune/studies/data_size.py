@@ -20,6 +20,7 @@ import numpy as np
 from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
+from jaxtune.search.header import read_data
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import direction
@@ -33,6 +34,7 @@ from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
 from jaxtune.studies.size_runner import SEED, SIZE, SizeRunner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.template_date import with_date
 
 STUDY = "data-size"
 
@@ -76,14 +78,21 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or a run diverged before its first evaluation.
     """
-    config = _without_search(config)
+    config = with_date(_without_search(config))
     settings = config.study.data_size
     runner, sizes = _open(config, hooks)
     decisive = {"sizes": sizes, **settings.model_dump(include={"seeds", "sampling", "group_by", "score"})}
     trained = [(size, seed) for seed in settings.seeds for size in sizes if size > 0]
     claim(config)
     with StudyTrials(
-        config, STUDY, runner, settings=decisive, planned=len(trained), objective=settings.score, hooks=hooks
+        config,
+        STUDY,
+        runner,
+        settings=decisive,
+        planned=len(trained),
+        objective=settings.score,
+        hooks=hooks,
+        data=runner.experiment.fingerprints,
     ) as trials:
         try:
             tested = _measure(trials, runner, trained)
@@ -118,6 +127,7 @@ def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[
         )
     check_places(config, STUDY)
     experiment = Experiment(config)
+    experiment.data_changed = read_data(Path(config.directory)).training_changed(experiment.fingerprints)
     hooks = hooks or Hooks()
     runner = SizeRunner(experiment, listener=hooks.listener, should_stop=hooks.should_stop)
     sizes = chosen_sizes(settings.sizes, len(runner.documents), settings.points, settings.smallest)

@@ -30,11 +30,13 @@ class Hooks:
       listener: makes the progress display of a trial, given its title.
       on_event: is told every journal record, and ``started`` before a trial trains.
       should_stop: asked after every step and between trials.
+      accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
     """
 
     listener: Callable[[str], Listener] | None = None
     on_event: Event | None = None
     should_stop: Callable[[], bool] = lambda: False
+    accept_changed_data: bool = False
 
 
 def check_places(config: Config, study: str) -> None:

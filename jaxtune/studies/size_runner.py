@@ -111,7 +111,12 @@ class SizeRunner:
         layout = {"sequence_length": config.train.sequence_length, "seed": seed, "packing": config.data.packing}
         chosen = [examples[place] for place in self.places(size, seed)]
         rows = len(Plan(chosen, **layout).rows(0))
-        batches = train_batches(chosen, batch_size=config.train.batch_size, **layout)
+        batches = train_batches(
+            chosen,
+            batch_size=config.train.batch_size,
+            examples_may_change=self.experiment.data_changed,
+            **layout,
+        )
         checkpoints = Checkpoints(trial.directory / "checkpoints")
         writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
         try:

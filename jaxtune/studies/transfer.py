@@ -31,6 +31,7 @@ from jaxtune.studies.early_score import design
 from jaxtune.studies.output import publish
 from jaxtune.studies.run import Hooks, check_places, claim
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.template_date import with_date
 
 STUDY = "transfer"
 
@@ -75,6 +76,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or fewer than two trials of the full setting stayed finite.
     """
+    config = with_date(config)
     configurations = design(config, STUDY)
     settings = _settings(config)
     check_places(config, STUDY)
@@ -83,7 +85,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     claim(config)
     with StudyTrials(
         config, STUDY, runners[FULL], settings={"settings": config.study.transfer.settings},
-        planned=len(configurations) * len(settings), hooks=hooks,
+        planned=len(configurations) * len(settings), hooks=hooks, data=_fingerprints(runners),
     ) as trials:  # fmt: skip
         each = {name: [trials.add(values, setting=name) for values in configurations] for name in settings}
         try:
@@ -135,6 +137,15 @@ def _open(config: Config, name: str, hooks: Hooks | None = None) -> TrainerRunne
         return checked_runner(config, listener=named, should_stop=hooks.should_stop)
     except UserError as error:
         raise UserError(str(error) if name == FULL else f"study.transfer.settings.{name}: {error}") from error
+
+
+def _fingerprints(runners: Mapping[str, TrainerRunner]) -> dict[str, dict[str, Any]]:
+    """The fingerprints of the splits of every setting, which may override what makes them."""
+    return {
+        key if name == FULL else f"study.transfer.settings.{name}: {key}": value
+        for name, runner in runners.items()
+        for key, value in runner.experiment.fingerprints.items()
+    }
 
 
 def _summarize(

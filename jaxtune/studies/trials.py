@@ -12,7 +12,7 @@ from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_header, deciding
+from jaxtune.search.header import check_header, deciding, recorded_data
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
@@ -20,6 +20,7 @@ from jaxtune.search.trainer_runner import direction, reference_overrides, search
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
 from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
+from jaxtune.training.data_history import Fingerprints
 
 PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "scikit-optimize", "numpy", "scipy")
 """Packages whose versions stand beside the results."""
@@ -40,9 +41,11 @@ class StudyTrials:
       planned: how many trials there will be; None where that is not known yet.
       objective: what a score is, where there is no search.
       hooks: who is told, and who may stop it between trials.
+      data: fingerprints of the splits that are trained and scored on.
 
     Raises:
-      UserError: another process holds the directory, or its journal is damaged or another experiment's.
+      UserError: another process holds the directory, its journal is damaged or another experiment's, or the data have
+        changed.
     """
 
     def __init__(
@@ -55,6 +58,7 @@ class StudyTrials:
         planned: int | None = None,
         objective: str | None = None,
         hooks: Hooks | None = None,
+        data: Fingerprints | None = None,
     ):
         self.runner = runner
         self.run_dir = Path(config.directory)
@@ -63,7 +67,7 @@ class StudyTrials:
         self._added = 0
         self._journal = Journal(self.run_dir)
         try:
-            self.history = self._open(_header(config, experiment, settings, planned, objective))
+            self.history = self._open(_header(config, experiment, settings, planned, objective), dict(data or {}))
         except BaseException:
             self._journal.close()
             raise
@@ -176,13 +180,19 @@ class StudyTrials:
             "compilations": sum(state.compilations for state in states),
         }
 
-    def _open(self, header: Mapping[str, Any]) -> History:
+    def _open(self, header: Mapping[str, Any], data: Fingerprints) -> History:
         records, path = self._journal.records, self._journal.path
         if not records:
-            self._journal.append("study", **header, population=self.runner.capacity, machine=machine(PACKAGES))
+            fingerprints = {"fingerprints": data} if data else {}
+            self._journal.append(
+                "study", **header, population=self.runner.capacity, machine=machine(PACKAGES), **fingerprints
+            )
             return History()
         check_header(records, header, path, section="")
         history = replay(records[1:], self.run_dir, path)
+        known, accept = recorded_data(records, path), self._hooks.accept_changed_data
+        if known.follow(data, f"the experiment in {self.run_dir}", accept=accept, begun=True) != known:
+            self._journal.append("data", fingerprints=data)
         for record in records[1:]:
             self._remember(record)
         return history

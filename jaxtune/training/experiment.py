@@ -18,11 +18,13 @@ from jaxtune.data import (
     BatchIterator,
     Example,
     evaluation_batches,
+    fingerprint,
     make_examples,
     open_source,
     steps_of_epochs,
     train_batches,
 )
+from jaxtune.data.template_date import dated
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import Evaluator, answer_generator
 from jaxtune.evaluation.generation import Generator
@@ -30,6 +32,7 @@ from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, re
 from jaxtune.models.tokenizer import name_end_token
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
+from jaxtune.training.template_date import with_date
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import UpdatePlan
 
@@ -52,6 +55,9 @@ class Experiment:
       model: the base, on the configured mesh.
       tokenizer: of the model.
       examples: the examples of each opened split.
+      fingerprints: of each opened split, by its configuration key.
+      data_changed: the training examples were others at the beginning of what goes on, and that is accepted: batches
+        continue from positions among those.
 
     Raises:
       UserError: a file, a key or the data is wrong.
@@ -61,11 +67,12 @@ class Experiment:
         # The cheap checks come first: a wrong mesh should not wait for gigabytes of weights.
         mesh = make_mesh(**config.parallel.model_dump())
         _check_context(config)
-        self.tokenizer: Any = load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision)
+        config = with_date(config)
+        self.tokenizer: Any = _tokenizer(config)
         _check_end(self.tokenizer, config)
-        self.examples: dict[Part, Sequence[Example]] = {
-            part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
-        }
+        self.examples = _open_splits(config, self.tokenizer, parts)
+        self.fingerprints = _fingerprints(self.examples)
+        self.data_changed = False
         self.given = config
         self.config = self.resolve(config)
         self.model = _load(config, mesh)
@@ -127,6 +134,7 @@ class Experiment:
             sequence_length=config.train.sequence_length,
             seed=config.train.seed,
             packing=config.data.packing,
+            examples_may_change=self.data_changed,
         )
 
     @cached_property
@@ -163,10 +171,34 @@ class Experiment:
             key=f"data.{part}",
         )
 
-    def _open(self, config: Config, part: Part) -> Sequence[Example]:
-        key = f"data.{part}"
-        rows = open_source(getattr(config.data, part), key=key)
-        return make_examples(rows, config.data, self.tokenizer, sequence_length=config.train.sequence_length, key=key)
+
+def read_fingerprints(config: Config) -> dict[str, dict[str, Any]]:
+    """The fingerprints of all splits of a configuration, by their keys; opens no model.
+
+    Raises:
+      UserError: the tokenizer or the data is wrong.
+    """
+    config = with_date(config)
+    return _fingerprints(_open_splits(config, _tokenizer(config), PARTS))
+
+
+def _tokenizer(config: Config) -> Any:
+    return dated(load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision), config.data.date)
+
+
+def _open_splits(config: Config, tokenizer: Any, parts: Sequence[Part]) -> dict[Part, Sequence[Example]]:
+    """The examples of those splits that the configuration names."""
+    opened: dict[Part, Sequence[Example]] = {}
+    for part in parts:
+        key, source = f"data.{part}", getattr(config.data, part)
+        if source is not None:
+            rows, length = open_source(source, key=key), config.train.sequence_length
+            opened[part] = make_examples(rows, config.data, tokenizer, sequence_length=length, key=key)
+    return opened
+
+
+def _fingerprints(splits: Mapping[Part, Sequence[Example]]) -> dict[str, dict[str, Any]]:
+    return {f"data.{part}": fingerprint(examples) for part, examples in splits.items()}
 
 
 def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:

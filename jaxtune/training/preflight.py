@@ -45,12 +45,13 @@ class Preflight:
         return {"checked": True, **dataclasses.asdict(self)}
 
 
-def preflight(config: Config, *, directory: RunDirectory | None = None) -> Preflight:
+def preflight(config: Config, *, directory: RunDirectory | None = None, accept_changed_data: bool = False) -> Preflight:
     """Opens everything that a run opens and compiles its step, but trains and writes nothing.
 
     Args:
       config: the run.
       directory: where the run is to go; None leaves that out.
+      accept_changed_data: see :func:`~jaxtune.training.run.train`.
 
     Raises:
       UserError: anything that would stop the run is wrong.
@@ -61,6 +62,7 @@ def preflight(config: Config, *, directory: RunDirectory | None = None) -> Prefl
     experiment = Experiment(config)
     if directory is not None:
         directory.check(experiment.config)
+        directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     return examine(experiment, experiment.trainer())
 
 

@@ -49,6 +49,7 @@ def train(
     listener: Listener | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     on_plan: Callable[[Trainer, Config], None] | None = None,
+    accept_changed_data: bool = False,
 ) -> dict[str, Any]:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
 
@@ -57,12 +58,14 @@ def train(
       listener: is told the progress.
       should_stop: asked after every step; when true, the run saves and returns with ``stopped: "signal"``.
       on_plan: is told the trainer and the resolved configuration before training starts.
+      accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Returns:
       The summary, as written to ``summary.json`` unless the run was stopped before its end.
 
     Raises:
-      UserError: the input is wrong, the directory holds another run, or another process runs this one.
+      UserError: the input is wrong, the directory holds another run, another process runs this one, or its data have
+        changed.
       Diverged: a loss was not finite; the last checkpoint before stays.
     """
     check_wandb(config.telemetry.wandb)
@@ -75,6 +78,8 @@ def train(
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
         return finished
+    data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
+    experiment.data_changed = data.training_changed(experiment.fingerprints)
     trainer = experiment.trainer()
     if on_plan:
         on_plan(trainer, config)
@@ -82,6 +87,7 @@ def train(
         return _run(experiment, trainer, directory, listener, should_stop)
     directory.claim(config)
     with directory.locked():
+        directory.write_data(data)
         return _run(experiment, trainer, directory, listener, should_stop)
 
 
@@ -125,8 +131,8 @@ def _run(
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
     if trainer.plan.is_low_rank_only:
-        trainer.save_adapter(directory.path / "adapter", state, base=config.model.path)
-        summary["adapter"] = {"path": str(directory.path / "adapter"), "step": exported_step}
+        trainer.save_adapter(directory.adapter_path, state, base=config.model.path)
+        summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}
     if is_writer():
         directory.write_summary(summary)
     return summary

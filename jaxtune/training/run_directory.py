@@ -3,19 +3,32 @@
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
+from jaxtune.training.data_history import DataHistory, Fingerprints
 
 # Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
 # change: the journal guards what decides the trials.
 _FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.")
+
+
+def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+    """The dotted keys in which two configurations differ, but for where their runs lie.
+
+    A date that one of them leaves open is the other's.
+    """
+    keys = (there.keys() | here.keys()) - {"run_dir"}
+    if there.get("data.date") is None or here.get("data.date") is None:
+        keys -= {"data.date"}
+    return sorted(key for key in keys if there.get(key) != here.get(key))
 
 
 class RunDirectory:
@@ -51,9 +64,60 @@ class RunDirectory:
         return self.path / "checkpoints"
 
     @property
+    def adapter_path(self) -> Path:
+        """The PEFT adapter of a finished run."""
+        return self.path / "adapter"
+
+    @property
     def summary_path(self) -> Path:
         """The end of a run, for programs."""
         return self.path / "summary.json"
+
+    @property
+    def data_path(self) -> Path:
+        """Fingerprints of the data of a single run; a study has them in its journal."""
+        return self.path / "data.json"
+
+    def date(self) -> str | None:
+        """The day that chat templates show: as recorded, or that on which what is here was begun; None before that."""
+        if not self.config_path.exists():
+            return None
+        recorded = load_config(self.config_path).data.date
+        return recorded or datetime.date.fromtimestamp(self._begun()).isoformat()
+
+    def _begun(self) -> float:
+        """When what is here was begun, in seconds since 1970: by the journal, else by the configuration's file."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError), self.journal_path.open("rb") as file:
+            return float(json.loads(file.readline())["time"])
+        return self.config_path.stat().st_mtime
+
+    def read_data(self) -> DataHistory:
+        """The fingerprints of the data that the run in here has seen.
+
+        Raises:
+          UserError: their file is damaged.
+        """
+        if not self.data_path.exists():
+            return DataHistory()
+        try:
+            entries = json.loads(self.data_path.read_text(encoding="utf-8"))["fingerprints"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{self.data_path}: no fingerprints of data ({error!r}); restore or remove it") from error
+        return DataHistory.read(entries, self.data_path)
+
+    def follow_data(self, now: Fingerprints, *, accept: bool = False) -> DataHistory:
+        """What :meth:`write_data` is to keep, where the run in here goes on with these data, or begins.
+
+        Raises:
+          UserError: they have changed; see :meth:`~jaxtune.training.data_history.DataHistory.follow`.
+        """
+        begun = self.checkpoints_path.exists()
+        return self.read_data().follow(now, f"the run in {self.path}", accept=accept, begun=begun)
+
+    def write_data(self, data: DataHistory) -> None:
+        """Keeps the fingerprints."""
+        if data != self.read_data():
+            write_atomically(self.data_path, json.dumps({"fingerprints": data.entries}, indent=2) + "\n")
 
     def check_place(self) -> None:
         """Refuses a directory that is none for a run, whatever the run's configuration.
@@ -72,6 +136,16 @@ class RunDirectory:
             kind = "a single run" if self.study else "a study"
             raise UserError(
                 f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
+            )
+        study = self.path.absolute().parent.parent
+        if (
+            not self.study
+            and self.path.absolute().parent == study / "trials"
+            and (study / self.journal_path.name).exists()
+        ):
+            raise UserError(
+                f"run_dir: {self.path} is a trial of the study in {self.path.parent.parent}, which trains it; to train "
+                f"the configuration by itself, choose another directory with run_dir=…"
             )
         if not self.config_path.exists():
             # Workers of a study write there before it begins.
@@ -92,8 +166,7 @@ class RunDirectory:
         if not self.config_path.exists():
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        keys = (key for key in there.keys() | here.keys() if not key.startswith(_FREE))
-        different = sorted(key for key in keys if there.get(key) != here.get(key))
+        different = [key for key in different_keys(there, here) if not key.startswith(_FREE)]
         if different:
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
@@ -139,7 +212,7 @@ class RunDirectory:
         write_atomically(self.summary_path, json.dumps(summary, indent=2, allow_nan=False) + "\n")
 
     def read_summary(self) -> dict[str, Any] | None:
-        """The summary of a finished run, or None.
+        """The summary of a finished run, or None; paths in it are those of the directory as it is named now.
 
         Raises:
           UserError: the file is damaged.
@@ -154,4 +227,8 @@ class RunDirectory:
             raise UserError(
                 f"{self.summary_path}: not the summary of a run; remove it, and the same command writes it again"
             )
+        if "run_dir" in summary:
+            summary["run_dir"] = str(self.path)
+        if "adapter" in summary:
+            summary["adapter"]["path"] = str(self.adapter_path)
         return summary

@@ -1,4 +1,5 @@
 import math
+from pathlib import Path
 
 import pytest
 
@@ -206,3 +207,38 @@ def test_nearest_lists_choices_when_nothing_is_close():
     assert nearest("zzz", ["alpha", "beta"]) == "; choose from alpha, beta"
     assert nearest("alpa", ["alpha", "beta"]) == "; did you mean 'alpha'?"
     assert nearest("x", []) == ""
+
+
+@pytest.mark.parametrize("trace", ["run.lock", "trials.jsonl"])
+def test_the_config_yaml_of_a_run_directory_means_that_directory(tmp_path, monkeypatch, trace):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "here").mkdir()
+    for name in ("config.yaml", "other.yaml"):
+        (tmp_path / "here" / name).write_text(f"run_dir: elsewhere\n{YAML}")
+    # A project's own folder of checkpoints makes no run directory of it.
+    (tmp_path / "here" / "checkpoints").mkdir()
+    assert load_config("here/config.yaml").directory == "elsewhere"
+    (tmp_path / "here" / trace).touch()
+    assert load_config("here/config.yaml").directory == "here"
+    assert load_config(tmp_path / "here" / "config.yaml").directory == str(tmp_path / "here")
+    assert load_config("here/other.yaml").directory == "elsewhere"
+    assert load_config("here/config.yaml", ["run_dir=runs/one"]).directory == "runs/one"
+    monkeypatch.chdir("here")
+    assert load_config("config.yaml").directory == "."
+    # A folder that is named like a home is no home.
+    (tmp_path / "here").rename(tmp_path / "~")
+    monkeypatch.chdir(tmp_path)
+    assert Path(load_config("./~/config.yaml").directory).resolve() == tmp_path / "~"
+
+
+def test_homes_in_paths_are_expanded_when_they_are_read(file, monkeypatch):
+    monkeypatch.setenv("HOME", "/home/me")
+    config = load_config(
+        file, ["run_dir=~/r", "search.start_from=~/s", "study.output=~/o", "study.ablation.search=~/a"]
+    )
+    assert (config.directory, config.search.start_from) == ("/home/me/r", "/home/me/s")
+    assert (config.study.output, config.study.ablation.search) == ("/home/me/o", "/home/me/a")
+    with pytest.raises(UserError, match=r"override run_dir=~nobody-here/r: run_dir: .*no user 'nobody-here'"):
+        load_config(file, ["run_dir=~nobody-here/r"])
+    with pytest.raises(UserError, match=r"study\.output"):
+        load_config(file, ["study.output=''"])

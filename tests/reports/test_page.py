@@ -52,12 +52,15 @@ def test_command_trains_the_winner(page: Page, finished: Path, summary: dict[str
     assert page.all("button", **{"data-copy": "command"})
 
 
-def test_command_of_the_summary_comes_first(finished: Path, summary: dict[str, Any], tmp_path: Path) -> None:
+def test_command_of_a_copied_study_names_the_copy(finished: Path, summary: dict[str, Any], tmp_path: Path) -> None:
     copy = shutil.copytree(finished, tmp_path / "copy")
     summary = json.loads(json.dumps(summary))
-    summary["best"]["command"] = "jaxtune train elsewhere.yaml a.b='x & y'"
+    summary["best"]["command"] = f"jaxtune train {finished}/config.yaml run_dir={finished}-winner"
     (copy / "summary.json").write_text(json.dumps(summary))
-    assert "jaxtune train elsewhere.yaml a.b='x & y'" in open_report(copy).text
+    text = open_report(copy).text
+    assert f"jaxtune train {copy}/config.yaml" in text
+    assert f"run_dir={copy}-winner" in text
+    assert f"{finished}-winner" not in text
 
 
 def test_budget_and_agreement(page: Page, summary: dict[str, Any]) -> None:

@@ -256,15 +256,15 @@ def test_a_finite_space_runs_out_on_the_slice(begin):
     assert {trial["configuration"]["update.0.rank"] for trial in summary["trials"][4:]} == {2, 4, 8, 16} - taken
 
 
-def test_a_running_study_a_moved_one_and_none_are_refused(begin, tmp_path):
+def test_a_running_study_and_none_are_refused_and_a_moved_one_goes_on(begin, tmp_path):
     run_dir = begin()
     with Journal(run_dir), pytest.raises(UserError, match=r"being run by process \d+ .*jaxtune study stop"):
         extend(run_dir, ["search.trials=8"])
     moved = run_dir.rename(tmp_path / "moved")
-    with pytest.raises(UserError, match=r"run_dir is .*run, which from here is not .*moved"):
-        extend(moved, ["search.trials=8"])
     with pytest.raises(UserError, match=f"did you mean '{moved}'"):
         extend(tmp_path / "move", ["search.trials=8"])
+    assert extend(moved, ["search.trials=8"]).config.directory == str(moved)
+    assert "run_dir: " + str(moved) in (moved / "config.yaml").read_text()
 
 
 def test_a_configuration_of_another_study_is_refused_before_the_change(begin):

@@ -43,6 +43,7 @@ def test_the_summary_tells_what_was_done(config, tmp_path):
     assert load_config(directory / "config.yaml") == config
     assert {item.name for item in directory.iterdir()} == {
         "config.yaml",
+        "data.json",
         "metrics.jsonl",
         "checkpoints",
         "adapter",
@@ -105,6 +106,6 @@ def test_data_that_changed_under_a_run_is_refused(config, tmp_path, rows):
     train(config, should_stop=lambda: next(asked))
     before = (tmp_path / "run" / "metrics.jsonl").read_text()
     copy.write_text("".join(lines[::-1]))
-    with pytest.raises(UserError, match="data position belongs to other batches"):
+    with pytest.raises(UserError, match=r"data\.train \(64 examples then, 64 now\): other data than the run in"):
         train(config)
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before

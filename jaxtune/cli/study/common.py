@@ -9,12 +9,13 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.cli.common import add_config_arguments, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares an experiment's arguments."""
     add_config_arguments(parser)
+    add_data_argument(parser)
 
 
 def run_experiment(arguments: argparse.Namespace, study: str) -> int:
@@ -47,7 +48,12 @@ def run_experiment(arguments: argparse.Namespace, study: str) -> int:
         summary = experiment.run(
             config,
             command=shlex.join(["jaxtune", "study", study, arguments.config, *arguments.overrides]),
-            hooks=Hooks(functools.partial(ProgressDisplay, ProgressBoard()), _tell, should_stop),
+            hooks=Hooks(
+                functools.partial(ProgressDisplay, ProgressBoard()),
+                _tell,
+                should_stop,
+                accept_changed_data=arguments.accept_changed_data,
+            ),
         )
     if summary is None:
         emit({"stopped": "signal", "run_dir": config.directory}, arguments.json, "stopped; the same command goes on")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_json_argument, emit, say, start_devices
+from jaxtune.cli.common import add_data_argument, add_json_argument, emit, path_argument, say, start_devices
 from jaxtune.errors import UserError
 
 EXAMPLE = (
@@ -16,7 +16,9 @@ EXAMPLE = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory; nobody may be running it")
+    parser.add_argument(
+        "run_dir", metavar="RUN_DIR", type=path_argument, help="a study's directory; nobody may be running it"
+    )
     parser.add_argument("overrides", metavar="key=value", nargs="*", help="search.trials=N (in all), search.promote=N")
     parser.add_argument(
         "--add",
@@ -35,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--free", metavar="key", action="append", default=[], help="vary a fixed value again")
     parser.add_argument("--no-run", action="store_true", help="change the study, and do not go on with it")
     parser.add_argument("--dry-run", action="store_true", help="check the change; write nothing")
+    add_data_argument(parser)
     add_json_argument(parser)
 
 
@@ -57,6 +60,7 @@ def run(arguments: argparse.Namespace) -> int:
         fixed=fixed,
         freed=arguments.free,
         write=not arguments.dry_run,
+        accept_changed_data=arguments.accept_changed_data,
     )
     changes = [f"search.{name} is now {value}" for name, value in extension.changed.items()]
     changes += [
@@ -80,7 +84,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jaxtune.cli.search import run_study
 
-    return run_study(extension.config, as_json=arguments.json)
+    return run_study(extension.config, as_json=arguments.json, accept_changed_data=arguments.accept_changed_data)
 
 
 def _again(run_dir: str) -> str:

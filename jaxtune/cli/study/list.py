@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from jaxtune.cli.common import add_json_argument, emit, say, table
+from jaxtune.cli.common import add_json_argument, emit, path_argument, say, table
 from jaxtune.errors import UserError
 from jaxtune.search.directory import find_studies
 from jaxtune.search.status import read_status
@@ -17,7 +17,12 @@ EXAMPLE = "jaxtune study list runs"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument(
-        "directory", metavar="DIRECTORY", nargs="?", default="runs", help="where to look (default: runs)"
+        "directory",
+        metavar="DIRECTORY",
+        type=path_argument,
+        nargs="?",
+        default="runs",
+        help="where to look (default: runs)",
     )
     add_json_argument(parser)
 

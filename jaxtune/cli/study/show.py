@@ -6,7 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from jaxtune.cli.common import add_json_argument, emit, table
+from jaxtune.cli.common import add_json_argument, emit, path_argument, table
 
 EXAMPLE = "jaxtune study show runs/quickstart 7"
 
@@ -16,7 +16,7 @@ _WIDTH = 60
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=path_argument, help="a study's directory")
     parser.add_argument("trial", metavar="TRIAL", help="the trial's number; 0 is the reference")
     add_json_argument(parser)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from jaxtune.cli.common import add_json_argument, emit, table
+from jaxtune.cli.common import add_json_argument, emit, path_argument, table
 from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
@@ -13,7 +13,7 @@ EXAMPLE = "jaxtune study status runs/quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=path_argument, help="a study's directory")
     add_json_argument(parser)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_json_argument, emit, say
+from jaxtune.cli.common import add_json_argument, emit, path_argument, say
 from jaxtune.errors import UserError
 
 EXAMPLE = "jaxtune study stop runs/quickstart"
@@ -13,7 +13,7 @@ EXAMPLE = "jaxtune study stop runs/quickstart"
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    parser.add_argument("run_dir", metavar="RUN_DIR", help="a study's directory")
+    parser.add_argument("run_dir", metavar="RUN_DIR", type=path_argument, help="a study's directory")
     parser.add_argument(
         "--timeout", metavar="SECONDS", type=float, default=600.0, help="how long to wait for its end (default: 600)"
     )

@@ -110,7 +110,8 @@ class RayRunner:
     Raises:
       Interrupted: told to stop before a worker had opened.
       UserError: Ray cannot be started or joined, has no room for a worker, or a worker finds that something is wrong:
-        the configuration, its data, or that its machine does not see the driver's files.
+        the configuration, its data, or that its machine does not see the driver's files; or a worker reads other data
+        than the first.
     """
 
     def __init__(self, config: Config, *, should_stop: Callable[[], bool] = lambda: False):
@@ -126,6 +127,7 @@ class RayRunner:
         self._any_scored = self._stopping = False
         self._compiled_before, self._steps = 0, dict[str, int]()
         self._places: list[_Place] = []
+        self._first: Opened | None = None
         self._probe: Path | None = None
         self._ray, self._own = start_ray(self._search.ray_address, self._search.workers)
         try:
@@ -145,6 +147,12 @@ class RayRunner:
     def compilations(self) -> int:
         """How often a training step was compiled, over all workers."""
         return self._compiled_before + sum(place.compilations for place in self._places)
+
+    @property
+    def fingerprints(self) -> dict[str, dict[str, Any]]:
+        """Of the data that all workers read, by configuration key."""
+        assert self._first is not None
+        return self._first.fingerprints
 
     @property
     def workers(self) -> list[Opened | None]:
@@ -298,9 +306,20 @@ class RayRunner:
                 self._lose(place, error)
                 continue
             if isinstance(result, Opened):
+                self._compare(result)
                 place.opened, place.losses = result, 0
             else:
                 self._take(place, result)
+
+    def _compare(self, opened: Opened) -> None:
+        """Refuses a worker with other data than the first one that opened: their scores would not compare."""
+        self._first = self._first or opened
+        for key, there in self._first.fingerprints.items():
+            if opened.fingerprints.get(key) != there:
+                raise UserError(
+                    f"{key}: {opened.host} reads other data than {self._first.host} read when it opened; give all "
+                    f"machines the same files, and change none while the study runs"
+                )
 
     def _result(self, call: Any) -> Any:
         """What a call came to, with the worker's own error where it raised one."""

@@ -63,6 +63,7 @@ class Opened:
       devices: what it trains on: ``"gpu × 1"``.
       capacity: trials that train in it at the same time.
       plan: what is trained, rows of a table.
+      fingerprints: of its data.
     """
 
     host: str
@@ -70,6 +71,7 @@ class Opened:
     devices: str
     capacity: int
     plan: list[dict[str, Any]]
+    fingerprints: dict[str, dict[str, Any]]
 
 
 @dataclass
@@ -152,6 +154,7 @@ class Worker:
             devices=f"{platform()} × {jax.device_count()}",
             capacity=self._runner.capacity,
             plan=self._runner.trainer(self._runner.experiment.config).plan.table(),
+            fingerprints=self._runner.experiment.fingerprints,
         )
 
     @_logged

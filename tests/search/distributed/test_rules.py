@@ -37,7 +37,7 @@ class ScriptedWorker:
     def open(self, config, site):
         assert site.probe.read_text() == site.token, "the probe is there before a worker looks for it"
         self.config = config
-        return Opened("host", len(self.ray.workers), "cpu × 1", self.ray.capacity, [{"module": "q"}])
+        return Opened("host", len(self.ray.workers), "cpu × 1", self.ray.capacity, [{"module": "q"}], {})
 
     def train(self, jobs):
         ray = self.ray
