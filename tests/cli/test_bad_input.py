@@ -230,8 +230,9 @@ def test_a_name_that_is_too_long_is_refused_before_the_model_is_opened(refused, 
     assert "--merged" in refused("export", config_file, "--untuned", "--merged", tmp_path / long)
     assert "--trace" in refused("profile", config_file, "--trace", tmp_path / long)
     assert "--predictions" in refused("evaluate", config_file, "--predictions", tmp_path / long)
-    assert long[:20] in refused("train", config_file, f"data.train={long}.jsonl")
     assert "File name too long" in refused("train", f"{long}.yaml")
+    monkeypatch.undo()
+    assert "File name too long" in refused("train", config_file, f"data.train={long}.jsonl")
 
 
 @pytest.mark.parametrize("arguments", [["train", "{}"], ["export", "x.yaml", "--merged", "{}"], ["report", "{}"]])
