@@ -180,7 +180,6 @@ FAMILIES: dict[str, Family] = {
                 "eos_token_id": 2,
                 "mlp_bias": False,
             },
-            harmless=("pretraining_tp", "max_sequence_length"),
         ),
         Family(
             "mistral",

@@ -2,7 +2,8 @@
 
 Both forms in circulation are read: the published one (``rope_theta``, ``rope_scaling``, ``torch_dtype``) and the one
 that transformers 5 writes (``rope_parameters``, ``dtype``). A field either is understood, or stands on a list of fields
-that do not change what is computed, or is null; anything else is an error: ignoring it would compute another model.
+that do not change what is computed, or is null or a switch that is off; anything else is an error: ignoring it would
+compute another model.
 """
 
 from __future__ import annotations
@@ -16,9 +17,18 @@ from typing import Any
 
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.architectures import ARCHITECTURES, Architecture, architectures_of
-from jaxtune.models.config import Activation, DecoderConfig, RopeConfig
+from jaxtune.models.config import Activation, DecoderConfig
 from jaxtune.models.families import FAMILIES, Family, family_of
-from jaxtune.models.hf_fields import ACTIVATIONS, HARMLESS, LAYER_TYPES, ONLY, ROPE_FIELDS, ROPE_KEYS
+from jaxtune.models.hf_fields import (
+    ACTIVATIONS,
+    HARMLESS,
+    LAYER_TYPES,
+    ROPE_FIELDS,
+    WINDOW_FIELDS,
+    is_off,
+    supported_values,
+)
+from jaxtune.models.hf_rope import read_ropes, write_rope
 
 _REMOTE_CODE = "this checkpoint brings code of its own, which is never run"
 
@@ -63,7 +73,9 @@ def decoder_config(values: Mapping[str, Any], source: str = "config.json") -> De
         if not isinstance(values, Mapping):
             raise UserError(f"{source}: {architecture.part} must be an object")
     reader = _Reader(FAMILIES[architecture.family], values, outer)
-    fields = reader.fields() | ({} if architecture.part is None else {"model_type": kind})
+    fields = reader.fields()
+    if architecture.part is not None:
+        fields["model_type"] = kind
     problems = reader.problems
     if not problems:
         try:
@@ -103,9 +115,9 @@ def checkpoint_config(config: DecoderConfig, dtype: str = "float32") -> dict[str
     family = family_of(config)
     gemma3 = family.local_rope
     activations = {ours: theirs for theirs, ours in reversed(ACTIVATIONS.items())}
-    rope = _write_rope(config.rope)
+    rope = write_rope(config.rope)
     if gemma3:
-        rope = {"full_attention": rope, "sliding_attention": _write_rope(config.local_rope or config.rope)}
+        rope = {"full_attention": rope, "sliding_attention": write_rope(config.local_rope or config.rope)}
     ends = config.eos_token_ids
     values: dict[str, Any] = {
         "architectures": [ARCHITECTURES[family.name].name],
@@ -164,12 +176,6 @@ def _check_round_trip(config: DecoderConfig, values: Mapping[str, Any]) -> None:
         raise UserError(f"a {config.family} config.json cannot express {', '.join(lost)}")
 
 
-def _write_rope(rope: RopeConfig) -> dict[str, Any]:
-    return {"rope_theta": rope.theta, "rope_type": rope.kind} | {
-        key: getattr(rope, key) for key in ROPE_KEYS[rope.kind]
-    }
-
-
 class _Reader:
     """Reads fields one by one, remembers which, and collects what is wrong instead of stopping at the first."""
 
@@ -192,7 +198,8 @@ class _Reader:
         if head_dim is None and hidden % max(heads, 1):
             self._wrong("hidden_size", hidden, f"{heads} attention heads do not divide it, and there is no head_dim")
         biased = self._flag("attention_bias") if family.qkv_bias is None else family.qkv_bias
-        rope, local_rope = self._ropes()
+        context = self._get("max_position_embeddings")
+        rope, local_rope = read_ropes(self.values, local=family.local_rope, context=context, wrong=self._wrong)
         fields: dict[str, Any] = {
             "family": family.name,
             "vocab_size": self._number("vocab_size", int),
@@ -231,8 +238,7 @@ class _Reader:
     def _check_known(self) -> None:
         """Fields that are unknown, or have a value that is not supported."""
         family = self.family
-        only = ONLY | dict(family.only)
-        known = set(HARMLESS) | set(only) | set(family.defaults) | set(family.harmless) | {*ROPE_FIELDS, "auto_map"}
+        known = {*HARMLESS, *family.defaults, *family.harmless, *ROPE_FIELDS, *WINDOW_FIELDS, "auto_map"}
         if family.windows == "pattern":
             known |= {"sliding_window_pattern", "_sliding_window_pattern"}
         if family.activation_key != "hidden_act":
@@ -240,10 +246,12 @@ class _Reader:
         for key, value in self.values.items():
             if value is None:
                 continue
-            if key in only and value not in only[key]:
-                choices = " or ".join(map(json.dumps, only[key])) or "null"
-                self._wrong(key, value, f"supported is {choices}")
-            elif key not in known:
+            supported = family.only.get(key, supported_values(key))
+            if supported is not None:
+                if value not in supported:
+                    choices = " or ".join(map(json.dumps, supported)) or "null"
+                    self._wrong(key, value, f"supported is {choices}")
+            elif key not in known and not is_off(key, value):
                 self._wrong(key, value, "not a field of this family that is supported" + _near(key, known))
         for values in (self.values, self.outer):
             code = [name for name in values.get("auto_map") or () if name != "AutoTokenizer"]
@@ -302,6 +310,30 @@ class _Reader:
         return ACTIVATIONS.get(name, "silu")
 
     def _windows(self, layers: int) -> tuple[int | None, ...]:
+        windows = self._sizes_of_windows(layers)
+        self._check_windows(windows)
+        return windows
+
+    def _check_windows(self, windows: tuple[int | None, ...]) -> None:
+        """Fields about windows that the family does not read: each must say what holds anyway."""
+        family, values = self.family, self.values
+        has_window = any(window is not None for window in windows)
+        names = {windowed: name for name, windowed in LAYER_TYPES.items()}
+        off = values.get("use_sliding_window") is False
+        holds = {
+            # Transformers does not read it either, so beside a size that it does read, "off" would be wrong.
+            "use_sliding_window": (off and not (has_window and values.get("sliding_window") is not None))
+            or (values.get("use_sliding_window") is True and has_window),
+            "sliding_window": off,
+            "max_window_layers": off or not has_window,
+            "layer_types": values.get("layer_types") == [names[window is not None] for window in windows],
+        }
+        for key in WINDOW_FIELDS:
+            if key not in family.defaults and values.get(key) is not None and not holds[key]:
+                why = "not a field of this family, and not what its layers do"
+                self._wrong(key, values[key], f"{why}: {'some have' if has_window else 'none has'} a sliding window")
+
+    def _sizes_of_windows(self, layers: int) -> tuple[int | None, ...]:
         family = self.family
         if family.windows == "none":
             return (None,) * layers
@@ -338,70 +370,6 @@ class _Reader:
             self._wrong(key, value, "must be a positive whole number")
             return 6
         return value
-
-    def _ropes(self) -> tuple[RopeConfig, RopeConfig | None]:
-        """The rotary embedding of all layers and None; of the layers without and with a window in Gemma 3."""
-        new, old = self.values.get("rope_parameters"), self.values.get("rope_scaling")
-        theta = self.values.get("rope_theta")
-        if new and old and new != old:
-            self._wrong("rope_scaling", old, "contradicts rope_parameters")
-        given = new or old or {}
-        if not isinstance(given, dict):
-            self._wrong("rope_parameters" if new else "rope_scaling", given, "must be an object")
-            given = {}
-        key = "rope_parameters" if new else "rope_scaling"
-        if not self.family.local_rope:
-            if self.values.get("rope_local_base_freq") is not None:
-                self._wrong("rope_local_base_freq", self.values["rope_local_base_freq"], "only Gemma 3 has it")
-            return self._rope(key, given, 10_000.0 if theta is None else theta), None
-        base = 1_000_000.0 if theta is None else theta
-        local_base = self.values.get("rope_local_base_freq")
-        local_base = 10_000.0 if local_base is None else local_base
-        if new:
-            unknown = set(given) - set(LAYER_TYPES)
-            if unknown or not all(isinstance(part, dict) for part in given.values()):
-                self._wrong(key, given, f"must hold one object for each of {' and '.join(LAYER_TYPES)}")
-                given = {}
-            whole, local = given.get("full_attention", {}), given.get("sliding_attention", {})
-        else:
-            whole, local = given, {}
-        return self._rope(key, whole, base), self._rope(key, local, local_base)
-
-    def _rope(self, key: str, given: Mapping[str, Any], theta: Any) -> RopeConfig:
-        kind = given.get("rope_type", given.get("type", "default"))
-        if kind not in ROPE_KEYS:
-            self._wrong(key, dict(given), f"rope type {kind!r} is not supported{nearest(kind, ROPE_KEYS)}")
-            return RopeConfig()
-        needed = ROPE_KEYS[kind]
-        values = {name: given[name] for name in needed if given.get(name) is not None}
-        if kind == "llama3":
-            values.setdefault("original_max_position_embeddings", self._get("max_position_embeddings"))
-        values["theta"] = given["rope_theta"] if given.get("rope_theta") is not None else theta
-        unknown = {name for name, value in given.items() if value is not None} - {
-            *needed,
-            "rope_theta",
-            "rope_type",
-            "type",
-        }
-        if given.get("partial_rotary_factor") == 1:
-            unknown.discard("partial_rotary_factor")
-        missing = [name for name in needed if name not in values]
-        wrong = [
-            name for name, value in values.items() if isinstance(value, bool) or not isinstance(value, int | float)
-        ]
-        for names, why in ((sorted(unknown), "is not supported"), (missing, "is missing"), (wrong, "must be a number")):
-            if names:
-                self._wrong(key, dict(given), f"{', '.join(names)} {why} for rope type {kind!r}")
-        if unknown or missing or wrong:
-            return RopeConfig()
-        numbers: dict[str, Any] = {name: float(value) for name, value in values.items()}
-        if kind == "llama3":
-            numbers["original_max_position_embeddings"] = int(values["original_max_position_embeddings"])
-        try:
-            return RopeConfig(kind=kind, **numbers)
-        except ValueError as error:
-            self._wrong(key, dict(given), str(error))
-            return RopeConfig()
 
 
 def _near(key: str, known: set[str]) -> str:

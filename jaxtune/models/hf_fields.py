@@ -28,13 +28,46 @@ LAYER_TYPES = {"full_attention": False, "sliding_attention": True}
 """Entries of ``layer_types``: whether such a layer has the sliding window."""
 
 ONLY: dict[str, tuple[Any, ...]] = {
-    "attention_dropout": (0,),
     "is_encoder_decoder": (False,),
     "add_cross_attention": (False,),
     "pruned_heads": ({},),
+    # What every decoder here does, so that switched off it would be another model.
+    "do_layer_norm_before": (True,),
+    "gated_mlp": (True,),
+    "is_causal": (True,),
+    "rms_norm": (True,),
+    "scale_attn_weights": (True,),
+    "use_causal_mask": (True,),
+    "use_gated_mlp": (True,),
+    "use_rms_norm": (True,),
+    "use_rmsnorm": (True,),
+    "use_rope": (True,),
+    "use_rotary": (True,),
+    # Factors and counts of what none of them does, at the value that leaves it out.
+    "embedding_multiplier": (1,),
+    "logit_scale": (1,),
+    "logits_scaling": (1,),
+    "num_experts": (0,),
+    "num_local_experts": (0,),
     "partial_rotary_factor": (1,),
+    "residual_multiplier": (1,),
+    "rotary_pct": (1,),
 }
 """Fields of which these values are supported; null always is, like a field that is left out."""
+
+WINDOW_FIELDS = ("use_sliding_window", "sliding_window", "max_window_layers", "layer_types")
+"""Fields about sliding windows; a family that does not read one accepts it where it says what holds anyway."""
+
+
+def supported_values(key: str) -> tuple[Any, ...] | None:
+    """The values of a field that are supported, by :data:`ONLY` and by its name; None where neither says any."""
+    return (0,) if "drop" in key else ONLY.get(key)
+
+
+def is_off(key: str, value: Any) -> bool:
+    """Whether a field is a switch that is off, and so says what holds for a family that does not have it."""
+    return value is False and key not in ONLY and not key.startswith(("no_", "disable_"))
+
 
 _ABOUT_THE_FILE = {
     "_attn_implementation",
@@ -109,5 +142,16 @@ _ABOUT_GENERATION = {
     "typical_p",
     "use_cache",
 }
-HARMLESS = frozenset(_ABOUT_THE_FILE | _ABOUT_OUTPUTS | _ABOUT_TOKENS | _ABOUT_GENERATION)
+_FOR_OTHER_PROGRAMS = {
+    "_flash_attn_2_enabled",
+    "gradient_checkpointing",
+    "is_llama_config",
+    "max_sequence_length",
+    "neuron",
+    "ort_config",
+    "pretraining_tp",
+    "transformers.js_config",
+    "use_flash_attn",
+}
+HARMLESS = frozenset(_FOR_OTHER_PROGRAMS | _ABOUT_THE_FILE | _ABOUT_OUTPUTS | _ABOUT_TOKENS | _ABOUT_GENERATION)
 """Fields that do not change the logits of a causal language model, whatever their value."""
