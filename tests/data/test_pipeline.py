@@ -130,6 +130,22 @@ def test_a_state_of_other_data_is_refused():
         train_batches(make(LENGTHS, seed=1), **LAYOUT).set_state(state)
 
 
+def test_a_position_among_other_examples_is_gone_on_from_on_purpose():
+    """At its epoch and row; a row behind the end of a shorter epoch is the next one's first."""
+    layout = {**LAYOUT, "packing": False, "batch_size": 1}
+    batches = train_batches(make(LENGTHS), **layout)
+    take(batches, len(LENGTHS) + 5)
+    state = batches.get_state()
+    for lengths, epoch, row in ((LENGTHS[::-1], 1, 5), (LENGTHS[:6], 1, 5), (LENGTHS[:5], 2, 0), (LENGTHS[:2], 2, 0)):
+        moved = train_batches(make(lengths), **layout, examples_may_change=True)
+        moved.set_state(state)
+        fresh = train_batches(make(lengths), **layout)
+        take(fresh, epoch * len(lengths) + row)
+        assert_equal(take(moved, 4), take(fresh, 4))
+    with pytest.raises(UserError, match=r"batch_size 1 \(now 4\)$"):
+        train_batches(make(LENGTHS), **{**layout, "batch_size": 4}, examples_may_change=True).set_state(state)
+
+
 class Failing(Example):
     """An example that cannot be read any more once ``failure`` is set."""
 

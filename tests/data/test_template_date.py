@@ -39,7 +39,7 @@ def render(tokenizer) -> str:
     return str(tokenizer.apply_chat_template(TALK, tokenize=False))
 
 
-@settings(deadline=None)
+@settings(deadline=None, max_examples=40)
 @given(
     moment=st.datetimes(min_value=datetime.datetime(1000, 1, 1)).map(lambda moment: moment.replace(microsecond=0)),
     form=st.lists(st.sampled_from(["%d", "%b", "%Y", "%-d", "%H:%M", "%A", "%%", "%%d", " ", "at", "%j", "%B"])),

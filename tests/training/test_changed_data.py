@@ -4,31 +4,20 @@ from __future__ import annotations
 
 import datetime
 import json
-import shutil
 
 import numpy as np
 import pytest
-from transformers.utils import chat_template_utils
 
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
-from jaxtune.models import load_tokenizer
-from jaxtune.training import template_date
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.preflight import preflight
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trained import trained
+from tests.changing_data import chats, day, edit, own_files
 
-
-@pytest.fixture
-def config(config_file, rows, tmp_path):
-    """Six steps over files of its own."""
-    changes = {"train.steps": 6, "train.checkpoint_every": 2}
-    for part in ("train", "validation", "test"):
-        shutil.copy(rows / f"{part}.jsonl", tmp_path)
-        changes[f"data.{part}.path"] = str(tmp_path / f"{part}.jsonl")
-    return with_overrides(load_config(config_file), changes)
+__all__ = ["chats", "day", "own_files"]
 
 
 def stop_at(step):
@@ -37,103 +26,54 @@ def stop_at(step):
     return lambda: next(asked)
 
 
-def edit(file):
-    """Another answer in the first row; the ids have other values and the same lengths."""
-    first, *rest = file.read_text().splitlines(keepends=True)
-    row = json.loads(first)
-    file.write_text(json.dumps({**row, "answer": row["answer"].replace("w3", "w39")}) + "\n" + "".join(rest))
-
-
 def contents(directory):
     return {path: path.read_bytes() for path in directory.rglob("*") if path.is_file() and path.name != "run.lock"}
 
 
 @pytest.mark.parametrize("part", ["validation", "train"])
-def test_a_changed_split_is_refused_and_accepted_on_purpose(config, tmp_path, caplog, part):
+def test_a_changed_split_is_refused_and_accepted_on_purpose(own_files, tmp_path, caplog, part):
     run, key = tmp_path / "run", f"data.{part}"
-    train(config, should_stop=stop_at(2))
+    train(own_files, should_stop=stop_at(2))
     before = contents(run)
     edit(tmp_path / f"{part}.jsonl")
     for call in (train, lambda config: preflight(config, directory=RunDirectory(run))):
         with pytest.raises(UserError, match=rf"^{key} \(.*\): other data than the run in .*--accept-changed-data$"):
-            call(config)
+            call(own_files)
     assert contents(run) == before
     # What is only looked at is never refused.
-    assert trained(Experiment(config)).origin.endswith("at step 2")
-    stopped = train(config, should_stop=stop_at(2), accept_changed_data=True)
+    assert trained(Experiment(own_files)).origin.endswith("at step 2")
+    stopped = train(own_files, should_stop=stop_at(2), accept_changed_data=True)
     assert (stopped["stopped"], stopped["steps"]) == ("signal", 4)
     assert f"{key} (" in caplog.text
     caplog.clear()
     # Accepted once, it is what the run goes on with.
-    assert train(config)["steps"] == 6
+    assert train(own_files)["steps"] == 6
     assert not caplog.records
     history = json.loads((run / "data.json").read_text())["fingerprints"]
     assert [entry[key] != history[0][key] for entry in history] == [False, True]
 
 
-def test_a_run_from_before_gets_its_fingerprints_with_a_warning(config, tmp_path, caplog):
-    train(config, should_stop=stop_at(2))
+def test_a_run_from_before_gets_its_fingerprints_with_a_warning(own_files, tmp_path, caplog):
+    train(own_files, should_stop=stop_at(2))
     file = tmp_path / "run" / "data.json"
     file.unlink()
-    train(config, should_stop=stop_at(2))
+    train(own_files, should_stop=stop_at(1))
     assert "began before fingerprints of its data were kept" in caplog.text
-    assert json.loads(file.read_text())["fingerprints"] == [Experiment(config).fingerprints]
+    assert json.loads(file.read_text())["fingerprints"] == [Experiment(own_files).fingerprints]
     # The test split decides nothing: a change of it is told, once.
     caplog.clear()
     edit(tmp_path / "test.jsonl")
     for told in (1, 0):
-        train(config, should_stop=stop_at(1))
+        train(own_files, should_stop=stop_at(1))
         assert caplog.text.count("data.test (12 examples then, 12 now): other data than the run in") == told
         caplog.clear()
     edit(tmp_path / "validation.jsonl")
     with pytest.raises(UserError, match=r"data\.validation"):
-        train(config)
+        train(own_files)
     for damage in ("{", "[]", '{"fingerprints": [3]}'):
         file.write_text(damage)
         with pytest.raises(UserError, match=r"data\.json: .*fingerprints of data.*restore"):
-            train(config)
-
-
-# The day stands in every prompt, as a word of the tiny tokenizer.
-TEMPLATE = (
-    "{% for m in messages %}{% if m['role'] == 'user' %}{{ 'w' ~ (strftime_now('%d') | int) ~ ' ' ~ m['content'] }}"
-    " : {% else %}{{ m['content'] ~ ' ' }}{% endif %}{% endfor %}"
-)
-
-
-@pytest.fixture
-def chats(config, tiny_model, tmp_path):
-    """The same task as conversations, with a template that shows the date."""
-    model = tmp_path / "model"
-    shutil.copytree(tiny_model, model)
-    tokenizer = load_tokenizer(model)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(model)
-    for part in ("train", "validation", "test"):
-        file = tmp_path / f"{part}.jsonl"
-        with file.with_name(f"talk-{part}.jsonl").open("w") as talks:
-            for row in map(json.loads, file.read_text().splitlines()):
-                turns = ({"role": "user", "content": row["question"]}, {"role": "assistant", "content": row["answer"]})
-                talks.write(json.dumps({"talk": turns}) + "\n")
-    changes = {f"data.{part}.path": str(tmp_path / f"talk-{part}.jsonl") for part in ("train", "validation", "test")}
-    changes |= {"data.prompt": None, "data.completion": None, "data.messages": "talk", "train.sequence_length": 12}
-    return with_overrides(config, {**changes, "model.path": str(model)})
-
-
-@pytest.fixture
-def day(monkeypatch):
-    """Sets the clock that templates and new runs see to a day of a month."""
-
-    def turn(number):
-        class Clock(datetime.datetime):
-            @classmethod
-            def now(cls, tz=None):
-                return cls(2026, 1, number)
-
-        monkeypatch.setattr(chat_template_utils, "datetime", Clock)
-        monkeypatch.setattr(template_date, "today", lambda: datetime.date(2026, 1, number))
-
-    return turn
+            train(own_files)
 
 
 def test_a_run_that_goes_on_next_day_shows_the_same_day(chats, tmp_path, day):

@@ -37,7 +37,14 @@ class ScriptedWorker:
     def open(self, config, site):
         assert site.probe.read_text() == site.token, "the probe is there before a worker looks for it"
         self.config = config
-        return Opened("host", len(self.ray.workers), "cpu × 1", self.ray.capacity, [{"module": "q"}], {})
+        return Opened(
+            "host",
+            len(self.ray.workers),
+            "cpu × 1",
+            self.ray.capacity,
+            [{"module": "q"}],
+            self.ray.data.pop(0) if self.ray.data else {},
+        )
 
     def train(self, jobs):
         ray = self.ray
@@ -80,10 +87,12 @@ class ScriptedRay:
 
     exceptions = SimpleNamespace(RayTaskError=TaskError)
 
-    def __init__(self, capacity=1, poison=(), mortality=0.0, seed=0, cores=8, together=False):
+    def __init__(self, capacity=1, poison=(), mortality=0.0, seed=0, cores=8, together=False, data=()):
         self.capacity, self.poison, self.mortality = capacity, set(poison), mortality
         self.generator, self.cores, self.together = random.Random(seed), cores, together
         self.workers, self.losses, self.saved, self.down = [], {}, set(), False
+        # Fingerprints that the workers tell in turn; of none that is left, nothing.
+        self.data = list(data)
 
     def remote(self, **options):
         def decorate(_):
@@ -217,6 +226,18 @@ def test_a_worker_that_cannot_open_ends_the_study(tmp_path):
     with pytest.raises(UserError, match=r"^data.train: rows.jsonl is missing$"):
         make(ray, tmp_path, workers=1)
     assert len(ray.workers) == 1
+
+
+def test_a_worker_with_other_data_than_the_first_ends_the_study(tmp_path):
+    """One that opens later, on a machine with another file or after the file was edited, trains nothing."""
+    here, there = ({"data.train": {"digest": digest}, "data.validation": {"digest": "same"}} for digest in "ab")
+    ray = ScriptedRay(mortality=0.5, data=[here, here, here, there])
+    runner = make(ray, tmp_path, workers=1)
+    assert runner.fingerprints == here
+    with pytest.raises(UserError, match=r"^data\.train: host reads other data than host read when it opened"):
+        run_all(runner, trials(tmp_path, 30))
+    assert len(ray.workers) == 4
+    assert not ray.workers[-1].jobs
 
 
 def test_a_stop_saves_what_every_worker_trains(tmp_path):
