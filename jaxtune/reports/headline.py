@@ -49,25 +49,13 @@ class Contestant:
 
 
 def find_winner(study: StudyRecord) -> Winner | None:
-    """The summary's best trial; before there is one, the trial with the best score, each one's latest."""
-    named = (study.summary.get("best") or {}).get("trial")
-    for trial in study.trials:
-        if trial.id == named:
-            return Winner(trial, trial.final_score is not None, decided=trial.final_score is not None)
-    # A final score stands beside the early ones of trials that are still being finished: the reference, finished first,
-    # would lead until the next one is.
-    latest = {
-        trial.id: score
-        for trial in study.trials
-        if trial.status != "failed"
-        and (score := trial.early_score if trial.final_score is None else trial.final_score) is not None
-    }
-    leading = [trial for trial in study.trials if trial.id in latest]
-    if not leading:
+    """The trial that is ahead, if any; at the end of the study it is the winner."""
+    ahead = study.recorded.leader
+    trial = next((trial for trial in study.trials if ahead is not None and trial.id == ahead.trial.id), None)
+    if trial is None:
         return None
-    pick = min if study.direction == "min" else max
-    best = pick(leading, key=lambda trial: latest[trial.id])
-    return Winner(best, best.final_score is not None, decided=False)
+    final = trial.final_score is not None
+    return Winner(trial, final, decided=final and not is_running(study))
 
 
 def is_running(study: StudyRecord) -> bool:

@@ -15,15 +15,13 @@ from typing import Any
 
 import yaml
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
-from jaxtune.search.directory import studies_around
-from jaxtune.search.header import amended_header, searched_values
-from jaxtune.search.journal import FILENAME as JOURNAL
-from jaxtune.search.journal import read_journal
-from jaxtune.search.summary import FILENAME as SUMMARY
-from jaxtune.search.trial import TrialState, replay
+from jaxtune.search.directory import SUMMARY_FILENAME
+from jaxtune.search.header import searched_values
+from jaxtune.search.status import Recorded, read_recorded
+from jaxtune.search.trial import TrialState
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,8 +31,8 @@ class TrialRecord:
     Attributes:
       id: its number; 0 is the reference configuration.
       configuration: dotted key → value.
-      status: waiting (proposed, not begun), running, scored (stopped at the fraction), promoted (being finished),
-        finished, failed.
+      status: waiting (proposed, not begun, or at a rung of the ladder), running, stopped (before the fraction), scored
+        (at the fraction), promoted (being finished), finished, failed.
       training: it is being trained, as far as the files tell; several trials may be at the same time.
       early_score: validation score at the fraction.
       early_error: its standard error.
@@ -72,34 +70,60 @@ class StudyRecord:
     """A study as its files tell it.
 
     Attributes:
-      directory: the run directory.
+      recorded: its journal.
       name: the study's name.
-      objective: the metric's name.
-      direction: "min" or "max".
-      fraction: share of its steps after which a trial is scored.
-      planned: how many trials the study is to have.
-      promote: how many of them are to be finished, besides the reference.
-      space: dotted key → {kind: bounds or choices}.
-      config: the configuration that the trials override.
       trials: in order.
       summary: ``summary.json``, {} while the study has none.
       busy: seconds in which something was trained or tested, whether by one trial or several at a time.
       written: when the study last wrote something, in seconds since the epoch.
     """
 
-    directory: Path
+    recorded: Recorded
     name: str
-    objective: str
-    direction: str
-    fraction: float
-    planned: int
-    promote: int
-    space: dict[str, dict[str, Any]]
-    config: dict[str, Any]
     trials: list[TrialRecord]
     summary: dict[str, Any]
     busy: float
     written: float
+
+    @property
+    def directory(self) -> Path:
+        """The run directory."""
+        return self.recorded.directory
+
+    @property
+    def objective(self) -> str:
+        """The metric's name."""
+        return self.recorded.header["objective"]["name"]
+
+    @property
+    def direction(self) -> str:
+        """``min`` or ``max``."""
+        return self.recorded.header["objective"]["direction"]
+
+    @property
+    def fraction(self) -> float:
+        """Share of its steps after which a trial is scored."""
+        return self.recorded.header["fraction"]
+
+    @property
+    def planned(self) -> int:
+        """How many trials the study is to have."""
+        return self.recorded.header.get("trials") or len(self.trials)
+
+    @property
+    def promote(self) -> int:
+        """How many of them are to be finished, besides the reference."""
+        return self.recorded.header.get("promote") or 0
+
+    @property
+    def space(self) -> dict[str, dict[str, Any]]:
+        """Dotted key → {kind: bounds or choices}."""
+        return self.recorded.header["space"]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The configuration that the trials override."""
+        return self.recorded.header.get("config") or {}
 
     @property
     def keys(self) -> list[str]:
@@ -123,35 +147,21 @@ def read_study(directory: Path) -> StudyRecord:
     Raises:
       UserError: there is no study in ``directory``, or one of its files is damaged.
     """
-    journal = directory / JOURNAL
-    if not journal.is_file():
-        raise UserError(_no_study(directory))
-    # Before the journal: with a summary, the journal read after it is whole.
-    summary = _read_summary(directory / SUMMARY)
-    records = read_journal(directory)
-    if not records or records[0]["event"] != "study":
-        raise UserError(f"{journal}, line 1: no record of a study; the journal is empty or its first line was removed")
-    header = amended_header(records, journal)
-    history = replay(records[1:], directory, journal)
+    recorded = read_recorded(directory)
+    records, history = recorded.records, recorded.history
+    summary = _read_summary(directory / SUMMARY_FILENAME) if recorded.ended else {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.
-    base = {key: value for key, value in searched_values(header).items() if value is not None}
+    base = {key: value for key, value in searched_values(recorded.header).items() if value is not None}
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
     told = {record["trial"]: _time(record) for record in records if "steps_run" in record}
     at_work = _at_work(history.trials, files, told) if not summary else {}
     written = [_time(records[-1]), *(file.written for file in files.values() if file.written is not None)]
     return StudyRecord(
-        directory=directory,
+        recorded=recorded,
         name=_name(directory),
-        objective=header["objective"]["name"],
-        direction=header["objective"]["direction"],
-        fraction=header["fraction"],
-        planned=header.get("trials") or len(history.trials),
-        promote=header.get("promote") or 0,
-        space=header["space"],
-        config=header.get("config") or {},
         trials=[_trial(history.trials[n], files[n], base, training=n in at_work) for n in sorted(history.trials)],
         summary=summary,
-        busy=_covered([*_calls(records, header.get("population") or 1), *at_work.values()]),
+        busy=_covered([*_calls(records, recorded.header.get("population") or 1), *at_work.values()]),
         written=max(written) if not summary else _time(records[-1]),
     )
 
@@ -263,11 +273,3 @@ def _read_summary(file: Path) -> dict[str, Any]:
     if not isinstance(summary, dict):
         raise UserError(f"{file}: expected a JSON object, found {type(summary).__name__}")
     return summary
-
-
-def _no_study(directory: Path) -> str:
-    """Why there is nothing to report on, with the nearest directory that has a study."""
-    if (directory / "metrics.jsonl").is_file():
-        return f"{directory}: this is a single run, not a study (it has no {JOURNAL}); a report is made of a search"
-    problem = f"no study here (it has no {JOURNAL})" if directory.is_dir() else "no such directory"
-    return f"{directory}: {problem}{nearest(str(directory), map(str, studies_around(directory)))}"

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from jaxtune.files import Holder, lock_holder
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
 from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
+from jaxtune.search.leader import leader
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
 
@@ -67,7 +69,7 @@ class StudyStatus:
       promote: ``search.promote``; None for an experiment.
       fixed: searched keys that are held fast.
       trials: in order.
-      best: number of the trial with the best final score; before there is one, with the best early score.
+      best: number of the trial that is ahead (see :func:`~jaxtune.search.leader.leader`).
       steps: optimizer steps run, trials under way included.
       seconds: training, scoring and testing took, added up over trials.
       last: when the last record was written, in seconds since 1970.
@@ -125,12 +127,19 @@ class Recorded:
       header: the first record with later changes in it.
       records: all records.
       history: what they tell of the trials.
+      ended: whether the study has its summary.
     """
 
     directory: Path
     header: dict[str, Any]
     records: list[dict[str, Any]]
     history: History
+    ended: bool
+
+    @property
+    def leader(self) -> TrialState | None:
+        """The trial that is ahead."""
+        return leader(self.history, self.header["objective"]["direction"], ended=self.ended)
 
     @property
     def sources(self) -> dict[int, str]:
@@ -150,12 +159,14 @@ def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:
     """
     directory = study_directory(run_dir)
     path = directory / FILENAME
+    # The summary is looked for first: with one, the journal read after it is whole.
+    ended = (directory / SUMMARY_FILENAME).is_file()
     records = read_journal(directory)
     header = amended_header(records, path)
     for name in ("space", "objective", "fraction"):
         if name not in header:
             raise UserError(f"{path}, line 1: the record of the study lacks {name!r}; restore it")
-    return Recorded(directory, header, records, replay(records[1:], directory, path))
+    return Recorded(directory, header, records, replay(records[1:], directory, path), ended)
 
 
 def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
@@ -169,10 +180,10 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
     recorded = read_recorded(run_dir)
     header, history, sources = recorded.header, recorded.history, recorded.sources
     trials = [
-        _trial_status(state, sources.get(number, ""), header["fraction"], holder is not None)
+        _trial_status(state, sources.get(number, ""), [*header["ladder"], header["fraction"]], holder is not None)
         for number, state in sorted(history.trials.items())
     ]
-    states, best = list(history.trials.values()), best_trial(recorded)
+    states, best = list(history.trials.values()), recorded.leader
     outcomes = [outcome for state in states for outcome in (*state.outcomes, state.test)]
     outcomes = [outcome for outcome in (*outcomes, history.untuned) if outcome is not None]
     return StudyStatus(
@@ -214,13 +225,15 @@ def logged_step(directory: Path) -> int | None:
     return 0
 
 
-def _trial_status(state: TrialState, source: str, fraction: float, runs: bool) -> TrialStatus:
+def _trial_status(state: TrialState, source: str, shares: Sequence[float], runs: bool) -> TrialStatus:
     name, step = state.status, max((outcome.steps_run for outcome in state.outcomes), default=0)
     until = state.total_steps if name in ("promoted", "finished") else step
     if name == "proposed":
         logged = logged_step(state.trial.directory)
-        name = "waiting" if logged is None else "training" if runs else "paused"
-        step, until = logged or 0, _early_step(state.trial.directory, fraction)
+        # At a rung of the ladder it waits for the others, and nothing of it is logged until it goes on.
+        idle = logged is None or (state.waits and logged <= step)
+        name = "waiting" if idle else "training" if runs else "paused"
+        step, until = max(logged or 0, step), _next_step(state.trial.directory, shares, step)
     elif name == "promoted" or (name == "scored" and state.trial.id == 0):
         # The reference is finished as well, without a promotion.
         logged = logged_step(state.trial.directory) or 0
@@ -237,35 +250,27 @@ def _trial_status(state: TrialState, source: str, fraction: float, runs: bool) -
     )
 
 
-def _early_step(directory: Path, fraction: float) -> int | None:
-    """The step at which a trial that has begun is scored, from its own configuration; None where that is not there."""
+def _next_step(directory: Path, shares: Sequence[float], step: int) -> int | None:
+    """The step at which a trial that has begun is scored next, from its own configuration; None where there is none.
+
+    Args:
+      directory: its files.
+      shares: of its steps at which trials are scored, ascending.
+      step: at which it was scored last.
+    """
     try:
         config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
-        return round(fraction * config["train"]["steps"])
+        return next((at for share in shares if (at := round(share * config["train"]["steps"])) > step), None)
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None
 
 
 def _phase(recorded: Recorded) -> str:
     states = recorded.history.trials.values()
-    if (recorded.directory / SUMMARY_FILENAME).is_file():
+    if recorded.ended:
         return "finished"
     if sum(bool(state.outcomes) for state in states) < (recorded.header.get("trials") or 1):
         return "scoring"
     if all(state.failed for state in states):
         return "failed"
     return "testing" if recorded.records[-1]["event"] == "tested" else "finishing"
-
-
-def best_trial(recorded: Recorded) -> TrialState | None:
-    """The trial with the best final score; before there is one, with the best early score."""
-    sign = 1.0 if recorded.header["objective"]["direction"] == "min" else -1.0
-    for which in ("final", "early"):
-        scores = {
-            number: sign * score
-            for number, state in recorded.history.trials.items()
-            if not state.failed and (score := score_of(getattr(state, which))) is not None
-        }
-        if scores:
-            return recorded.history.trials[min(scores, key=lambda number: (scores[number], number))]
-    return None

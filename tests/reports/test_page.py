@@ -24,6 +24,9 @@ from jaxtune.errors import UserError
 from jaxtune.reports import write_report
 from jaxtune.reports.page import render, view
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
+from jaxtune.search.outcome import Outcome
+from jaxtune.search.status import Recorded
+from jaxtune.search.trial import History, Trial, TrialState
 
 
 def test_headline_says_who_won_and_by_how_much(page: Page, summary: dict[str, Any]) -> None:
@@ -246,11 +249,19 @@ def test_any_scores_can_be_drawn(scores: list[tuple[float | None, float | None]]
     for number, (early, final) in enumerate(scores):
         status = "failed" if early is None else ("scored" if final is None else "finished")
         trials.append(trial(number, early, final if early is not None else None, status=status))
-    study = StudyRecord(
-        directory=Path("runs/s"), name="s", objective="loss", direction=direction, fraction=0.2, planned=6, promote=2,
-        space={"a.rate": {"log_uniform": [1e-3, 1.0]}, "b.kind": {"choice": ["x", "y"]}}, config={}, trials=trials,
-        summary={}, busy=3.0, written=1.7e9,
-    )  # fmt: skip
+    header = {
+        "objective": {"name": "loss", "direction": direction}, "fraction": 0.2, "trials": 6, "promote": 2,
+        "space": {"a.rate": {"log_uniform": [1e-3, 1.0]}, "b.kind": {"choice": ["x", "y"]}},
+    }  # fmt: skip
+    history = History()
+    for one in trials:
+        state = TrialState(Trial(one.id, one.configuration, Path()))
+        state.early, state.final = (
+            None if score is None else Outcome(score, None, 1, 0.0) for score in (one.early_score, one.final_score)
+        )
+        history.trials[one.id] = state
+    recorded = Recorded(Path("runs/s"), header, [], history, ended=False)
+    study = StudyRecord(recorded=recorded, name="s", trials=trials, summary={}, busy=3.0, written=1.7e9)
     page = Page(render(view(study)))
     assert not re.search(r'(?<=[ ",(])(nan|inf)(?=[ ",)])', page.html)
     assert len(page.tables[-1]) == len(scores) + 1
@@ -285,7 +296,7 @@ def test_damaged_files_are_named(running: Path, tmp_path: Path) -> None:
         journal.write('{"event": "scor')  # a kill in the middle of a write
     assert write_report(copy).is_file()
     (copy / "trials.jsonl").write_text("")
-    with pytest.raises(UserError, match=r"trials\.jsonl, line 1: no record of a study"):
+    with pytest.raises(UserError, match=r"trials\.jsonl: the journal is empty; run the search again"):
         write_report(copy)
 
 

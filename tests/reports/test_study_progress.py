@@ -20,6 +20,7 @@ from jaxtune.reports.formatting import roughly
 from jaxtune.reports.headline import find_winner
 from jaxtune.reports.progress import progress, steps_left
 from jaxtune.reports.records import StudyRecord, _covered, read_study
+from jaxtune.search.status import read_status
 
 EARLY = STEPS // 5
 ZERO = 1_700_000_000.0
@@ -111,19 +112,27 @@ def test_leader_is_no_winner_while_others_are_being_finished(finished: Path, tmp
     (done,) = study.finished
     assert done.reference
     assert done.final_score is not None
-    ahead = dataclasses.replace(study.trials[1], early_score=done.final_score - 0.1)
     page = open_report(copy)
     assert not [row for table in page.tables for row in table if "winner" in row[0]]
-    leader = find_winner(dataclasses.replace(study, trials=[study.trials[0], ahead, *study.trials[2:]]))
+    ahead = [json.loads(line) for line in lines[: first + 1]]
+    for record in ahead:
+        if (record["event"], record.get("trial")) == ("scored", 1):
+            record["score"] = done.final_score - 0.1
+    (copy / "trials.jsonl").write_text("".join(json.dumps(record) + "\n" for record in ahead))
+    leader = find_winner(read_study(copy))
     assert leader is not None
     assert (leader.trial.id, leader.final, leader.decided) == (1, False, False)
+    # Whoever asks is told the same.
+    assert read_status(copy).best == 1
 
 
 def test_nothing_is_promised_before_a_trial_is_scored(population: Path) -> None:
     study = read_study(population)
     fresh = [dataclasses.replace(t, status="running", early_score=None, seconds=None) for t in study.trials[3:5]]
     assert progress(dataclasses.replace(study, trials=fresh)).left == ""
-    unknown = dataclasses.replace(study, config={}, trials=[dataclasses.replace(t, total_steps=None) for t in fresh])
+    nothing = dataclasses.replace(study.recorded, header={**study.recorded.header, "config": {}})
+    length = [dataclasses.replace(trial, total_steps=None) for trial in fresh]
+    unknown = dataclasses.replace(study, recorded=nothing, trials=length)
     told = progress(unknown)
     assert (told.share, told.left, told.at_work[0].until) == (None, "", None)
     assert progress(dataclasses.replace(study, trials=[])).at_work == []
