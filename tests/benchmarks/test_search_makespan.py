@@ -92,6 +92,31 @@ def test_all_ways_run_and_agree_on_the_reference(modules, folder):
         assert scores == pytest.approx([scores[0]] * len(scores), rel=1e-3)
 
 
+def test_full_rows_are_filled(modules, tmp_path):
+    """The texts on end, cut to rows, all of which are longer than a row before they are cut."""
+    from jaxtune.config import load_config, with_overrides
+    from jaxtune.training.experiment import Experiment
+
+    text = {"text": " ".join(f"w{word}" for word in range(30))}
+    for part, count in (("train", 40), ("validation", 20)):
+        (tmp_path / f"{part}.jsonl").write_text((json.dumps(text) + "\n") * count)
+    task, directory = modules["makespan_task"], tmp_path / "model"
+    shape = task.SHAPES["tiny"]
+    task.make_model(directory, shape, 64)
+    task._word_tokenizer(shape["vocab_size"]).save_pretrained(directory)
+    content = {
+        "model": {"path": str(directory)},
+        "data": {part: str(tmp_path / f"{part}.jsonl") for part in ("train", "validation")} | {"completion": "{text}"},
+        "train": {"steps": 1, "batch_size": 8, "sequence_length": 64},
+    }
+    (tmp_path / "base.yaml").write_text(json.dumps(content))
+    config = load_config(tmp_path / "base.yaml")
+    full = Experiment(with_overrides(config, task._full_rows(config, tmp_path)))
+    for examples in full.examples.values():
+        assert {len(example.tokens) for example in examples} == {65}
+        assert examples.truncated == len(examples) > 1
+
+
 def test_figures_follow_from_the_events(modules):
     script = modules["search_makespan"]
 

@@ -51,6 +51,12 @@ def test_numbers_in_scientific_notation_are_numbers(file):
     assert math.isinf(parse_value(".inf"))
 
 
+def test_answers_that_are_split_cannot_be_scored(file):
+    load_config(file, ["data.too_long=split"])
+    with pytest.raises(UserError, match=r"data\.too_long: evaluation\.task extraction .*choose truncate or drop"):
+        load_config(file, ["data.too_long=split", "evaluation.task=extraction"])
+
+
 def test_templates_need_no_quotes_in_an_override():
     assert parse_value("{text}") == "{text}"
     assert parse_value("{text} :") == "{text} :"
