@@ -3,6 +3,9 @@
 import re
 import sys
 
+from hypothesis import given
+from hypothesis import strategies as st
+
 from jaxtune.cli.common import table
 
 ROW = {
@@ -28,3 +31,15 @@ def test_a_table_of_a_search_fits_eighty_columns_without_breaking_a_number(monke
     assert last.split() == ["1", "4.701", "–", "finished", "0.0005154", "0.1235", "0.00123", "16", "31.12", "0.1235"]
     monkeypatch.setenv("COLUMNS", "110")
     assert "learning_rate" in table([ROW]), "names are whole where there is room"
+
+
+MARKUP = st.text(alphabet=r"[]/\\:abred!=@ ", min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@given(title=MARKUP, name=MARKUP, cell=MARKUP)
+def test_a_table_tells_names_as_they_are(title, name, cell):
+    """Brackets are no markup and ``:red_heart:`` is no picture, in cells, heads and titles."""
+    lines = table([{name: cell, "key": "[red]:heart:[/]"}], title=title).splitlines()
+    assert lines[0].strip() == title
+    assert lines[1].split("key")[0].strip() == name
+    assert lines[2].strip() == f"{cell}".ljust(len(lines[2].split("[red]:heart:[/]")[0])) + "[red]:heart:[/]"
