@@ -7,6 +7,8 @@ import sys
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from jaxtune.cli.common import emit, table
 
@@ -43,3 +45,15 @@ def test_numbers_that_are_not_finite_are_null_in_json(capsys):
         "metrics": {"loss": None, "f1": 1.0},
         "trials": [0.5, None, [1, None]],
     }
+
+
+MARKUP = st.text(alphabet=r"[]/\\:abred!=@ ", min_size=1, max_size=12).map(str.strip).filter(bool)
+
+
+@given(title=MARKUP, name=MARKUP, cell=MARKUP)
+def test_a_table_tells_names_as_they_are(title, name, cell):
+    """Brackets are no markup and ``:red_heart:`` is no picture, in cells, heads and titles."""
+    lines = table([{name: cell, "key": "[red]:heart:[/]"}], title=title).splitlines()
+    assert lines[0].strip() == title
+    assert lines[1].split("key")[0].strip() == name
+    assert lines[2].strip() == f"{cell}".ljust(len(lines[2].split("[red]:heart:[/]")[0])) + "[red]:heart:[/]"

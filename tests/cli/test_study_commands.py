@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -72,6 +73,16 @@ def test_status_and_list_tell_where_it_stands(run_dir, ask):
     assert list(listed["damaged"]) == [str(run_dir.parent / "other")]
     assert "line 1: the first record is 'proposed'" in errors
     assert "no study below" in ask("study", "list", run_dir / "trials")[1]
+
+
+def test_studies_are_listed_by_their_whole_names(run_dir, ask):
+    names = [run_dir.parent / name for name in ("exp[red]", "exp[v2]")]
+    for name in names:
+        shutil.copytree(run_dir, name)
+    _, text, _ = ask("study", "list", run_dir.parent)
+    # A name that is too long for its column goes on in the next line.
+    firsts = "".join(line.split("  ")[0].strip() for line in text.splitlines())
+    assert all(str(name) in firsts for name in names), text
 
 
 def test_show_tells_one_trial(run_dir, ask):

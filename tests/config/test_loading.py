@@ -118,6 +118,9 @@ def test_overrides_reach_lists_sources_and_defaults(file, tmp_path):
         ("data.train.data_dir=/data", ["data.train", "tfds:"]),
         ("data.train.hash_split=[0.5]", ["data.train.hash_split.1", "required"]),
         ("data.explode={field: a, schema_by: b}", ["data.explode", "schema_path"]),
+        ("train.patience=3", ["override train.patience=3: train.patience", "train.evaluate_every"]),
+        ("train.evaluate_every=3", ["override train.evaluate_every=3: train.evaluate_every", "data.validation"]),
+        ("train={steps: 4, patience: 3, evaluate_every: null}", ["train.patience"]),
     ],
 )
 def test_a_wrong_override_is_named_with_the_nearest_choice(file, override, parts):

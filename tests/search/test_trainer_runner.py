@@ -113,22 +113,11 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
     assert ended == {trial.id: o.score for trial, o in run_all(TrainerRunner(experiment, population=3), whole)}
 
 
-def test_programs_of_their_own_share_the_places(config_file, tmp_path):
-    """Batches of two sizes: one compiled step each, whatever number of trials is in it."""
-    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null"]))
-    runner = TrainerRunner(experiment, population=4)
-    sizes = [8, 8, 16, 8, 16, 8, 16, 8]
-    jobs = [(Trial(n, {"train.batch_size": size}, tmp_path / str(n)), 2) for n, size in enumerate(sizes)]
-    assert len({trial.id for trial, _ in run_all(runner, jobs)}) == 8
-    assert len(runner.trainers) == 2
-    assert runner.compilations == 2
-
-
 BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
 
 
 def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, tmp_path, monkeypatch):
-    """Two programs, in the form of accelerators: stopped and continued, every score is the same to the last bit."""
+    """Two programs share the places, in the form of accelerators: continued, every score is the same to the last bit."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
     settings = [SEARCH, BATCHES, "train.steps=6", "data.test=null"]
     experiment = Experiment(load_config(config_file, settings))
@@ -148,14 +137,18 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
             pass
         return found
 
-    whole = ended(TrainerRunner(experiment, population=4), jobs("whole"))
+    stops = iter([])
+    runner = TrainerRunner(experiment, population=4, should_stop=lambda: next(stops, False))
+    whole = ended(runner, jobs("whole"))
     assert sorted(whole) == list(range(6))
-    asked = itertools.count()
-    cut = TrainerRunner(experiment, population=4, should_stop=lambda: next(asked) >= 4 + 4)
-    before = ended(cut, jobs("cut"))
+    # Asked at each of four starts, then before each step.
+    stops = iter([*[False] * (4 + 4), True])
+    before = ended(runner, jobs("cut"))
     assert 0 < len(before) < 6
     left = [job for job in jobs("cut") if job[0].id not in before]
-    assert before | ended(TrainerRunner(experiment, population=4), left) == whole
+    later = TrainerRunner(experiment, population=4)
+    assert before | ended(later, left) == whole
+    assert (len(runner.trainers), runner.compilations, later.compilations) == (2, 2, 2)
 
 
 def test_slots_follow_from_the_space_and_the_places(config_file):
@@ -164,9 +157,9 @@ def test_slots_follow_from_the_space_and_the_places(config_file):
     for overrides, expected in (
         ((), (4, 1)),
         (("train.batch_size=16",), (4, 4)),
-        ((BATCHES,), (2, 1)),
+        (("search.space.train.batch_size={choice: [8, 32]}",), (2, 1)),
         (("search.space.train.batch_size={choice: [8, 16, 32]}",), (2, 2)),
-        ((BATCHES, "search.space.train.accumulate={choice: [1, 2]}"), (1, 1)),
+        (("search.space.train.batch_size={choice: [16, 32]}", "search.space.train.accumulate={choice: [1, 2]}"), (1, 1)),
     ):
         experiment.given = experiment.config = load_config(config_file, [SEARCH, *overrides])
         for order in (1, -1):

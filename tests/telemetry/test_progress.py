@@ -42,6 +42,18 @@ def test_a_bar_with_tokens_per_second_and_the_time_left_on_a_terminal():
     assert re.search(r"(\d|-):(\d\d|--):(\d\d|--)", shown)
 
 
+def test_a_title_is_told_as_it_is():
+    for terminal in (False, True):
+        output = io.StringIO()
+        board = ProgressBoard(Console(file=output, width=160, force_terminal=terminal, color_system=None))
+        display = ProgressDisplay(board, title="exp[v2] [/red] :heart:")
+        display.on_start(0, 2)
+        display.on_metrics(1, METRICS)
+        board.refresh()
+        display.on_end()
+        assert "exp[v2] [/red] :heart:" in output.getvalue()
+
+
 def test_quiet_shows_nothing():
     output = io.StringIO()
     display = ProgressDisplay(ProgressBoard(Console(file=output, force_terminal=True)), quiet=True)

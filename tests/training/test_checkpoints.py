@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
+import shutil
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +14,8 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune.errors import UserError
-from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training import checkpoints as module
+from jaxtune.training.checkpoints import Checkpoints, load_checkpoint, newest_step
 from jaxtune.training.state import TrainState
 
 LOOP = {"data": {"row": 3, "nested": {"epoch": 1}}, "best": None, "misses": 0, "evaluation": {}}
@@ -129,8 +133,6 @@ def test_many_differences_are_counted(opened):
 
 
 def test_a_torn_checkpoint_is_ignored_and_cleared_away(opened, tmp_path):
-    import shutil
-
     checkpoints = opened()
     checkpoints.save(3, state_of(3), LOOP, 1.0)
     checkpoints.wait()
@@ -172,3 +174,91 @@ def test_a_full_disk_is_an_error_of_the_system(opened, monkeypatch):
         with pytest.raises(ValueError, match="something else"):
             checkpoints.wait()
     assert opened().latest_step == 1
+
+
+def _whole(folder):
+    """Everything below a folder: names, contents, times."""
+    return {
+        path.relative_to(folder): (path.stat().st_mtime_ns, path.read_bytes() if path.is_file() else None)
+        for path in sorted(folder.rglob("*"))
+    }
+
+
+def test_a_reader_changes_nothing(opened, tmp_path):
+    """What another process is writing looks like what a process that was killed has left."""
+    checkpoints = opened()
+    for step, score in ((1, 0.5), (2, 0.75)):
+        checkpoints.save(step, state_of(step, value=float(step)), LOOP, score)
+    checkpoints.wait()
+    folder = tmp_path / "checkpoints"
+    shutil.copytree(folder / "2", folder / "3.orbax-checkpoint-tmp")
+    before = _whole(folder)
+    for which, step in (("best", 1), ("latest", 2)):
+        found, state = load_checkpoint(folder, state_of(), which)
+        assert (found, int(state.step)) == (step, step)
+    with pytest.raises(UserError, match="another configuration"):
+        load_checkpoint(folder, state_of(width=5), "best")
+    assert _whole(folder) == before
+    assert load_checkpoint(tmp_path / "none", state_of(), "best") is None
+    assert (newest_step(folder), newest_step(tmp_path / "none")) == (2, 0)
+    assert not (tmp_path / "none").exists()
+
+
+def test_readers_beside_a_writer_read_whole_checkpoints(opened, tmp_path):
+    """Every checkpoint takes the place of the one before it, while it is read."""
+    checkpoints, read, failed = opened(), [], []
+
+    def follow():
+        try:
+            while not (read and read[-1][0] == 12):
+                found = load_checkpoint(tmp_path / "checkpoints", state_of(), "best")
+                if found is not None:
+                    read.append((found[0], int(found[1].step), float(found[1].trainable["low_rank"]["q"]["a"].min())))
+        except Exception as error:
+            failed.append(error)
+
+    reader = threading.Thread(target=follow)
+    reader.start()
+    for step in range(1, 13):
+        checkpoints.save(step, state_of(step, value=float(step)), LOOP, 1.0 / step)
+    checkpoints.wait()
+    reader.join(timeout=60)
+    assert not failed
+    assert read[-1] == (12, 12, 12.0)
+    assert all(found == step == value for found, step, value in read), read
+
+
+def test_a_reader_steps_over_to_what_replaced_a_checkpoint(opened, tmp_path, monkeypatch):
+    folder, whole = tmp_path / "checkpoints", module._load
+    checkpoints = opened()
+    checkpoints.save(1, state_of(1), LOOP)
+    checkpoints.wait()
+
+    def replaced(*arguments):
+        monkeypatch.setattr(module, "_load", whole)
+        opened().save(2, state_of(2), LOOP)
+        shutil.rmtree(folder / "1", ignore_errors=True)
+        return 1, state_of(value=0.0)
+
+    monkeypatch.setattr(module, "_load", replaced)
+    found = load_checkpoint(folder, state_of(), "best")
+    assert found is not None
+    assert (found[0], int(found[1].step)) == (2, 2)
+
+
+@pytest.mark.parametrize("name", ["t[1]", "a\\b", "q?", "st*r", "logs:", os.fsdecode(b"latin-\xff")])
+def test_any_folder_s_name_will_do(tmp_path, name):
+    """Orbax takes some for patterns and addresses; it would write there and find nothing again."""
+    folder = tmp_path / name / "checkpoints"
+    writer = Checkpoints(folder)
+    writer.save(1, state_of(1, value=2.0), LOOP, 0.5)
+    writer.close()
+    (tmp_path / name).rename(tmp_path / f"{name} moved")
+    folder = tmp_path / f"{name} moved" / "checkpoints"
+    again = Checkpoints(folder)
+    restored, loop = again.restore(1, state_of())
+    again.close()
+    np.testing.assert_array_equal(restored.trainable["low_rank"]["q"]["a"], 2.0)
+    assert loop == LOOP
+    assert load_checkpoint(folder, state_of(), "best")[0] == 1
+    assert [entry.name for entry in folder.iterdir()] == ["1"]

@@ -188,6 +188,35 @@ def test_an_improvement_starts_patience_anew_and_it_survives_a_resume(variant, b
     assert (result.stopped, result.step) == ("patience", 5)
 
 
+@pytest.mark.parametrize("pauses", [(1,), (3,), (5, 7), (2, 4), (6,)])
+@pytest.mark.parametrize("scores", [(3.0, 2.5, 2.4), (2.0, 2.5, 2.4)])
+def test_where_a_run_pauses_does_not_count_for_patience(variant, batches, tmp_path, scores, pauses):
+    """A run that is scored on the way ends where it ends without, however good or bad it is there."""
+    trainer = variant(evaluate_every=2, patience=2)
+    of_step = dict(zip((2, 4, 6), scores, strict=True))
+
+    def run(name, *stops):
+        ends = []
+        for until in (*stops, None):
+            opened = Checkpoints(tmp_path / name)
+            result = fit(
+                trainer,
+                batches(),
+                evaluate=lambda state: {"validation_loss": of_step.get(int(state.step), 0.0)},
+                checkpoints=opened,
+                until=until,
+            )
+            opened.close()
+            ends.append((result.stopped, result.step))
+        return ends
+
+    (alone,) = run("alone")
+    assert alone == (("finished", 8) if scores[1] < scores[0] else ("patience", 6))
+    *paused, end = run("paused", *pauses)
+    assert end == alone
+    assert paused == [alone if until > alone[1] else ("paused", until) for until in pauses]
+
+
 def test_the_last_and_the_best_checkpoint_are_kept(variant, batches, checkpoints, tmp_path):
     trainer, kept = variant(evaluate_every=2), {}
     original = trainer.step

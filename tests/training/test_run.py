@@ -11,7 +11,9 @@ from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training import trainer as trainer_module
+from jaxtune.training.experiment import Experiment
 from jaxtune.training.run import Diverged, train
+from jaxtune.training.trained import trained
 
 
 @pytest.fixture
@@ -70,6 +72,14 @@ def test_a_stopped_run_goes_on_and_nothing_is_counted_twice(config, tmp_path):
     train(with_overrides(config, {"run_dir": str(tmp_path / "whole")}))
     whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in stopped] == [(line["step"], line["loss"]) for line in whole]
+
+
+def test_any_run_directory_s_name_will_do(config, tmp_path):
+    config = with_overrides(config, {"train.steps": 2, "run_dir": str(tmp_path / "t[1]" / "a\\b")})
+    summary = train(config)
+    left = trained(Experiment(config, parts=()))
+    assert left.origin == f"{config.directory} at step 2"
+    assert trained(Experiment(config, parts=()), adapter=summary["adapter"]["path"]).origin.endswith("adapter")
 
 
 def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(config, tmp_path, monkeypatch):
