@@ -92,7 +92,12 @@ def random_model(
 
 
 def save_model(
-    model: Decoder, directory: str | Path, *, tokenizer_from: str | Path | None = None, max_shard_bytes: int = 5 * 10**9
+    model: Decoder,
+    directory: str | Path,
+    *,
+    tokenizer_from: str | Path | None = None,
+    tokenizer_revision: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes ``config.json`` and the weights so that transformers and :func:`load_model` read them.
 
@@ -103,6 +108,7 @@ def save_model(
         model: The decoder.
         directory: Made if it does not exist.
         tokenizer_from: A directory (or Hub id, or packaged model) whose tokenizer files are copied beside the weights.
+        tokenizer_revision: Branch, tag or commit of a Hub id in ``tokenizer_from``.
         max_shard_bytes: Above this the weights are cut into several files with an index.
 
     Raises:
@@ -112,7 +118,7 @@ def save_model(
     directory = Path(directory)
     _, params = split(model)
     values = checkpoint_config(model.config, dtype=params["embed.table"].dtype.name)
-    tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from)
+    tokenizer_files = [] if tokenizer_from is None else _tokenizer_files(tokenizer_from, tokenizer_revision)
     directory.mkdir(parents=True, exist_ok=True)
     save_params(params, model.config, directory, max_shard_bytes)
     if jax.process_index() != 0:
@@ -134,15 +140,17 @@ def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool
         weights: Download the weights too, not only configuration and tokenizer.
 
     Raises:
-        UserError: There is no such directory or Hub id, or the Hub cannot be reached.
+        UserError: There is no such directory or Hub id, the Hub cannot be reached, or a revision is asked of what is no
+            Hub id.
     """
     name = str(path)
-    if name.startswith(PACKAGED):
+    packaged, directory = name.startswith(PACKAGED), Path(path).expanduser()
+    if revision is not None and (packaged or directory.is_dir()):
+        what = "is in the package" if packaged else "is a directory"
+        raise UserError(f"{name} {what}; a revision ({revision!r}) is for Hub ids")
+    if packaged:
         return _packaged(name)
-    directory = Path(path).expanduser()
     if directory.is_dir():
-        if revision is not None:
-            raise UserError(f"{name} is a directory; a revision ({revision!r}) is for Hub ids")
         return directory
     if directory.exists():
         raise UserError(f"{name} is a file; a model is a directory with config.json and model.safetensors")
@@ -189,8 +197,8 @@ def _download(name: str, revision: str | None, weights: bool) -> Path:
         ) from error
 
 
-def _tokenizer_files(source: str | Path) -> list[Path]:
-    directory = resolve_path(source, weights=False)
+def _tokenizer_files(source: str | Path, revision: str | None) -> list[Path]:
+    directory = resolve_path(source, revision, weights=False)
     files = [directory / name for name in TOKENIZER_FILES if (directory / name).is_file()]
     if not files:
         raise UserError(f"{directory} has no tokenizer files ({', '.join(TOKENIZER_FILES[:2])}, …)")

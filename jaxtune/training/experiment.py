@@ -57,7 +57,7 @@ class Experiment:
         # The cheap checks come first: a wrong mesh should not wait for gigabytes of weights.
         mesh = make_mesh(**config.parallel.model_dump())
         _check_context(config)
-        self.tokenizer: Any = load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision)
+        self.tokenizer: Any = load_tokenizer(*config.model.tokenizer_source)
         self.examples: dict[Part, Sequence[Example]] = {
             part: self._open(config, part) for part in parts if getattr(config.data, part) is not None
         }
