@@ -45,9 +45,11 @@ def run(arguments: argparse.Namespace) -> int:
     trainer, trainable = subject.trainer, subject.state.trainable
     if arguments.merged:
         merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
-        save_model(merged, target, tokenizer_from=config.model.tokenizer or config.model.path)
+        source, revision = config.model.tokenizer_source
+        save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
     else:
-        trainer.save_adapter(target, subject.state, base=config.model.path)
+        base, revision = config.model.path, config.model.revision
+        trainer.save_adapter(target, subject.state, base=base, revision=revision)
     emit(
         {"subject": subject.origin, "kind": kind, "path": str(target)},
         arguments.json,

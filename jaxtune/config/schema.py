@@ -26,7 +26,8 @@ class ModelConfig(Section):
     path: str = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
     tokenizer: str | None = Field(
-        default=None, description="Directory or Hub id of the tokenizer, if not the model's own."
+        default=None,
+        description="Directory or Hub id of the tokenizer, if not the model's own; revision is not asked of it.",
     )
     initialize: Literal["pretrained", "random"] = Field(
         default="pretrained",
@@ -39,6 +40,11 @@ class ModelConfig(Section):
     remat: Literal["none", "dots", "full"] = Field(
         default="none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
     )
+
+    @property
+    def tokenizer_source(self) -> tuple[str, str | None]:
+        """Path and revision of the tokenizer: the model's; a tokenizer of its own has no revision."""
+        return (self.path, self.revision) if self.tokenizer is None else (self.tokenizer, None)
 
 
 class ExplodeConfig(Section):

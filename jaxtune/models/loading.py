@@ -96,15 +96,17 @@ def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool
         weights: Download the weights too, not only configuration and tokenizer.
 
     Raises:
-        UserError: There is no such directory or Hub id, or the Hub cannot be reached.
+        UserError: There is no such directory or Hub id, the Hub cannot be reached, or a revision is asked of what is no
+            Hub id.
     """
     name = str(path)
-    if name.startswith(PACKAGED):
+    packaged, directory = name.startswith(PACKAGED), Path(path).expanduser()
+    if revision is not None and (packaged or directory.is_dir()):
+        what = "is in the package" if packaged else "is a directory"
+        raise UserError(f"{name} {what}; a revision ({revision!r}) is for Hub ids")
+    if packaged:
         return _packaged(name)
-    directory = Path(path).expanduser()
     if directory.is_dir():
-        if revision is not None:
-            raise UserError(f"{name} is a directory; a revision ({revision!r}) is for Hub ids")
         return directory
     if directory.exists():
         raise UserError(f"{name} is a file; a model is a directory with config.json and model.safetensors")

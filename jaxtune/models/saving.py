@@ -29,7 +29,12 @@ _FROM_FILE = "PreTrainedTokenizerFast"
 
 
 def save_model(
-    model: Decoder, directory: str | Path, *, tokenizer_from: str | Path | None = None, max_shard_bytes: int = 5 * 10**9
+    model: Decoder,
+    directory: str | Path,
+    *,
+    tokenizer_from: str | Path | None = None,
+    tokenizer_revision: str | None = None,
+    max_shard_bytes: int = 5 * 10**9,
 ) -> None:
     """Writes ``config.json``, ``generation_config.json`` and the weights so that transformers and we read them.
 
@@ -44,6 +49,7 @@ def save_model(
         model: The decoder.
         directory: Made if it does not exist.
         tokenizer_from: A directory (or Hub id, or packaged model) whose tokenizer files are copied beside the weights.
+        tokenizer_revision: Branch, tag or commit of a Hub id in ``tokenizer_from``.
         max_shard_bytes: Above this the weights are cut into several files with an index.
 
     Raises:
@@ -56,7 +62,7 @@ def save_model(
     if tokenizer_from is None:
         config, files = model.config, {}
     else:
-        source = resolve_path(tokenizer_from, weights=False)
+        source = resolve_path(tokenizer_from, tokenizer_revision, weights=False)
         tokenizer = load_tokenizer(source)
         config = _with_end_tokens(model.config, tokenizer)
         files = _tokenizer_files(source, tokenizer, checkpoint_config(config, dtype))

@@ -183,7 +183,7 @@ def read_fingerprints(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _tokenizer(config: Config) -> Any:
-    return dated(load_tokenizer(config.model.tokenizer or config.model.path, config.model.revision), config.data.date)
+    return dated(load_tokenizer(*config.model.tokenizer_source), config.data.date)
 
 
 def _open_splits(config: Config, tokenizer: Any, parts: Sequence[Part]) -> dict[Part, Sequence[Example]]:

@@ -131,7 +131,8 @@ def _run(
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
     if trainer.plan.is_low_rank_only:
-        trainer.save_adapter(directory.adapter_path, state, base=config.model.path)
+        base, revision = config.model.path, config.model.revision
+        trainer.save_adapter(directory.adapter_path, state, base=base, revision=revision)
         summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}
     if is_writer():
         directory.write_summary(summary)

@@ -172,7 +172,13 @@ class Trainer:
         return Throughput(self.step_flops(hyperparameters).total, None if peak is None else peak * self.mesh.size)
 
     def save_adapter(
-        self, directory: str | Path, state: TrainState, *, base: str, hyperparameters: Values | None = None
+        self,
+        directory: str | Path,
+        state: TrainState,
+        *,
+        base: str,
+        revision: str | None = None,
+        hyperparameters: Values | None = None,
     ) -> None:
         """Writes what a state trained as a PEFT adapter.
 
@@ -180,10 +186,11 @@ class Trainer:
           directory: of the adapter.
           state: the trained state.
           base: the base model's path or Hub id, as the adapter will name it.
+          revision: branch, tag or commit of a Hub id, as the adapter will name it.
           hyperparameters: overrides of single values by dotted key, as in training.
         """
         values = {**self.hyperparameters, **(hyperparameters or {})}
-        save_adapter(directory, self.plan, state.trainable, values, self.model_config, base)
+        save_adapter(directory, self.plan, state.trainable, values, self.model_config, base, revision)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A global host batch as arrays cut over the mesh; each process uploads the rows of its own devices."""

@@ -111,6 +111,8 @@ def save_adapter(
     config = model if isinstance(model, DecoderConfig) else model.config
     rooted = {uses_rslora(plan.rules[i]) for module in plan.modules for i in module.used_rules}
     rslora = rooted == {True}
+    if base.startswith("~"):
+        base = str(Path(base).expanduser())  # PEFT and transformers would look for a folder of that name
     architecture = _architecture(base, config)
     exported = _exported(plan, hyperparameters, all_modules(config, architecture.layout), rslora)
     tensors = {
@@ -142,7 +144,7 @@ def _architecture(base: str, config: DecoderConfig) -> Architecture:
 
     They differ where a model was read from one place and saved to another: saved models are text-only.
     """
-    directory = Path(base).expanduser()
+    directory = Path(base)
     if not (directory / "config.json").is_file():
         return architecture_of(config)
     architecture = read_architecture(directory)
