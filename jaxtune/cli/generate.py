@@ -24,6 +24,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--escapes", action="store_true", help=r"read \n, \t, \r and \\ in the prompts as a shell's $'…' does"
     )
+    parser.add_argument(
+        "--messages",
+        metavar="FILE",
+        help="JSON or JSONL of conversations to answer, each a list of messages or an object with messages and tools, "
+        "instead of --prompt; -: standard input",
+    )
     parser.add_argument("--max-new-tokens", metavar="N", type=int, help="default: evaluation.max_new_tokens")
     parser.add_argument(
         "--temperature", metavar="X", type=float, default=0.0, help="0 takes the likeliest token (default)"
@@ -36,28 +42,34 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """Continues prompts."""
+    """Continues prompts, or answers conversations."""
     config = start(arguments)
 
     from jaxtune.config import with_overrides
-    from jaxtune.data import encode_prompts
+    from jaxtune.data import chat_prompt, encode_prompts, read_conversations
     from jaxtune.errors import UserError
     from jaxtune.evaluation.generation import check_request
     from jaxtune.evaluation.text import answer_texts
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import trained
 
-    prompts = arguments.prompt or _lines_of_input()
+    if arguments.messages is not None and arguments.prompt:
+        raise UserError("give --prompt or --messages, not both")
+    file: str | None = arguments.messages
+    talks = [] if file is None else read_conversations(file, config.data.messages or "messages")
+    prompts = [] if talks else arguments.prompt or _lines_of_input()
     if arguments.escapes:
         prompts = [_unescaped(text) for text in prompts]
-    if not prompts:
-        raise UserError("no prompt: give --prompt, or lines on standard input")
-    overrides = {"evaluation.batch_size": min(len(prompts), config.evaluation.batch_size)}
+    if not prompts and not talks:
+        raise UserError("no prompt: give --prompt, --messages, or lines on standard input")
+    overrides = {"evaluation.batch_size": min(len(talks or prompts), config.evaluation.batch_size)}
     if arguments.max_new_tokens is not None:
         overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
     experiment = Experiment(with_overrides(config, overrides), parts=())
     subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
-    encoded = encode_prompts(experiment.tokenizer, prompts)
+    if talks:
+        prompts = [chat_prompt(talk, experiment.tokenizer, place, key="--messages") for talk, place in talks]
+    encoded = encode_prompts(experiment.tokenizer, prompts, rendered=bool(talks))
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
     decoder = experiment.model.config
     check_request(encoded, decoder.vocab_size, context=decoder.max_position_embeddings, **sampling)
@@ -67,7 +79,8 @@ def run(arguments: argparse.Namespace) -> int:
     answers = experiment.generator(*subject.apply(), encoded, **sampling)
     texts = answer_texts(experiment.tokenizer, answers)
     result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
-    emit(result, arguments.json, "\n".join(f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)))
+    shown = texts if talks else [f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)]
+    emit(result, arguments.json, "\n".join(shown))
     return 0
 
 

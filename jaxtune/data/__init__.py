@@ -1,8 +1,10 @@
 """Rows from files and data sets, as prompts, as tokens with loss weights, as packed batches."""
 
+from jaxtune.data.chat import chat_prompt
 from jaxtune.data.encoding import encode_continuations, encode_prompts
 from jaxtune.data.examples import Example, Examples, make_examples
 from jaxtune.data.fingerprint import fingerprint
+from jaxtune.data.messages import read_conversations
 from jaxtune.data.packing import Batch
 from jaxtune.data.pipeline import (
     BatchIterator,
@@ -22,12 +24,14 @@ __all__ = [
     "Examples",
     "Source",
     "Template",
+    "chat_prompt",
     "encode_continuations",
     "encode_prompts",
     "evaluation_batches",
     "fingerprint",
     "make_examples",
     "open_source",
+    "read_conversations",
     "steps_of_epochs",
     "train_batches",
 ]

@@ -72,21 +72,19 @@ def chat_text(
     return ChatText(text, spans, prompt, completion)
 
 
-def chat_prompt(
-    conversation: Conversation, tokenizer: PreTrainedTokenizerBase, where: Callable[[], str], *, key: str
-) -> str:
+def chat_prompt(conversation: Conversation, tokenizer: PreTrainedTokenizerBase, place: str, *, key: str) -> str:
     """The text that generation of an answer starts from: the conversation and the generation prompt.
 
     Args:
       conversation: the messages and tools.
       tokenizer: has the template.
-      where: says where the conversation stands; called for messages only.
-      key: what the messages were given as, for messages.
+      place: where the conversation stands, for messages.
+      key: what it was given as, for messages.
 
     Raises:
-      UserError: the template cannot render the messages.
+      UserError: the tokenizer has no template, or one that cannot render the messages.
     """
-    renderer = _Renderer(conversation, tokenizer, where, key)
+    renderer = _Renderer(conversation, tokenizer, lambda: place, key)
     return renderer.render(len(conversation.messages), generation_prompt=True)
 
 

@@ -13,10 +13,10 @@ from __future__ import annotations
 
 import functools
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from transformers import PreTrainedTokenizerBase
+from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 logger = logging.getLogger(__name__)
 
@@ -81,10 +81,7 @@ def encode_spans(
     encoded = []
     for begin in range(0, len(texts), _CHUNK):
         chunk = slice(begin, begin + _CHUNK)
-        prefixes = _Prefixes(tokenizer, texts[chunk], spans[chunk])
-        for place, (text, parts) in enumerate(zip(texts[chunk], spans[chunk], strict=True)):
-            whole = prefixes.whole[place]
-            ids, ranges, crossed = _assemble(tokenizer, text, parts, whole, functools.partial(prefixes, place))
+        for ids, ranges, crossed in _encode_chunk(tokenizer, texts[chunk], spans[chunk]):
             kept = _without(front, ids, tokenizer)
             shift = len(front) + len(kept) - len(ids)
             # A text that is learnt from its beginning is learnt with what stands in front of it.
@@ -120,7 +117,37 @@ def special_id(tokenizer: PreTrainedTokenizerBase, name: str) -> int | None:
     return token_id if isinstance(token_id, int) else None
 
 
-class _Prefixes:
+def _encode_chunk(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+) -> list[Encoded]:
+    """The ids of texts, without special tokens in front."""
+    encoded = [Encoded([], [], False) for _ in texts]
+    waiting = [(place, text, list(parts)) for place, (text, parts) in enumerate(zip(texts, spans, strict=True))]
+    continued = False
+    while waiting:
+        pieces = _Pieces(tokenizer, waiting, continued=continued)
+        later = []
+        for number, (place, text, parts) in enumerate(waiting):
+            done, ranges, _ = encoded[place]
+            ids, kept = pieces.whole[number], pieces.crossing(number)
+            if kept < len(parts):
+                # The given part keeps its own ids; what follows is encoded anew, and may be cut again.
+                start = parts[kept][0]
+                ids = pieces.prefix(number, start)
+                later.append((place, text[start:], [(first - start, stop - start) for first, stop in parts[kept:]]))
+            ranges = ranges + [
+                (
+                    len(done) + len(pieces.prefix(number, start)),
+                    len(done) + _reach(tokenizer, ids, pieces.prefix(number, stop)),
+                )
+                for start, stop in parts[:kept]
+            ]
+            encoded[place] = Encoded(done + ids, ranges, continued or kept < len(parts))
+        waiting, continued = later, True
+    return encoded
+
+
+class _Pieces:
     """The ids of texts, and of each text up to the places where its spans begin and end.
 
     Text is split at added tokens before anything else, so what precedes one does not change what follows it. A prefix's
@@ -129,78 +156,93 @@ class _Prefixes:
     """
 
     def __init__(
-        self, tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], spans: Sequence[Sequence[tuple[int, int]]]
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        items: Sequence[tuple[int, str, list[tuple[int, int]]]],
+        *,
+        continued: bool,
     ):
-        encoding = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False)
-        self.whole: list[list[int]] = encoding["input_ids"]
-        added = {
-            number: str(token.content).strip()
-            for number, token in tokenizer.added_tokens_decoder.items()
-            if not token.single_word
+        """Encodes all texts together.
+
+        Args:
+          tokenizer: a tokenizer of ``transformers``.
+          items: number, text and spans of each.
+          continued: they follow running text.
+        """
+        self._items = items
+        texts = [text for _, text, _ in items]
+        if continued:
+            splits: list[list[tuple[int, int, int]]] = [[] for _ in items]
+        else:
+            encoding = tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
+            splits = _splits(tokenizer, texts, encoding)
+            self.whole: list[list[int]] = encoding["input_ids"]
+        # For each place: how many of the whole's tokens come before the text to be encoded, and that text.
+        self._windows: list[dict[int, tuple[int, str]]] = [{} for _ in items]
+        for number, (_, text, spans) in enumerate(items):
+            for cut in {cut for span in spans for cut in span if cut < len(text)}:
+                token, start, _ = next((split for split in splits[number] if split[2] <= cut), (0, 0, 0))
+                self._windows[number][cut] = (token, text[start:cut])
+        windows = {window for each in self._windows for _, window in each.values()}
+        if continued:
+            self._encoded = encode_continuations(tokenizer, [*texts, *windows])
+            self.whole = [self._encoded[text] for text in texts]
+        else:
+            distinct = list(windows)
+            self._encoded = dict(zip(distinct, _encode(tokenizer, distinct, special=False), strict=True))
+        # The unknown token stands for any text, so there equal ids do not show that what follows is apart.
+        tails = {
+            (number, start): items[number][1][start:]
+            for number, each in enumerate(items)
+            for start, _ in each[2]
+            if tokenizer.unk_token_id in self.prefix(number, start)[-1:]
         }
-        self._windows: list[dict[int, tuple[int, str]]] = []
-        for place, (text, parts) in enumerate(zip(texts, spans, strict=True)):
-            places = [number for number, token in enumerate(self.whole[place]) if token in added]
-            # Tokenizers in Python tell no offsets: there a prefix is encoded from the text's beginning.
-            offsets = encoding.encodings[place].offsets if places and encoding.encodings else ()
-            splits = [
+        continuations = encode_continuations(tokenizer, tails.values())
+        self._tails = {place: continuations[tail] for place, tail in tails.items()}
+
+    def prefix(self, number: int, cut: int) -> list[int]:
+        """The ids of text ``number`` up to the character ``cut``."""
+        if cut not in self._windows[number]:
+            return self.whole[number]
+        token, window = self._windows[number][cut]
+        return [*self.whole[number][:token], *self._encoded[window]]
+
+    def crossing(self, number: int) -> int:
+        """The first span of text ``number`` whose beginning a token crosses; the number of spans if there is none."""
+        whole, spans = self.whole[number], self._items[number][2]
+        for place, (start, _) in enumerate(spans):
+            given = self.prefix(number, start)
+            follows = self._tails.get((number, start), whole[len(given) :])
+            if whole[: len(given)] != given or whole[len(given) :] != follows:
+                return place
+        return len(spans)
+
+
+def _splits(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], encoding: BatchEncoding
+) -> list[list[tuple[int, int, int]]]:
+    """Where added tokens stand in each text, the last one first: number of the token, its first character, its end."""
+    added = {
+        number: str(token.content).strip()
+        for number, token in tokenizer.added_tokens_decoder.items()
+        if not token.single_word
+    }
+    found = []
+    for place, text in enumerate(texts):
+        ids = encoding["input_ids"][place]
+        tokens = [number for number in reversed(range(len(ids))) if ids[number] in added]
+        # Tokenizers in Python tell no offsets: there a prefix is encoded from the text's beginning.
+        offsets = encoding.encodings[place].offsets if tokens and encoding.encodings else None
+        found.append(
+            [
                 (number, *offsets[number])
-                for number in (places if offsets else ())
-                if text[slice(*offsets[number])].strip() == added[self.whole[place][number]]
+                for number in tokens
+                if text[slice(*offsets[number])].strip() == added[ids[number]]
             ]
-            windows = {}
-            for cut in {cut for span in parts for cut in span if cut < len(text)}:
-                number, start, _ = next((split for split in reversed(splits) if split[2] <= cut), (0, 0, 0))
-                windows[cut] = (number, text[start:cut])
-            self._windows.append(windows)
-        distinct = list(dict.fromkeys(window for windows in self._windows for _, window in windows.values()))
-        self._encoded = dict(zip(distinct, _encode(tokenizer, distinct, special=False), strict=True))
-
-    def __call__(self, place: int, cut: int) -> list[int]:
-        """The ids of text number ``place`` up to the character ``cut``."""
-        if cut not in self._windows[place]:
-            return self.whole[place]
-        number, window = self._windows[place][cut]
-        return [*self.whole[place][:number], *self._encoded[window]]
-
-
-def _assemble(
-    tokenizer: PreTrainedTokenizerBase,
-    text: str,
-    spans: Sequence[tuple[int, int]],
-    whole: list[int],
-    prefix: Callable[[int], list[int]],
-) -> tuple[list[int], list[tuple[int, int]], bool]:
-    """Ids of a text and the token ranges of its spans, cut where a token crosses the beginning of a span."""
-    starts = []
-    for number, (start, _) in enumerate(spans):
-        given, tail = prefix(start), text[start:]
-        if _crosses(tokenizer, whole, given, tail):
-            before = [
-                (first, _reach(tokenizer, given, prefix(stop)))
-                for first, (_, stop) in zip(starts, spans[:number], strict=True)
-            ]
-            ids, after, _ = _assemble(
-                tokenizer,
-                tail,
-                [(first - start, stop - start) for first, stop in spans[number:]],
-                _continuation(tokenizer, tail),
-                functools.partial(_continuation, tokenizer, tail),
-            )
-            shifted = [(first + len(given), end + len(given)) for first, end in after]
-            return given + ids, before + shifted, True
-        starts.append(len(given))
-    ends = [_reach(tokenizer, whole, prefix(stop)) for _, stop in spans]
-    return whole, list(zip(starts, ends, strict=True)), False
-
-
-def _crosses(tokenizer: PreTrainedTokenizerBase, whole: list[int], given: list[int], tail: str) -> bool:
-    """Whether a token of the whole takes in the end of what is given and the beginning of what follows."""
-    if whole[: len(given)] != given:
-        return True
-    # The unknown token stands for any text, so equal ids do not show where it ends.
-    unknown = bool(given) and given[-1] == tokenizer.unk_token_id
-    return unknown and given + _continuation(tokenizer, tail) != whole
+            if offsets
+            else []
+        )
+    return found
 
 
 def _reach(tokenizer: PreTrainedTokenizerBase, ids: list[int], prefix: list[int]) -> int:
@@ -217,11 +259,6 @@ def _reach(tokenizer: PreTrainedTokenizerBase, ids: list[int], prefix: list[int]
     while end < len(ids) and length(ids[same:end]) < wanted:
         end += 1
     return end
-
-
-def _continuation(tokenizer: PreTrainedTokenizerBase, text: str, cut: int | None = None) -> list[int]:
-    """The ids of a text up to the character ``cut``, as a continuation."""
-    return encode_continuations(tokenizer, [text[:cut]])[text[:cut]] if text[:cut] else []
 
 
 def _special_front(tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -203,7 +203,8 @@ def _encode(
         examples.append(
             Example(tokens, weights, index, length, text.fields, text.completion, crossed, given.get(index))
         )
-    _tell(examples, asked, key)
+    if chat:
+        _tell(examples, asked, key)
     return examples
 
 
@@ -218,8 +219,8 @@ def _tell(examples: list[Example], asked: list[int | None], key: str) -> None:
     crossed, elsewhere = sum(example.crossed for example in examples), asked.count(None)
     if crossed:
         logger.warning(
-            "%s: in %d of %d examples a token would cross from what is given into what is learnt; there the given part "
-            "keeps the ids that generation starts from. A prompt that does not end in a space avoids it",
+            "%s: in %d of %d conversations a token of the whole text would cross from what is given into what is "
+            "learnt; there the given part keeps the ids that generation starts from",
             key,
             crossed,
             len(examples),

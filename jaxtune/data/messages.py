@@ -58,16 +58,19 @@ def conversation(
     return Conversation(checked, _tools(row, where, key, filled))
 
 
-def read_conversations(path: str, field: str) -> list[Conversation]:
+def read_conversations(path: str, field: str) -> list[tuple[Conversation, str]]:
     """Reads the conversations that are to be answered from a JSON or JSONL file.
 
     Args:
       path: the file, ``-`` for standard input: a list of messages, an object with that list under ``field`` and maybe
-        ``tools``, or one of either kind on each line.
+        ``tools``, or several of either kind: one on each line, or in a list.
       field: the field with the messages.
 
+    Returns:
+      Each conversation and where it stands, for messages.
+
     Raises:
-      UserError: the file cannot be read, or is no such file, or a conversation leaves nothing to answer.
+      UserError: the file cannot be read, or holds something else, or a conversation leaves nothing to answer.
     """
     name = "standard input" if path == "-" else path
     try:
@@ -77,28 +80,37 @@ def read_conversations(path: str, field: str) -> list[Conversation]:
         raise UserError(f"--messages: {name} cannot be read: {error.strerror or error}") from error
     except UnicodeDecodeError as error:
         raise UserError(f"--messages: {name}: not UTF-8 ({error.reason} at byte {error.start})") from error
-    lines = [(number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip()]
-    if not lines:
+    found = [(_to_be_answered(document, field, place), place) for document, place in _documents(text, name)]
+    if not found:
         raise UserError(f"--messages: {name} is empty: no conversation")
+    return found
+
+
+def _documents(text: str, name: str) -> list[tuple[Any, str]]:
+    lines = [(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
-        documents = [(name, json.loads(text))]
-    except ValueError as whole:
-        if len(lines) == 1:
-            raise UserError(f"--messages: {name}: malformed JSON: {whole}") from whole
-        documents = []
-        for number, line in lines:
-            try:
-                documents.append((f"{name}, line {number}", json.loads(line)))
-            except ValueError as error:
-                raise UserError(f"--messages: {name}, line {number}: malformed JSON: {error}") from error
-    return [_to_be_answered(document, field, place) for place, document in documents]
+        whole = json.loads(text)
+    except (ValueError, RecursionError):
+        return [(_json_value(line, place), place) for line, place in lines]
+    if isinstance(whole, list) and whole and not any(isinstance(each, dict) and "role" in each for each in whole):
+        return [(each, f"{name}, conversation {number}") for number, each in enumerate(whole, 1)]
+    return [(whole, name)]
+
+
+def _json_value(line: str, place: str) -> Any:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--messages: {place}: malformed JSON: {error}") from error
 
 
 def _to_be_answered(document: Any, field: str, place: str) -> Conversation:
     try:
+        # JSON can name half of a surrogate pair, which is no character: a tokenizer cannot take it.
         json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeEncodeError as error:
-        raise UserError(f"--messages: {place}: half of a surrogate pair, which is no character") from error
+        half = ascii(error.object[error.start])
+        raise UserError(f"--messages: {place}: {half} is half of a surrogate pair, which is no character") from error
     if isinstance(document, list):
         document = {field: document}
     if not isinstance(document, dict):
