@@ -14,7 +14,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["
 def test_the_base_needs_no_torch_no_tensorflow_and_no_accelerator():
     names = {re.split(r"[\[<>=~! ;]", requirement)[0].lower() for requirement in PROJECT["dependencies"]}
     assert {"jax", "flax", "optax", "grain", "transformers", "scikit-optimize", "tensorflow-datasets"} <= names
-    assert not names & {"torch", "tensorflow", "libtpu", "peft", "datasets", "pyarrow"}
+    assert not names & {"torch", "tensorflow", "libtpu", "peft", "datasets"}
     assert not any("[" in requirement for requirement in PROJECT["dependencies"]), "an extra of jax breaks laptops"
     extras = PROJECT["optional-dependencies"]
     assert any("jax[cuda13]" in requirement for requirement in extras["cuda"])
@@ -24,7 +24,7 @@ def test_the_base_needs_no_torch_no_tensorflow_and_no_accelerator():
 
 def test_every_import_of_the_package_is_required_or_optional_by_name():
     """A module that is imported when a file loads must be one that the base installation brings."""
-    brought = {"flax", "grain", "jax", "jinja2", "optax", "orbax", "pydantic", "rich", "safetensors", "skopt"}
+    brought = {"flax", "grain", "jax", "jinja2", "optax", "orbax", "pyarrow", "pydantic", "rich", "safetensors", "skopt"}
     brought |= {"tensorboardX", "tensorflow_datasets", "transformers", "yaml", "jaxtyping"}
     # What jax, pydantic, jinja2, tensorflow-datasets and scikit-optimize cannot do without.
     brought |= {"numpy", "ml_dtypes", "scipy", "pydantic_core", "etils", "markupsafe", "sklearn"}
