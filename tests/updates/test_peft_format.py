@@ -257,7 +257,9 @@ def test_names_of_older_releases_and_of_a_text_model_are_read(checkpoint, random
         np.testing.assert_allclose(our_logits(model, again.resolve(model), arrays, values, tokens), expected, atol=1e-5)
 
 
-def test_names_are_those_of_the_base_that_is_named(checkpoint, random_trainable, tokens, torch_logits, tmp_path):
+def test_names_are_those_of_the_base_that_is_named(
+    checkpoint, random_trainable, tokens, torch_logits, tmp_path, monkeypatch
+):
     """A model of several parts, saved, is a text model: an adapter for that one has its names."""
     model = load_model(checkpoint("gemma3"), dtype="float32")
     save_model(model, tmp_path / "text")
@@ -265,6 +267,11 @@ def test_names_are_those_of_the_base_that_is_named(checkpoint, random_trainable,
     save_adapter(tmp_path / "adapter", plan, trainable, {}, model, str(tmp_path / "text"))
     theirs = torch_logits(peft_model(tmp_path / "adapter", plan), tokens)
     np.testing.assert_allclose(theirs, our_logits(model, plan, trainable, {}, tokens), atol=1e-4)
+    # As a shell would read it, which peft does not.
+    monkeypatch.setenv("HOME", str(tmp_path))
+    save_adapter(tmp_path / "home", plan, trainable, {}, model, "~/text")
+    values = json.loads((tmp_path / "home" / "adapter_config.json").read_text())
+    assert values["base_model_name_or_path"] == str(tmp_path / "text")
     with pytest.raises(UserError, match="holds a model of the family llama; the adapter's is gemma3_text"):
         save_adapter(tmp_path / "other", plan, trainable, {}, model, str(checkpoint("llama")))
 
