@@ -3,10 +3,12 @@
 import io
 import json
 import resource
+import shutil
 import subprocess
 import sys
 
 import pytest
+from transformers import AutoTokenizer
 
 from jaxtune.cli import COMMANDS, main
 from jaxtune.cli.study import COMMANDS as STUDY_COMMANDS
@@ -112,6 +114,39 @@ def test_train_then_use_what_it_left(result, config_file, tmp_path):
     # Another configuration in the same directory is refused and changes nothing.
     assert main(["train", str(config_file), "optimizer.learning_rate=1e-3"]) == 2
     assert json.loads((run / "summary.json").read_text()) == summary
+
+
+def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_path):
+    model = tmp_path / "chat"
+    shutil.copytree(tiny_model, model)
+    (model / "chat_template.jinja").write_text(
+        "{% if tools %}{{ 'w9 ' }}{% endif %}{% for m in messages %}{{ m.role + ' : ' + m.content + ' </s> ' }}"
+        "{% endfor %}{% if add_generation_prompt %}{{ 'w8 :' }}{% endif %}"
+    )
+    talk = [{"role": "w1", "content": "w2 w3"}, {"role": "assistant", "content": "w4"}, {"role": "w1", "content": "w5"}]
+    path = tmp_path / "talks.jsonl"
+    path.write_text(f"{json.dumps(talk)}\n{json.dumps({'messages': talk, 'tools': [{'name': 'f'}]})}\n")
+    command = ["generate", str(config_file), "--untuned", "--max-new-tokens", "3", f"model.path={model}"]
+    code = main([*command, "--messages", str(path), "--json"])
+    output = capsys.readouterr()
+    assert code == 0, output.err
+    found = json.loads(output.out)
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    texts = [
+        tokenizer.apply_chat_template(talk, tools=tools, add_generation_prompt=True, tokenize=False)
+        for tools in (None, [{"name": "f"}])
+    ]
+    assert found["prompts"] == texts
+    # The tokenizer adds nothing in front, so the same text as a plain prompt has the same ids.
+    assert main([*command, "--prompt", texts[0], "--prompt", texts[1], "--json"]) == 0
+    assert found["continuations"] == json.loads(capsys.readouterr().out)["continuations"]
+    for options, message in (
+        (["--messages", str(path), "--prompt", "w1"], "not both"),
+        (["--messages", str(tmp_path / "no.json")], "no.json cannot be read"),
+        (["--messages", str(path), f"model.path={tiny_model}"], "no chat template"),
+    ):
+        assert main([*command, *options]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_search_end_to_end(result, config_file, tmp_path):

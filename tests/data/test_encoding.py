@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import logging
+
 import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
+from jaxtune.config.schema import DataConfig
+from jaxtune.data import encoding
 from jaxtune.data.encoding import encode_continuations, encode_prompts, special_id
+from jaxtune.data.examples import make_examples
 
 PAIRS = [
     ("the shoe:", " blue"),
@@ -68,6 +73,27 @@ def test_an_appended_end_token_is_taken_off(byte_tokenizer: PreTrainedTokenizerF
     )
     assert closing("the shoe")["input_ids"][-1] == 1
     assert encode_prompts(closing, ["the shoe", ""]) == encode_prompts(byte_tokenizer, ["the shoe", ""])
+
+
+def test_a_special_token_in_front_stands_once(
+    byte_tokenizer: PreTrainedTokenizerFast, caplog: pytest.LogCaptureFixture
+):
+    encoding._tell_of_repetition.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        written = encode_prompts(byte_tokenizer, ["<s>the shoe", "the<s> shoe", "<s><s>a"])
+        config = DataConfig(train="rows.jsonl", prompt="<s>{text}:", completion=" blue")
+        (example,) = make_examples([{"text": "the shoe"}], config, byte_tokenizer)
+        (text,) = make_examples([{"text": "the"}], DataConfig(train="x", completion="<s>{text}"), byte_tokenizer)
+    assert [ids.count(0) for ids in written] == [1, 2, 2]
+    assert written[0] == byte_tokenizer("the shoe")["input_ids"]
+    assert example.tokens.tolist() == [*byte_tokenizer("the shoe: blue")["input_ids"], 1]
+    assert example.prompt.tolist() == byte_tokenizer("the shoe:")["input_ids"]
+    assert example.weights.tolist() == [0] * example.prompt_length + [1] * 2
+    assert text.tokens.tolist() == [*byte_tokenizer("the")["input_ids"], 1]
+    assert text.weights.tolist() == [0] + [1] * (len(text.tokens) - 1)
+    assert caplog.text.count("'<s>', which the tokenizer writes itself") == 1
+    # A chat template writes its special tokens itself: what stands twice there was asked for.
+    assert encode_prompts(byte_tokenizer, ["<s><s>a"], rendered=True)[0].count(0) == 2
 
 
 def test_nothing_to_encode(byte_tokenizer: PreTrainedTokenizerFast):
