@@ -254,7 +254,8 @@ class EvaluationConfig(Section):
     batch_size: PositiveInt = 32
     max_new_tokens: PositiveInt = 32
     stop: str | None = Field(
-        default="\n", description="Generation of an answer ends here (and at the end-of-text token)."
+        default="\n",
+        description="Generation of an answer ends here, and at the end tokens of model, tokenizer and chat template.",
     )
     limit: PositiveInt | None = Field(default=None, description="Evaluate on the first examples only.")
 

@@ -88,9 +88,28 @@ def _read(directory: Path) -> tuple[PreTrainedTokenizerBase, str]:
     return from_file, f"transformers' {type(chosen).__name__} has its own {', '.join(parts)} in place of {WHOLE}'s"
 
 
-def _part(tokenizer: Any, name: str) -> bytes | None:
+def _part(tokenizer: Any, name: str) -> Any:
+    """What a part of a tokenizer does, told so that two ways to write the same are equal."""
     part = getattr(tokenizer.backend_tokenizer, name)
-    return None if part is None else part.__getstate__()
+    state = {} if part is None else json.loads(part.__getstate__())
+    # A model's vocabulary and merges are as they are, and long.
+    return _set_fields(state) if name == "model" else _meaning(state, decodes=name == "decoder")
+
+
+def _meaning(value: Any, *, decodes: bool) -> Any:
+    if isinstance(value, list):
+        return [_meaning(item, decodes=decodes) for item in value]
+    if not isinstance(value, dict):
+        return value
+    if decodes and value.get("type") == "ByteLevel":
+        return {"type": "ByteLevel"}  # its other fields are for the way to ids
+    # Offsets are places in the text, of which ids and text do not depend.
+    return _set_fields({key: _meaning(item, decodes=decodes) for key, item in value.items() if key != "trim_offsets"})
+
+
+def _set_fields(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields but for those that are off, which may as well be left out."""
+    return {key: value for key, value in fields.items() if value not in (None, "", False, [])}
 
 
 def _added(tokenizer: PreTrainedTokenizerBase) -> dict[int, str]:

@@ -11,7 +11,7 @@ import pytest
 from jaxtune.errors import UserError
 from jaxtune.models import load_tokenizer, random_model, read_config, save_model, saving
 from jaxtune.models.hf_config import decoder_config
-from tests.models.overruled import OVERRULED, byte_level
+from tests.models.overruled import OVERRULED, as_published, byte_level
 
 
 @pytest.fixture(scope="module")
@@ -70,16 +70,23 @@ def test_transformers_own_tokenizer_of_the_directory_gives_the_same_ids(model, t
     assert theirs.eos_token == (fields or {}).get("eos_token")
 
 
+def test_files_that_say_the_same_in_other_words_stay_as_they_are(model, tmp_path: Path):
+    as_published(tmp_path / "source", "qwen2")
+    save_model(model("qwen2"), tmp_path / "out", tokenizer_from=tmp_path / "source")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "source" / name).read_bytes()
+
+
 def test_a_tokenizer_that_transformers_will_not_read_is_refused_before_writing(model, tmp_path: Path, monkeypatch):
     byte_level(tmp_path / "source", "llama", None)
     monkeypatch.setattr(saving, "_FROM_FILE", "Qwen2Tokenizer")  # as if no class took the file as it is
-    with pytest.raises(UserError, match=r"'qwen2': its class for that puts its own normalizer, pre_tokenizer, model"):
+    with pytest.raises(UserError, match=r"'qwen2': its class for that puts its own normalizer, pre_tokenizer"):
         save_model(model("qwen2"), tmp_path / "out", tokenizer_from=tmp_path / "source")
     assert not (tmp_path / "out").exists()
 
 
 def test_the_end_tokens_of_model_and_tokenizer_are_written(model, tmp_path: Path):
-    byte_level(tmp_path / "source", "llama", {"eos_token": "</s>", "bos_token": "<unk>"})
+    byte_level(tmp_path / "source", "llama", {"eos_token": "</s>", "bos_token": "<|endoftext|>"})
     save_model(model("llama"), tmp_path / "out", tokenizer_from=tmp_path / "source")
     assert json.loads((tmp_path / "out" / "generation_config.json").read_text()) == {"eos_token_id": [7, 1]}
     assert json.loads((tmp_path / "out" / "config.json").read_text())["eos_token_id"] == [7, 1]

@@ -13,7 +13,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 
 from jaxtune.errors import UserError
 from jaxtune.models.tokenizer import load_tokenizer
-from tests.models.overruled import OVERRULED, byte_level
+from tests.models.overruled import OVERRULED, as_published, byte_level
 
 
 @pytest.fixture
@@ -85,6 +85,16 @@ def test_the_file_counts_and_not_the_class(tmp_path: Path, model_type: str, fiel
     assert ours.decode(expected.ids) == "in 2024 the first"
     theirs = AutoTokenizer.from_pretrained(tmp_path / "model")
     assert theirs(text)["input_ids"] != expected.ids  # else there is nothing to mend here
+
+
+@pytest.mark.parametrize("model_type", ["qwen2", "qwen3"])
+def test_a_file_that_says_the_same_in_other_words_is_left_to_its_class(tmp_path: Path, model_type: str, caplog) -> None:
+    text = "in 2024 the first"
+    expected = as_published(tmp_path / "model", model_type).encode(text).ids
+    ours = load_tokenizer(tmp_path / "model")
+    assert type(ours).__name__ == "Qwen2Tokenizer"
+    assert ours(text)["input_ids"] == expected
+    assert not caplog.records
 
 
 def test_pretrained(babyllama: Path) -> None:
