@@ -2,7 +2,7 @@
 
 Arrow's own way to Python fails on values that Python's types cannot hold (a date of the year 20000, a nanosecond where
 pandas is missing, text that is no UTF-8), though nobody may ask for the column. So times are read as the numbers that
-they are stored as, and become text here.
+they are stored as, and become text here. Only whoever has a table needs pyarrow: functions import it.
 """
 
 from __future__ import annotations
@@ -13,9 +13,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
-import pyarrow
-from pyarrow import types
-from pyarrow.lib import string_to_tzinfo
 
 from jaxtune.data.values import NANOSECONDS, iso_text, key_text, plain, seconds, unique_keys
 from jaxtune.errors import UserError
@@ -27,15 +24,15 @@ class _Reading(NamedTuple):
     """How values of a type are read: the type that they are cast to, and what makes plain values of Arrow's (none: they
     are plain)."""
 
-    stored: pyarrow.DataType
+    stored: Any
     read: Callable[[Any], Any] | None = None
 
 
-def arrow_rows(table: pyarrow.Table, where: Callable[[int], str]) -> list[dict[str, Any]]:
+def arrow_rows(table: Any, where: Callable[[int], str]) -> list[dict[str, Any]]:
     """The rows of a table, with plain values (:func:`~jaxtune.data.values.plain`); a map is an object.
 
     Args:
-      table: the table.
+      table: a ``pyarrow.Table``.
       where: says where a row stands; called for messages only.
 
     Raises:
@@ -45,7 +42,7 @@ def arrow_rows(table: pyarrow.Table, where: Callable[[int], str]) -> list[dict[s
     return [dict(zip(table.column_names, row, strict=True)) for row in zip(*columns, strict=True)]
 
 
-def _column(name: str, column: pyarrow.ChunkedArray, where: Callable[[int], str]) -> list[Any]:
+def _column(name: str, column: Any, where: Callable[[int], str]) -> list[Any]:
     try:
         reading = _reading(column.type)
         try:
@@ -66,17 +63,20 @@ def _column(name: str, column: pyarrow.ChunkedArray, where: Callable[[int], str]
     return found
 
 
-def _stored(column: pyarrow.ChunkedArray, reading: _Reading) -> list[Any]:
+def _stored(column: Any, reading: _Reading) -> list[Any]:
     return (column if column.type == reading.stored else column.cast(reading.stored)).to_pylist()
 
 
 @functools.lru_cache(maxsize=256)
-def _reading(kind: pyarrow.DataType, *, text_as_bytes: bool = False) -> _Reading:
+def _reading(kind: Any, *, text_as_bytes: bool = False) -> _Reading:
     """How values of a type are read.
 
     Raises:
       ValueError: a struct has two fields of one name.
     """
+    import pyarrow
+    from pyarrow import types
+
     inner = functools.partial(_reading, text_as_bytes=text_as_bytes)
     if types.is_struct(kind):
         return _struct(kind, inner)
@@ -101,6 +101,8 @@ def _nullable(read: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
 
 def _struct(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
+    import pyarrow
+
     fields = [kind.field(place) for place in range(kind.num_fields)]
     unique_keys([(field.name, None) for field in fields])
     readings = [inner(field.type) for field in fields]
@@ -118,6 +120,8 @@ def _struct(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
 
 
 def _map(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
+    import pyarrow
+
     keys, items = inner(kind.key_type), inner(kind.item_type)
     read_key, read_item = keys.read or plain, items.read or (lambda value: value)
 
@@ -128,6 +132,9 @@ def _map(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
 
 
 def _list(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
+    import pyarrow
+    from pyarrow import types
+
     item = inner(kind.value_type)
     field = kind.value_field.with_type(item.stored)
     if types.is_fixed_size_list(kind):
@@ -140,6 +147,9 @@ def _list(kind: Any, inner: Callable[[Any], _Reading]) -> _Reading:
 
 def _time(kind: Any) -> _Reading | None:
     """How times and durations are read; None for anything else."""
+    import pyarrow
+    from pyarrow import types
+
     if types.is_date(kind):
         unit, stored = ("D", pyarrow.int32()) if types.is_date32(kind) else ("ms", pyarrow.int64())
         return _Reading(stored, _nullable(lambda count: _iso(count, unit).partition("T")[0]))
@@ -172,6 +182,9 @@ def _timestamp(count: int, unit: str, zone: datetime.tzinfo | None) -> str:
 
 def _zone(name: str) -> datetime.tzinfo:
     """The time zone of this name; where this machine does not know it, the same moments are told in UTC."""
+    import pyarrow
+    from pyarrow.lib import string_to_tzinfo
+
     try:
         return string_to_tzinfo(name)
     except (pyarrow.ArrowException, ValueError, KeyError):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config.schema import SourceConfig
+from jaxtune.data.arrow_rows import arrow_rows
 from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.data.tfds_source import TFDS_PREFIX, tfds_splits
 from jaxtune.data.values import read_json
@@ -199,8 +200,6 @@ def _read_parquet(path: Path, key: str) -> Source:
         table = pyarrow.parquet.read_table(path)
     except (pyarrow.ArrowException, OSError) as error:
         raise UserError(f"{key}: {path} is no readable Parquet file: {error}") from error
-    from jaxtune.data.arrow_rows import arrow_rows
-
     return Source(arrow_rows(table, lambda index: f"{key}: {path}, row {index + 1}"), name=str(path), filled=True)
 
 
@@ -242,8 +241,6 @@ class _Indexed(Sequence[dict]):
         return len(self._dataset)
 
     def __getitem__(self, index: Any) -> Any:
-        from jaxtune.data.arrow_rows import arrow_rows
-
         return arrow_rows(self._dataset[int(index)], lambda _: f"{self._name}, row {int(index) + 1}")[0]
 
 
