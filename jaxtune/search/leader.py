@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
+from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState
 
 
 def leader(history: History, direction: str, *, ended: bool) -> TrialState | None:
     """The trial that is ahead; None while none has a score.
 
-    At the end that is the one with the best final score. Until then every trial counts with its latest score, the final
-    one or else the one at the fraction: of final scores alone the reference, finished first, would lead until the next
-    one is.
+    At the end that is the one with the best final score. Until then the best of those that are finished is compared
+    with the best of the others at the step that both have passed, the fraction: beside their early scores its final one
+    would let the reference lead, which is finished first.
 
     Args:
       history: of the study.
@@ -18,11 +21,16 @@ def leader(history: History, direction: str, *, ended: bool) -> TrialState | Non
       ended: whether all are finished that are to be.
     """
     sign = 1.0 if direction == "min" else -1.0
-    latest = {}
-    for number, state in history.trials.items():
-        outcome = state.final if ended else state.final or state.early
-        if outcome is not None and not state.failed:
-            latest[number] = sign * outcome.score
-    if not latest:
-        return None
-    return history.trials[min(latest, key=lambda number: (latest[number], number))]
+
+    def best(trials: Iterable[tuple[TrialState, Outcome | None]]) -> TrialState | None:
+        scores = [(sign * outcome.score, state.trial.id) for state, outcome in trials if outcome is not None]
+        return history.trials[min(scores)[1]] if scores else None
+
+    sound = [state for state in history.trials.values() if not state.failed]
+    finished = best((state, state.final) for state in sound)
+    if ended:
+        return finished
+    others = best((state, state.early) for state in sound if state.final is None)
+    if finished is None or others is None:
+        return finished or others
+    return best((state, state.early or state.final) for state in (finished, others))

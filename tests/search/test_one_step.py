@@ -130,17 +130,18 @@ def test_what_diverges_later_is_told_as_diverged(tmp_path, told, changes, last):
 
 
 def test_what_diverged_takes_no_place_in_the_half_of_a_rung(tmp_path):
-    """Of the eleven that have a score there and may go on, six do; the one that diverged later is none of them."""
+    """Of nine that have a score there and may go on, five do, a new one the last of them."""
     best = search(tmp_path / "first", **LADDER)["best"]["trial"]
     run_dir = tmp_path / "lost"
     search(run_dir, Exact({best: 5}), **LADDER)
-    extend(run_dir, trials=13)
-    summary = search(run_dir, Exact({best: 5}), **{**LADDER, "trials": 13})
+    extend(run_dir, trials=11)
+    summary = search(run_dir, Exact({best: 5}), **{**LADDER, "trials": 11})
     stopped = {record["trial"] for record in events(run_dir, "stopped") if record["step"] == 5}
     ranked = {record["trial"]: record["score"] for record in events(run_dir, "reported") if record["step"] == 5}
     del ranked[0], ranked[best]
     half = sorted(ranked, key=ranked.__getitem__)[: math.ceil(len(ranked) / 2)]
-    assert stopped.isdisjoint({number for number in half if number >= LADDER["trials"]})
+    assert half[-1] >= LADDER["trials"]
+    assert half[-1] not in stopped
     assert {number for number in ranked if number >= LADDER["trials"] and number not in half} <= stopped
     assert summary["best"]["trial"] != best
 
@@ -166,7 +167,7 @@ def test_the_summary_explains_the_score_at_the_fraction(tmp_path, ladder):
 def test_hyperband_promotes_the_best_survivors(tmp_path):
     """What was stopped at a rung has a score that says nothing of those at the fraction."""
     pytest.importorskip("optuna")
-    for seed in (1, 2):
+    for seed in (4, 9):
         run_dir = tmp_path / str(seed)
         settings = {"method": "hyperband", "trials": 20, "initial": 20, "promote": 2, "fraction": 0.4}
         summary = search(run_dir, **settings, seed=seed)

@@ -49,3 +49,15 @@ def test_a_diverged_trial_ranks_last_and_needs_no_final_score():
 def test_overlap_of_opposite_orders():
     assert top_k_overlap([1.0, 2.0, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0], 2) == 0
     assert top_k_overlap([1.0, 2.0, 3.0, 4.0], [2.0, 1.0, 4.0, 3.0], 2) == 2
+
+
+def test_trials_that_diverged_are_in_no_leading_group():
+    """Of six trials four diverged: the two that are left lead nothing, and are not five of five."""
+    lost = [False, False, True, True, True, True]
+    agreement = rank_agreement([1.0, 2.0] + [math.inf] * 4, [1.0, 2.0] + [None] * 4, top_k=5, failed=lost)
+    assert (agreement["top_k_overlap"], agreement["basis"]) == (None, "all")
+    assert top_k_overlap([1.0, 2.0] + [math.inf] * 4, [1.0, 2.0] + [math.inf] * 4, 5) == 2
+    # One of the three best early trials diverges later.
+    early, final = [1.0, 2.0, 3.0, 4.0, 5.0], [None, 1.0, 2.0, 3.0, 4.0]
+    late = rank_agreement(early, final, top_k=3, failed=[True, False, False, False, False])
+    assert late["top_k_overlap"] == 2

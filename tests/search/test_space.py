@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from jaxtune.config.schema import DimensionConfig
 from jaxtune.errors import UserError
+from jaxtune.search.candidates import random_point
 from jaxtune.search.space import Space, canonical
 
 SCALARS = st.one_of(st.booleans(), st.integers(-5, 5), st.floats(-3, 3), st.text(max_size=4), st.none())
@@ -124,3 +125,46 @@ def test_a_wrong_space_is_named(space, message):
     known = ["optimizer.learning_rate", "optimizer.warmup", "update", "update.0.rank"]
     with pytest.raises(UserError, match=message):
         Space({key: DimensionConfig(**value) for key, value in space.items()}, known)
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        {"uniform": (0.1234561, 0.1234569)},
+        {"log_uniform": (1e-3, 1.0000001e-3)},
+        {"uniform": (-1.00000002, -1.00000001)},
+        {"uniform": (123456.0, 123456.0001)},
+    ],
+)
+def test_a_narrow_range_holds_values_enough(config):
+    """Six digits would round all of it to its ends, and the study would run out of points in its middle."""
+    space = Space({"key": DimensionConfig(**config)})
+    low, high = next(iter(config.values()))
+    (dimension,) = space.dimensions
+    values = {dimension.decode(low + (high - low) * share) for share in np.linspace(0, 1, 2001)}
+    assert len(values) > 500
+    assert all(low <= value <= high for value in values)
+    assert all(dimension.decode(value) == value for value in values)
+    taken: set[tuple[float, ...]] = set()
+    for trial in range(1, 60):
+        taken.add(tuple(random_point(space, taken, seed=0, trial=trial)))
+    assert len(taken) == 59
+
+
+@pytest.mark.parametrize(
+    ("config", "value", "rounded"),
+    [
+        ({"log_uniform": (1e-5, 1e-2)}, 0.00123456789, 0.00123457),
+        ({"uniform": (0.0, 0.3)}, 0.123456789, 0.123457),
+        ({"uniform": (0.1, 0.3)}, 0.123456789, 0.123457),
+        ({"uniform": (0.9, 0.9999)}, 0.987654321, 0.987654),
+    ],
+)
+def test_other_ranges_keep_six_digits(config, value, rounded):
+    (dimension,) = Space({"key": DimensionConfig(**config)}).dimensions
+    assert dimension.decode(value) == rounded
+
+
+def test_a_range_without_numbers_is_refused():
+    with pytest.raises(UserError, match=r"search\.space\.key: uniform \[1\.0, 1\.0000000000000002\] is too narrow"):
+        Space({"key": DimensionConfig(uniform=(1.0, math.nextafter(1.0, 2)))})

@@ -13,6 +13,8 @@ from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, search_co
 
 from jaxtune.errors import UserError
 from jaxtune.files import lock_holder
+from jaxtune.reports.headline import find_winner
+from jaxtune.reports.records import read_study
 from jaxtune.search import Study, trials
 from jaxtune.search.details import trial_details
 from jaxtune.search.directory import find_studies
@@ -82,6 +84,58 @@ def test_a_study_seen_from_inside_a_trial(tmp_path):
     assert after.holder is None
     # A look from outside takes nothing away: the next process gets the lock at once.
     assert lock_holder(tmp_path / "study.lock") is None
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_the_reference_does_not_lead_because_it_is_finished_first(tmp_path, sign):
+    """While the others are being finished they count with their early scores; at the end the final ones decide."""
+    seen: list[tuple[int | None, int | None]] = []
+
+    def look(trial, until):
+        if until == 50:
+            shown = find_winner(read_study(tmp_path))
+            seen.append((read_status(tmp_path).best, None if shown is None else shown.trial.id))
+
+    runner = SyntheticRunner(sign=sign, divergence=3e-3)
+    runner.before = look
+    direction = "min" if sign > 0 else "max"
+    search = search_config(objective="loss" if sign > 0 else "f1")
+    summary = Study(tmp_path, search, runner, direction=direction, reference=REFERENCE, base=BASE).run()
+    assert summary is not None
+    scores = {trial["id"]: trial["early_score"] for trial in summary["trials"]}
+    early = {number: sign * score for number, score in scores.items() if score is not None}
+    first = min(early, key=early.__getitem__)
+    assert first != 0
+    # Trial 0 is finished when the second look is taken, with a score that no other has at the fraction.
+    assert sign * summary["baseline"]["final_score"] < early[first]
+    assert seen[1] == (first, first)
+    assert all(one == other for one, other in seen)
+    shown = find_winner(read_study(tmp_path))
+    assert shown is not None
+    assert (read_status(tmp_path).best, shown.trial.id) == (summary["best"]["trial"],) * 2
+
+
+def test_a_trial_at_a_rung_waits_whoever_is_asked(tmp_path):
+    """The first trials are at the rung, and the last is on its way; later one goes on to the fraction."""
+    looks = []
+
+    def look(trial, until):
+        (trial.directory / "config.yaml").write_text("train: {steps: 50}\n")
+        if (trial.id, until) == (2, 5) or until == 10:
+            (trial.directory / "metrics.jsonl").write_text(json.dumps({"step": until - 1, "loss": 1.0}) + "\n")
+            looks.append((read_status(tmp_path).trials, read_study(tmp_path).trials))
+        (trial.directory / "metrics.jsonl").write_text(json.dumps({"step": until, "loss": 1.0}) + "\n")
+
+    runner = SyntheticRunner(divergence=1.0)
+    runner.before = look
+    assert study(tmp_path, runner, trials=3, promote=1, initial=3, ladder=[0.1]).run() is not None
+    (told, shown), (later, drawn) = looks[:2]
+    assert [(trial.state, trial.step, trial.until) for trial in told] == [
+        ("waiting", 5, 10), ("waiting", 5, 10), ("training", 4, 5)
+    ]  # fmt: skip
+    assert [trial.status for trial in shown] == ["waiting", "waiting", "running"]
+    assert (later[0].state, later[0].step, later[0].until) == ("training", 9, 10)
+    assert drawn[0].status == "running"
 
 
 def test_a_stopped_study_has_a_trial_that_waits(tmp_path):

@@ -15,6 +15,7 @@ from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
 from jaxtune.search import Outcome, Study
 from jaxtune.search.journal import Journal
+from jaxtune.search.milestones import Milestones, milestones
 from jaxtune.search.surrogate import Surrogate
 
 
@@ -385,6 +386,26 @@ def test_more_trials_than_configurations_is_refused(tmp_path):
 def test_a_fraction_below_one_step_is_refused(tmp_path):
     with pytest.raises(UserError, match="less than a step"):
         study(tmp_path, search=search_config(fraction=0.001)).run()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fraction": 0.5, "ladder": [0.46]}, r"search\.fraction: 0\.5 of 10 steps is step 5, as is the rung .* 0\.46"),
+        (
+            {"fraction": 0.5, "ladder": [0.2, 0.24]},
+            r"search\.ladder: 0\.24 of 10 steps is step 2, as is the rung .* 0\.2 ",
+        ),
+        ({"fraction": 0.5, "ladder": [0.04]}, r"search\.ladder: 0\.04 of 10 steps is less than a step"),
+    ],
+)
+def test_rungs_that_fall_on_one_step_are_refused(tmp_path, changes, message):
+    """Nothing is halved between them."""
+    short = SyntheticRunner()
+    short.steps = 10
+    with pytest.raises(UserError, match=message):
+        study(tmp_path, short, search=search_config(**changes)).run()
+    assert milestones(search_config(fraction=0.5, ladder=[0.2, 0.36]), 10) == Milestones((2, 4), 5, 10)
 
 
 def test_it_beats_random_search_at_the_same_budget(tmp_path):

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, records, search_config
 
+from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
 from jaxtune.search import Study
+from jaxtune.search.run import starting_trials
 from jaxtune.search.space import Space
 from jaxtune.search.warm_start import best_configurations
 
@@ -60,3 +62,21 @@ def test_a_study_that_has_nothing_to_give_is_refused(earlier, tmp_path):
     far = space({"optimizer.learning_rate": {"log_uniform": (1.0, 10.0)}})
     with pytest.raises(UserError, match=r"of 4 finished trials in .* none lies in search\.space"):
         best_configurations(earlier[0], far, 3)
+
+
+@pytest.mark.parametrize(("changes", "key"), [({"initial": 1}, "initial 1"), ({"trials": 1, "promote": 1}, "trials 1")])
+def test_a_study_without_a_place_for_them_is_refused(earlier, changes, key):
+    with pytest.raises(ValueError, match=rf"start_from: with {key} the first trial, .* set .* to 2 or more"):
+        search_config(start_from=str(earlier[0]), **changes)
+    search_config(start_from=str(earlier[0]), trials=2, promote=1, initial=2)
+
+
+def test_a_study_that_has_begun_without_them_is_refused(earlier, tmp_path):
+    """It would go on as if nothing had been asked for."""
+    search = search_config(trials=3, promote=1)
+    assert Study(tmp_path, search, SyntheticRunner(), reference=REFERENCE).run() is not None
+    data = {"train": "rows.jsonl", "validation": "rows.jsonl", "prompt": "{question}", "completion": "{answer}"}
+    settings = {"model": {"path": "m"}, "data": data, "train": {"steps": 50}, "run_dir": str(tmp_path)}
+    later = {**search.model_dump(exclude_none=True), "start_from": str(earlier[0])}
+    with pytest.raises(UserError, match=r"search\.start_from: the study in .* has begun without"):
+        starting_trials(Config.model_validate({**settings, "search": later}))

@@ -51,6 +51,8 @@ def test_leading_groups_and_regret_by_hand():
 
     assert of(top_overlap, 2) == 0  # {0, 1} against {3, 4}: of equal scores the earlier trial comes first
     assert of(top_overlap, 5) == 4  # {0, 1, 2, 6, 3} against {3, 4, 2, 1, 0}
+    lost = np.array([[1.0, 2.0, math.inf, math.inf, math.inf, math.inf]])
+    assert top_overlap(lost, lost)[0] == 2  # what diverged leads nothing, alike as it may be on both sides
     assert of(regret) == pytest.approx(0.8)
     assert of(regret, 3) == pytest.approx(0.3)
     assert of(regret, 7) == 0

@@ -101,3 +101,25 @@ def test_scores_of_other_trials_may_come_in_any_order_and_with_gaps():
     method = hyperband()
     shuffled = {number: reports[number] for number in (4, 7, 2)}
     assert method.stops(7, UNTIL, reports) == method.stops(7, UNTIL, shuffled)
+
+
+def test_brackets_do_not_depend_on_how_steps_are_rounded():
+    """Whether the worst of twelve trials is stopped at the first rung and at the second is a matter of its bracket."""
+    method = hyperband()
+
+    def stopped(until: int) -> list[list[bool]]:
+        rungs = method.rungs(until)
+        return [
+            [
+                method.stops(worst, until, {n: dict.fromkeys(rungs[:place], float(n == worst)) for n in range(12)})
+                for place in range(1, len(rungs) + 1)
+            ]
+            for worst in range(12)
+        ]
+
+    expected = stopped(18)
+    # One bracket that stops at both rungs, one at the second only, one that stops none.
+    assert {tuple(one) for one in expected} == {(True, True), (False, True), (False, False)}
+    assert all(stopped(until) == expected for until in (4, 16, 20, 28, 45))
+    # Of a fraction of three steps with its one rung, the brackets are two.
+    assert {tuple(one) for one in stopped(2)} == {tuple(one) for one in stopped(3)} == {(True,), (False,)}

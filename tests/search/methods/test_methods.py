@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from jaxtune.config.schema import DimensionConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.methods import METHODS, make_method
-from jaxtune.search.observation import Observation
+from jaxtune.search.methods.optuna_study import empty_study, told_trials
+from jaxtune.search.observation import Observation, finite_scores
 from jaxtune.search.space import Space
 
 MIXED = Space(
@@ -154,3 +155,35 @@ def _random_points(count: int) -> list:
 
     state = np.random.RandomState(count)
     return [MIXED.snap(point) for point in SkoptSpace(MIXED.to_skopt()).rvs(count, random_state=state)]
+
+
+@pytest.mark.parametrize("name", ["gp", "tpe"])
+def test_with_one_finite_score_what_diverged_is_worse(name):
+    """All but one diverge, at high rates; what is proposed lies nearer to the one that did not."""
+    good, bad = [1e-4, 0.1, 3, 6, 0], [[1e-2 / (1 + k / 9), 0.1, 3, 6, 0] for k in range(6)]
+    told = [*(Observation(point, None) for point in bad), Observation(good, 2.0)]
+    method = make_method(name, MIXED, seed=1, initial=INITIAL)
+    rates = [method.propose(trial, told, []).configuration["rate"] for trial in range(7, 17)]
+    assert float(np.median(np.abs(np.log10(rates) + 4))) < 0.9
+
+
+def test_what_diverged_is_worse_than_what_was_stopped():
+    """Told to Optuna as complete, it would be better than every stopped trial."""
+    pytest.importorskip("optuna")
+    from optuna.samplers._tpe.sampler import _split_trials
+
+    points = _random_points(12)
+    told = [Observation(points[0], 1.0), Observation(points[1], 3.0, None, 1), Observation(points[2], 2.0, None, 2)]
+    made = told_trials(MIXED, [*told, Observation(points[3], None)], [points[4]])
+    _, above = _split_trials(empty_study(), made, 3)
+    assert [trial.params for trial in above] == [made[3].params, made[4].params]
+
+
+@given(st.lists(scores, min_size=1, max_size=8).filter(lambda values: any(value is not None for value in values)))
+def test_a_diverged_trial_never_ties_with_the_best(values):
+    filled = finite_scores([Observation([0.0], value) for value in values])
+    best = min(value for value in values if value is not None)
+    worst = max(value for value in values if value is not None)
+    for value, number in zip(values, filled, strict=True):
+        assert number == value if value is not None else number > best
+        assert value is not None or number == worst or worst == best
