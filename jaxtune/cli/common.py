@@ -110,9 +110,7 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
     if not rows:
         return ""
     # What stands in a table is told as it is: brackets in a name are no markup, and colons no emoji.
-    console = Console(
-        width=None if sys.stdout.isatty() or sys.stderr.isatty() else 110, markup=False, emoji=False
-    )
+    console = Console(width=None if sys.stdout.isatty() or sys.stderr.isatty() else 110, markup=False, emoji=False)
     drawn = _table(rows, title, narrow=False)
     if console.measure(drawn, options=console.options.update(width=10_000)).maximum > console.width:
         drawn = _table(rows, title, narrow=True)

@@ -425,7 +425,7 @@ class Config(Section):
     def _evaluated(self) -> Config:
         """Evaluations that nothing is evaluated in would do nothing, nor would a patience that counts them."""
         if self.train.evaluate_every is not None and self.data.validation is None:
-            message = "there is no data.validation to evaluate on; name that split, or leave evaluate_every out"
+            message = "evaluations need data.validation: that split is required, or leave evaluate_every out"
             raise located(("train", "evaluate_every"), self.train.evaluate_every, message)
         return self
 

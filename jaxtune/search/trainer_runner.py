@@ -270,7 +270,8 @@ class TrainerRunner:
         so far: what is computed in populations of two sizes agrees within rounding only.
         """
         programs, references_own = self._programs
-        share = 1 if trainer is self._trainers.get(references_own) else -(-self.capacity // programs)
+        alone = references_own is not None and trainer is self._trainers.get(references_own)
+        share = 1 if alone else -(-self.capacity // programs)
         parts = trainer.mesh.shape["trial"]
         return -(-share // parts) * parts
 

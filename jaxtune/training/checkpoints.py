@@ -243,9 +243,7 @@ def _files(folder: Path) -> dict[int, frozenset[str]]:
     """The files of each whole checkpoint in a folder, by step."""
     steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
     return {
-        step: frozenset(
-            os.path.join(place, name) for place, _, names in os.walk(folder / str(step)) for name in names
-        )
+        step: frozenset(os.path.join(place, name) for place, _, names in os.walk(folder / str(step)) for name in names)
         for step in steps
     }
 

@@ -42,6 +42,7 @@ def refused(capsys, tmp_path):
         ("train.sequence_length=1000", ["train.sequence_length", "64"]),
         ("parallel.data=3", ["parallel", "data 3"]),
         ("train.batch_size=9", ["train.batch_size", "divide"]),
+        ("train.patience=3", ["train.patience", "train.evaluate_every"]),
         ("model.path=nowhere/at-all", ["nowhere"]),
         ("model.path=jaxtune:nanno", ["jaxtune:nano"]),
         ("update.0.match=layers.*.atention.q", ["update.0", "attention"]),

@@ -157,4 +157,4 @@ def test_what_is_compiled_in_makes_another_program(config, key, value):
     ],
 )
 def test_what_only_names_reports_or_seeds_a_run_does_not(config, key, value):
-    assert program_key(with_overrides(config, {key: value})) == program_key(config)
+    assert program_key(with_overrides(config, {"train.evaluate_every": 2, key: value})) == program_key(config)

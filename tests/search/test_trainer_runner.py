@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 
@@ -117,7 +118,7 @@ BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
 
 
 def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, tmp_path, monkeypatch):
-    """Two programs share the places, in the form of accelerators: continued, every score is the same to the last bit."""
+    """Two programs share the places, in the form of accelerators: continued, scores are the same to the last bit."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
     settings = [SEARCH, BATCHES, "train.steps=6", "data.test=null"]
     experiment = Experiment(load_config(config_file, settings))
@@ -131,10 +132,8 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
 
     def ended(runner, left):
         found = {}
-        try:
+        with contextlib.suppress(Interrupted):
             found.update((trial.id, outcome.score) for trial, outcome in run_all(runner, left))
-        except Interrupted:
-            pass
         return found
 
     stops = iter([])
@@ -159,7 +158,10 @@ def test_slots_follow_from_the_space_and_the_places(config_file):
         (("train.batch_size=16",), (4, 4)),
         (("search.space.train.batch_size={choice: [8, 32]}",), (2, 1)),
         (("search.space.train.batch_size={choice: [8, 16, 32]}",), (2, 2)),
-        (("search.space.train.batch_size={choice: [16, 32]}", "search.space.train.accumulate={choice: [1, 2]}"), (1, 1)),
+        (
+            ("search.space.train.batch_size={choice: [16, 32]}", "search.space.train.accumulate={choice: [1, 2]}"),
+            (1, 1),
+        ),
     ):
         experiment.given = experiment.config = load_config(config_file, [SEARCH, *overrides])
         for order in (1, -1):
@@ -248,11 +250,11 @@ def test_what_decides_no_trial_does_not_make_it_another(tmp_path, config_file, o
 def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path):
     """Promoted after the change, a trial trains on from its checkpoint: every step once, nothing moved aside."""
     settings = [SEARCH, "train.steps=4", "data.test=null"]
-    trial = Trial(1, {"optimizer.learning_rate": 0.01}, tmp_path / "trials" / "001")
+    trial = Trial(1, {"optimizer.learning_rate": 0.01}, tmp_path / "t[1]" / "001")
     list(run_all(TrainerRunner(Experiment(load_config(config_file, settings))), [(trial, 2)]))
     changed = [*settings, "search.promote=2", "study.bootstrap=700", "name=other"]
     runner = TrainerRunner(Experiment(load_config(config_file, changed)))
     (ended,) = run_all(runner, [(trial, 4)])
-    assert [entry.name for entry in (tmp_path / "trials").iterdir()] == ["001"]
+    assert [entry.name for entry in (tmp_path / "t[1]").iterdir()] == ["001"]
     assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
     assert ended[1].steps_run == 4
