@@ -28,6 +28,8 @@ from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without
 
 Platform = Literal["tpu", "gpu"]
 
+_NO_SECOND = "the Pallas kernels of low_rank_matmul have no second derivative; use implementation='xla'"
+
 
 @dataclasses.dataclass(frozen=True)
 class Launcher:
@@ -82,6 +84,8 @@ def _launch(
     dropout: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """One device's launch. Where the contracted dimension is cut, each share's sums are rounded and then added."""
+    if not x.shape[0]:
+        return jnp.zeros((*x.shape[:2], b.shape[-1]), x.dtype), jnp.zeros((*x.shape[:2], b.shape[1]), x.dtype)
     inner = cuts["n" if backward else "k"]
     options: dict[str, Any] = {}
     # The mask is drawn for k, forward and backward.
@@ -91,9 +95,7 @@ def _launch(
         _product(launcher.platform), transposed=backward, drop="output" if backward else "input", **options
     )
     with _interpreter(launcher.interpret):
-        y, h = without_derivative(product, "the Pallas kernel of low_rank_matmul")(
-            x, w, a, b, scale, None if inner else bias, dropout
-        )
+        y, h = without_derivative(product, _NO_SECOND)(x, w, a, b, scale, None if inner else bias, dropout)
     if not inner:
         return y, h
     y, h = psum(y, inner), psum(h, inner)
