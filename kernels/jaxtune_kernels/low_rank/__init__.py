@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, UInt32
 from jaxtune_kernels.low_rank.pallas import Launcher, Platform, low_rank_matmul_pallas
 from jaxtune_kernels.low_rank.reference import low_rank_matmul_reference
 from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
-from jaxtune_kernels.low_rank.xla import low_rank_matmul_xla
+from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, low_rank_matmul_xla
 from jaxtune_kernels.transforms import GROUP, devices_in_context, joined, portable, spec_of, target_platform
+
+__all__ = ["LOW_RANK_STATES", "low_rank_matmul", "tpu_kernel_moves_less"]
 
 Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu", "interpret"]
 

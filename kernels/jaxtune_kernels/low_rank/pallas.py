@@ -21,9 +21,10 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxtune_kernels.low_rank.xla import Dropout, Residuals, parameter_gradients
+from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, Dropout, Residuals, parameter_gradients
 from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without_derivative
 
 Platform = Literal["tpu", "gpu"]
@@ -149,8 +150,9 @@ def _forward(
     rows = x.shape[:-1]
     flat = x.reshape(math.prod(rows), x.shape[-1])
     y, h = launcher(flat, kernel, a, b, scale, bias, _flat(dropout), backward=False)
-    residuals = Residuals(x, kernel, a, b, scale, bias, dropout, h.reshape(*rows, -1))
-    return y.reshape(*rows, -1), residuals
+    # y and h are of one launch: unless both are kept, rematerialisation launches it again.
+    h = checkpoint_name(h.reshape(*rows, h.shape[-1]), LOW_RANK_STATES)
+    return y.reshape(*rows, y.shape[-1]), Residuals(x, kernel, a, b, scale, bias, dropout, h)
 
 
 def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
@@ -160,7 +162,7 @@ def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n
     rows = x.shape[:-1]
     flat = g.reshape(math.prod(rows), g.shape[-1])
     dx, t = launcher(flat, kernel, b.T, a.T, scale, None, _flat(dropout), backward=True)
-    gradients = parameter_gradients(residuals, g, t.reshape(*rows, -1))
+    gradients = parameter_gradients(residuals, g, t.reshape(*rows, t.shape[-1]))
     return dx.reshape(x.shape), *gradients, None
 
 
