@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx, traverse_util
 from jax import lax
+from jaxtune_kernels import LOW_RANK_STATES
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import nearest
@@ -264,7 +265,8 @@ def _remat(body: Callable, policy: str) -> Callable:
     """
     if policy == "none":
         return body
-    saved = jax.checkpoint_policies.save_only_these_names(PROJECTION, RESIDUALS) if policy == "dots" else None
+    names = (PROJECTION, LOW_RANK_STATES, RESIDUALS)
+    saved = jax.checkpoint_policies.save_only_these_names(*names) if policy == "dots" else None
     # A scan's body is compiled on its own, so there is nothing for common-subexpression elimination to undo.
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 

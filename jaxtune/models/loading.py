@@ -58,7 +58,7 @@ def load_model(
     """
     directory = resolve_path(path, revision)
     config = read_config(directory)
-    return Decoder(config, load_params(directory, config, _dtype(dtype), mesh), mesh)
+    return Decoder(config, load_params(directory, config, _dtype(dtype, mesh), mesh), mesh)
 
 
 def check_model(path: str | Path, revision: str | None = None) -> DecoderConfig:
@@ -84,7 +84,7 @@ def random_model(
         mesh: The mesh; the default device if None.
         dtype: As for :func:`load_model`.
     """
-    return Decoder(config, random_params(config, key, _dtype(dtype), mesh), mesh)
+    return Decoder(config, random_params(config, key, _dtype(dtype, mesh), mesh), mesh)
 
 
 def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool = True) -> Path:
@@ -115,8 +115,8 @@ def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool
     return _download(name, revision, weights)
 
 
-def _dtype(dtype: DTypeLike | None) -> jnp.dtype:
-    return compute_dtype("auto") if dtype is None or dtype == "auto" else jnp.dtype(dtype)
+def _dtype(dtype: DTypeLike | None, mesh: Mesh | None) -> jnp.dtype:
+    return compute_dtype("auto", mesh) if dtype is None or dtype == "auto" else jnp.dtype(dtype)
 
 
 def _packaged(name: str) -> Path:

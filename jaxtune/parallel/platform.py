@@ -36,15 +36,16 @@ _PEAK_FLOPS = {
 _DEVICE_FILES = ("nvidia[0-9]*", "nvmap", "dxg", "kfd", "accel*", "vfio/[0-9]*")
 
 
-def compute_dtype(name: str = "auto") -> jnp.dtype:
+def compute_dtype(name: str = "auto", mesh: jax.sharding.Mesh | None = None) -> jnp.dtype:
     """The dtype of activations and frozen weights.
 
     Args:
       name: ``"float32"``, ``"bfloat16"`` or ``"auto"``: bfloat16 on accelerators, float32 on CPU, where bfloat16 matrix
         products are emulated and very slow.
+      mesh: of the devices; None for those that jax uses by itself.
     """
     if name == "auto":
-        name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+        name = "float32" if platform(mesh) == "cpu" else "bfloat16"
     return jnp.dtype(name)
 
 

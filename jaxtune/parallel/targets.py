@@ -6,6 +6,7 @@ memory it needs and that its kernels lower and fit. It tells nothing of speed, a
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import os
 import re
@@ -13,8 +14,10 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import numpy as np
 from jax.experimental import topologies
 from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import AxisType, Mesh
 
 from jaxtune.errors import UserError, nearest
 
@@ -94,7 +97,8 @@ def compile_for_target(function: Callable[..., Any], *arguments: Any, **options:
     if not devices:
         raise ValueError("no argument has a sharding over the devices of a target")
     platform = "cuda" if devices[0].platform == "gpu" else devices[0].platform
-    lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
+    with _device_in_context(devices):
+        lowered = jax.jit(function, **options).trace(*arguments).lower(lowering_platforms=(platform,))
     # What was compiled for a device that is not here can be written to the cache, but not read back.
     cached = jax.config.jax_enable_compilation_cache  # pyright: ignore[reportAttributeAccessIssue]
     _use_compilation_cache(False)
@@ -102,6 +106,14 @@ def compile_for_target(function: Callable[..., Any], *arguments: Any, **options:
         return lowered.compile()
     finally:
         _use_compilation_cache(cached)
+
+
+def _device_in_context(devices: list[Any]) -> contextlib.AbstractContextManager[Any]:
+    """Tells kernels of the one device that a program without a mesh is for: they would look for one that is here."""
+    if len(set(devices)) > 1 or not jax.sharding.get_abstract_mesh().empty:
+        return contextlib.nullcontext()
+    mesh = Mesh(np.array(devices[:1]), ("device",), axis_types=(AxisType.Auto,))
+    return jax.sharding.use_abstract_mesh(mesh.abstract_mesh)
 
 
 def _use_compilation_cache(use: bool) -> None:

@@ -202,7 +202,7 @@ def _fingerprints(splits: Mapping[Part, Sequence[Example]]) -> dict[str, dict[st
 
 
 def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
-    dtype = compute_dtype(config.model.dtype)
+    dtype = compute_dtype(config.model.dtype, mesh)
     if config.model.initialize == "random":
         decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
         return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)

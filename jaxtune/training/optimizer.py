@@ -11,7 +11,6 @@ import optax
 from jaxtune_kernels import MaskedUpdate, Selection, masked_update
 from jaxtyping import Array, Float
 
-from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.updates import ResolvedPlan
@@ -108,7 +107,7 @@ class AdamW:
         return jax.tree.map(places, trainable, self.plan.axes(), jax.eval_shape(self.init, trainable))
 
     def _update(self, dimensions: int, axes: dict[int, tuple[str, ...]] | None = None) -> MaskedUpdate:
-        choices = {"auto": None, "pallas": platform(), "interpret": "tpu"}
+        choices = {"auto": None, "interpret": "tpu"}
         # Vectors, stacked or not, are too small to be worth a launch of their own.
         implementation = choices.get(self.kernels, self.kernels) if dimensions > 2 else "xla"
         interpret = self.kernels == "interpret" and implementation == "tpu"

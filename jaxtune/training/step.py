@@ -120,8 +120,8 @@ class Program:
         return after, metrics
 
     def _mesh_in_context(self) -> contextlib.AbstractContextManager[Any]:
-        """Tells Pallas kernels of the mesh: XLA does not partition them."""
-        if self.mesh.size == 1 or self.kernels == "xla":
+        """Tells Pallas kernels of the mesh: XLA does not partition them, and its platform is the one they are for."""
+        if self.kernels == "xla":
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 

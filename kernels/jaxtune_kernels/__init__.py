@@ -2,7 +2,7 @@
 
 from jaxtune_kernels.dropout import hash_words, keep_mask
 from jaxtune_kernels.linear_cross_entropy import linear_cross_entropy
-from jaxtune_kernels.low_rank import low_rank_matmul
+from jaxtune_kernels.low_rank import LOW_RANK_STATES, low_rank_matmul
 from jaxtune_kernels.masked_update import (
     MaskedUpdate,
     Selection,
@@ -14,6 +14,7 @@ from jaxtune_kernels.masked_update import (
 from jaxtune_kernels.masked_update.transformation import masked_transformation
 
 __all__ = [
+    "LOW_RANK_STATES",
     "MaskedUpdate",
     "Selection",
     "hash_words",

@@ -124,14 +124,10 @@ def result(shape: Sequence[int], dtype: Any, like: Array) -> jax.ShapeDtypeStruc
     return jax.ShapeDtypeStruct(shape, dtype, manual_axis_type=jax.typeof(like).manual_axis_type)
 
 
-def without_derivative(function: Callable[..., Any], name: str) -> Callable[..., Any]:
-    """``function``, a kernel, of which a derivative is refused.
+def without_derivative(function: Callable[..., Any], message: str) -> Callable[..., Any]:
+    """``function`` of arrays, of which a derivative is refused with a ``NotImplementedError`` that says ``message``.
 
-    Where a derivative is written by hand around it, this is met by derivatives of that derivative.
-
-    Args:
-      function: takes arrays.
-      name: what the message calls it.
+    Inside a derivative that is written by hand, this is met by derivatives of that derivative alone.
     """
 
     @jax.custom_jvp
@@ -140,7 +136,7 @@ def without_derivative(function: Callable[..., Any], name: str) -> Callable[...,
 
     @call.defjvp
     def refuse(_: Any, __: Any) -> Any:
-        raise NotImplementedError(f"{name} has no such derivative; implementation='xla' has")
+        raise NotImplementedError(message)
 
     return call
 
@@ -196,7 +192,12 @@ def grouped(
             _merge(array, each.split(), flag, trials) for array, each, flag in zip(leaves, names, flags, strict=True)
         ]
         outputs = call(*treedef.unflatten(merged))
-        split = jax.tree.map(lambda y: y.reshape(trials, y.shape[0] // trials, *y.shape[1:]), outputs)
+        groups = next(
+            array.shape[each.split().index(GROUP) + flag]
+            for array, each, flag in zip(leaves, names, flags, strict=True)
+            if GROUP in each.split()
+        )
+        split = jax.tree.map(lambda y: y.reshape(trials, groups, *y.shape[1:]), outputs)
         return split, jax.tree.map(lambda _: True, split)
 
     return call

@@ -96,6 +96,12 @@ def _vocabulary(terms: Terms, axes: Axes) -> tuple[int, int, Array | int]:
     return size * lax.axis_size(axes.vocabulary), size, lax.axis_index(axes.vocabulary) * size
 
 
+def _checked(values: Float[Array, " c"], rows: Rows, terms: Terms, axes: Axes) -> Float[Array, " c"]:
+    """The values, NaN in rows whose target is no class."""
+    size = _vocabulary(terms, axes)[0]
+    return jnp.where((rows.targets >= 0) & (rows.targets < size), values, jnp.nan)
+
+
 def _is_target(rows: Rows, terms: Terms, axes: Axes) -> Bool[Array, "c v"]:
     # Compared rather than gathered: this fuses into whatever reads the logits, and needs no care for who has the class.
     _, size, start = _vocabulary(terms, axes)
@@ -120,6 +126,7 @@ def _losses(
     )
     total, target, mean = _summed(jnp.stack(sums), axes)
     log_total = top + jnp.log(total)
+    target = _checked(target, rows, terms, axes)
     expected = (1.0 - rows.label_smoothing) * target + rows.label_smoothing * mean
     return log_total - expected + rows.z_loss * jnp.square(log_total), log_total
 
@@ -129,7 +136,7 @@ def _logit_gradients(
 ) -> Float[Array, "c v"]:
     """Of each row's loss with respect to its logits before the cap, float32."""
     size = _vocabulary(terms, axes)[0]
-    factor = 1.0 + 2.0 * rows.z_loss * log_total
+    factor = _checked(1.0 + 2.0 * rows.z_loss * log_total, rows, terms, axes)
     gradients = jnp.exp(logits.values - log_total[:, None]) * factor[:, None]
     gradients = gradients - (rows.label_smoothing / size)[:, None]
     hit = _is_target(rows, terms, axes)
@@ -153,15 +160,19 @@ def losses(
       Losses, logarithms of the softmax's denominators (both float32, 0 in rows of weight 0), and for each term the
       gradient of each row's loss with respect to its states, in their dtype, or None.
     """
-    order = _ordered(rows.weights, block, axes)
-    padded = len(order.rows)
-    start = (
-        jnp.zeros((2, padded), jnp.float32),
-        tuple(
-            jnp.zeros((padded, term.states.shape[1]), term.states.dtype) if want else None
+
+    def zeros(count: int) -> tuple[Array, tuple[Array | None, ...]]:
+        gradients = tuple(
+            jnp.zeros((count, term.states.shape[1]), term.states.dtype) if want else None
             for term, want in zip(terms, wanted, strict=True)
-        ),
-    )
+        )
+        return jnp.zeros((2, count), jnp.float32), gradients
+
+    if not len(rows.weights):
+        numbers, gradients = varying_alike(zeros(0), (terms, rows))
+        return numbers[0], numbers[1], gradients
+    order = _ordered(rows.weights, block, axes)
+    start = zeros(len(order.rows))
 
     def body(index: Array, carry: Any) -> Any:
         numbers, gradients = carry
@@ -219,6 +230,12 @@ def matrix_gradients(
       axes: mesh axes that the operands are cut over.
       wanted: for each term, whether the gradient with respect to its matrix is wanted.
     """
+    start = tuple(
+        jnp.zeros(term.matrix.shape, jnp.float32) if want else None for term, want in zip(terms, wanted, strict=True)
+    )
+    start = varying_alike(start, (terms, rows, log_total, cotangents))
+    if not len(rows.weights):
+        return start
     order = _ordered(rows.weights, block, axes)
 
     def body(index: Array, sums: Any) -> Any:
@@ -233,11 +250,7 @@ def matrix_gradients(
             for term, sum_ in zip(here, sums, strict=True)
         )
 
-    start = tuple(
-        jnp.zeros(term.matrix.shape, jnp.float32) if want else None for term, want in zip(terms, wanted, strict=True)
-    )
-    operands = (terms, rows, log_total, cotangents)
-    sums = lax.fori_loop(0, order.blocks, body, varying_alike(start, operands))
+    sums = lax.fori_loop(0, order.blocks, body, start)
     return sums if not axes.rows else jax.tree.map(lambda total: lax.psum(total, axes.rows), sums)
 
 

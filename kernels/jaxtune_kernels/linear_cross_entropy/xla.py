@@ -268,7 +268,7 @@ def _flat(terms: Terms, by_row: Any, axes: int) -> tuple[Terms, Any]:
     """All operands with one axis of rows."""
 
     def flat(array: Array) -> Array:
-        return array.reshape(-1, *array.shape[axes:])
+        return array.reshape(math.prod(array.shape[:axes]), *array.shape[axes:])
 
     return tuple(Term(flat(term.states), term.matrix, term.transposed) for term in terms), jax.tree.map(flat, by_row)
 

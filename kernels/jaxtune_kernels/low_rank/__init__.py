@@ -14,8 +14,10 @@ from jaxtyping import Array, Float, UInt32
 from jaxtune_kernels.low_rank.pallas import Launcher, Platform, low_rank_matmul_pallas
 from jaxtune_kernels.low_rank.reference import low_rank_matmul_reference
 from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
-from jaxtune_kernels.low_rank.xla import low_rank_matmul_xla
+from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, low_rank_matmul_xla
 from jaxtune_kernels.transforms import GROUP, devices_in_context, joined, portable, spec_of, target_platform
+
+__all__ = ["LOW_RANK_STATES", "low_rank_matmul", "tpu_kernel_moves_less"]
 
 Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu", "interpret"]
 
@@ -82,17 +84,19 @@ def low_rank_matmul(
             rows = jnp.arange(math.prod(x.shape[:-1]), dtype=jnp.uint32).reshape(x.shape[:-1])
         dropout = (jnp.asarray(dropout_rate, jnp.float32), jnp.asarray(dropout_seed, jnp.uint32), rows)
     operands = (x, kernel, a, b, jnp.asarray(scale, jnp.float32), bias, dropout)
+    m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
     if implementation is None:
-        m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
         problem = Problem(1, m, k, n, r, x.dtype.itemsize, kernel.dtype.itemsize, dropout is not None)
-        favoured = target_platform() == "tpu" and _can_be_cut(axes) and tpu_kernel_moves_less(problem)
+        favoured = target_platform() == "tpu" and _can_be_cut(axes) and m * r and tpu_kernel_moves_less(problem)
         implementation = "tpu" if favoured else "xla"
     if implementation == "reference":
         function = low_rank_matmul_reference
     elif implementation == "xla":
         function = low_rank_matmul_xla
     else:
-        function = functools.partial(low_rank_matmul_pallas, _launcher(implementation, axes))
+        launcher = _launcher(implementation, axes)
+        # A grid without steps writes nothing, and there is nothing in it to be fast at.
+        function = functools.partial(low_rank_matmul_pallas, launcher) if m * k * n * r else low_rank_matmul_xla
     return portable(function, lambda x, kernel, *_: joined(*spec_of(x)[:-1], spec_of(kernel)[-1]))(*operands)
 
 

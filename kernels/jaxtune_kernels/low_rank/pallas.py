@@ -21,12 +21,15 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
-from jaxtune_kernels.low_rank.xla import Dropout, Residuals, parameter_gradients
+from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, Dropout, Residuals, parameter_gradients
 from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without_derivative
 
 Platform = Literal["tpu", "gpu"]
+
+_NO_SECOND = "the Pallas kernels of low_rank_matmul have no second derivative; use implementation='xla'"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,6 +85,8 @@ def _launch(
     dropout: tuple[Array, Array, Array] | None,
 ) -> tuple[Array, Array]:
     """One device's launch. Where the contracted dimension is cut, each share's sums are rounded and then added."""
+    if not x.shape[0]:
+        return jnp.zeros((*x.shape[:2], b.shape[-1]), x.dtype), jnp.zeros((*x.shape[:2], b.shape[1]), x.dtype)
     inner = cuts["n" if backward else "k"]
     options: dict[str, Any] = {}
     # The mask is drawn for k, forward and backward.
@@ -91,9 +96,7 @@ def _launch(
         _product(launcher.platform), transposed=backward, drop="output" if backward else "input", **options
     )
     with _interpreter(launcher.interpret):
-        y, h = without_derivative(product, "the Pallas kernel of low_rank_matmul")(
-            x, w, a, b, scale, None if inner else bias, dropout
-        )
+        y, h = without_derivative(product, _NO_SECOND)(x, w, a, b, scale, None if inner else bias, dropout)
     if not inner:
         return y, h
     y, h = psum(y, inner), psum(h, inner)
@@ -147,8 +150,9 @@ def _forward(
     rows = x.shape[:-1]
     flat = x.reshape(math.prod(rows), x.shape[-1])
     y, h = launcher(flat, kernel, a, b, scale, bias, _flat(dropout), backward=False)
-    residuals = Residuals(x, kernel, a, b, scale, bias, dropout, h.reshape(*rows, -1))
-    return y.reshape(*rows, -1), residuals
+    # y and h are of one launch: unless both are kept, rematerialisation launches it again.
+    h = checkpoint_name(h.reshape(*rows, h.shape[-1]), LOW_RANK_STATES)
+    return y.reshape(*rows, y.shape[-1]), Residuals(x, kernel, a, b, scale, bias, dropout, h)
 
 
 def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
@@ -158,7 +162,7 @@ def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n
     rows = x.shape[:-1]
     flat = g.reshape(math.prod(rows), g.shape[-1])
     dx, t = launcher(flat, kernel, b.T, a.T, scale, None, _flat(dropout), backward=True)
-    gradients = parameter_gradients(residuals, g, t.reshape(*rows, -1))
+    gradients = parameter_gradients(residuals, g, t.reshape(*rows, t.shape[-1]))
     return dx.reshape(x.shape), *gradients, None
 
 

@@ -12,9 +12,13 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, UInt32
 
 from jaxtune_kernels.dropout import keep_mask
+
+LOW_RANK_STATES = "low_rank_states"
+"""Name, for remat policies, of the M × r product x A: kept beside y, it leaves nothing of the forward pass to redo."""
 
 Dropout = tuple[Float[Array, ""], UInt32[Array, ""], UInt32[Array, "*rows"]]
 
@@ -89,7 +93,8 @@ def _forward(
     y = _times(x, kernel.astype(x.dtype)) + _times((scale * h).astype(x.dtype), b.astype(x.dtype))
     if bias is not None:
         y = y + bias.astype(jnp.float32)
-    return y.astype(x.dtype), Residuals(x, kernel, a, b, scale, bias, dropout, h.astype(x.dtype))
+    h = checkpoint_name(h.astype(x.dtype), LOW_RANK_STATES)
+    return y.astype(x.dtype), Residuals(x, kernel, a, b, scale, bias, dropout, h)
 
 
 def parameter_gradients(

@@ -28,9 +28,9 @@ from jaxtune_kernels.masked_update.reference import masked_update_reference
 from jaxtune_kernels.masked_update.rules import RULES, Coefficients
 from jaxtune_kernels.masked_update.tpu import masked_update_tpu, unsupported
 from jaxtune_kernels.masked_update.xla import masked_update_xla, put, take
-from jaxtune_kernels.transforms import joined, portable, spec_of
+from jaxtune_kernels.transforms import joined, portable, spec_of, target_platform
 
-Implementation = Literal["reference", "xla", "tpu", "gpu"]
+Implementation = Literal["reference", "xla", "pallas", "tpu", "gpu"]
 PyTree = Any
 Scalar = Float[Array, ""] | float
 
@@ -102,7 +102,7 @@ def masked_update(
         cut, sorted indices are.
       trial_axes: the mesh axes that trials, mapped by ``jax.vmap``, are cut over.
       implementation: None picks the best for the platform; "reference" is the definition, "xla" the portable one, "tpu"
-        and "gpu" are the kernels.
+        and "gpu" are the kernels, "pallas" that of the platform of the mesh in context, or of jax's default one.
       interpret: runs the kernels step by step, on any platform; as ``pallas_call`` takes it.
 
     Raises:
@@ -252,6 +252,10 @@ def _choose(implementation: str | None, interpret: Any, blocks: Blocks, operands
         "tpu": functools.partial(masked_update_tpu, interpret=interpret),
         "gpu": functools.partial(masked_update_gpu, interpret=interpret),
     }
+    if implementation == "pallas":
+        implementation = target_platform()
+        if implementation not in functions:
+            raise ValueError(f"there is no Pallas kernel for {implementation}; implementation 'xla' runs there")
     if implementation is not None:
         return functions[implementation]
     on_tpu = functions["xla"] if unsupported(blocks, operands) else functions["tpu"]

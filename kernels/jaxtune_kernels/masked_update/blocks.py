@@ -25,8 +25,9 @@ class Selection:
     """Which blocks of a tensor are trained.
 
     Attributes:
-      indices: int32 ``[n]``, numbers of the selected blocks, each once, in ascending order. Their count is static, they
-        are traced. None selects all blocks for good: then nothing is gathered or scattered.
+      indices: int32 ``[n]``, numbers of the selected blocks, each once, in ascending order; a number outside the tensor
+        selects nothing. Their count is static, they are traced. None selects all blocks for good: then nothing is
+        gathered or scattered.
       block: rows and columns of a block; None is all there are, so the default selects among the leading dimensions,
         and with one index of zero a matrix as a whole.
     """

@@ -87,8 +87,8 @@ def _kernel(
     across = column + lax.broadcasted_iota(jnp.int32, (1, tile[1]), 1)
     in_block = (down < blocks.block_rows) & (across < blocks.block_columns)
     in_tensor = in_block & (top + down < blocks.rows) & (left + across < blocks.columns)
-    # A number outside the tensor is the caller's mistake; it must not become a store to somewhere else.
-    in_tensor &= (block >= 0) & (block < blocks.count)
+    # A number behind the last block selects nothing.
+    in_tensor &= block < blocks.count
     here = (group * math.prod(blocks.leading) + matrix, pl.ds(top + row, tile[0]), pl.ds(left + column, tile[1]))
     there = (slot, pl.ds(row, tile[0]), pl.ds(column, tile[1]))
 

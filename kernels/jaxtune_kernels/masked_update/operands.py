@@ -16,7 +16,7 @@ class Slots(NamedTuple):
     """A slot is the place of one selected block in the moments."""
 
     blocks: Int32[Array, "g n"]
-    """The number of the block."""
+    """The number of the block; where there is none, how many blocks there are."""
     first_rows: UInt32[Array, "g n"]
     """The identity of the block's first row in the whole tensor, for random bits."""
     first_columns: UInt32[Array, "g n"]

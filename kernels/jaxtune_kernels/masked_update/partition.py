@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results, Slots, slot_terms
 from jaxtune_kernels.masked_update.rules import Coefficients, Rule, corrections, updated
-from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped, joined, portable, spec_of
+from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped, joined, portable, spec_of, without_derivative
 
 Axes = Mapping[int, Sequence[str]]
 """Mesh axes over which the dimensions of a parameter are cut, by number; negative ones count from the last."""
@@ -89,8 +89,8 @@ class Partition:
 
     def local_slots(self, cuts: Cuts, local: Blocks, indices: Int32[Array, "g n"]) -> tuple[Array, Array, Array]:
         """Numbers of the blocks in the device's share, and the identities of their first rows and columns."""
-        number, owned = jnp.zeros_like(indices), jnp.ones_like(indices, bool)
-        coordinates = jnp.unravel_index(indices, self.blocks.grid)
+        number, owned = jnp.zeros_like(indices), (indices >= 0) & (indices < self.blocks.count)
+        coordinates = jnp.unravel_index(indices, self.blocks.grid)  # which clips
         for name, coordinate, size in zip(self.names, coordinates, local.grid, strict=True):
             if name in self.between():
                 coordinate = coordinate - jnp.asarray(first_index(cuts[name], size)).astype(jnp.int32)
@@ -102,7 +102,7 @@ class Partition:
             rows = rows + jnp.asarray(first_index(cuts["rows"], local.rows)).astype(jnp.uint32)
         if spanned_columns:
             columns = columns + jnp.asarray(first_index(cuts["columns"], local.columns)).astype(jnp.uint32)
-        # A block of another device gets no number here, rather than that of one of this device's blocks.
+        # A number outside the tensor, or a block of another device, gets none of the numbers of this device's blocks.
         return jnp.where(owned, number, local.count), rows, columns
 
     def _spanned(self) -> tuple[bool, bool]:
@@ -130,7 +130,7 @@ def update_tensor(
       param: the tensor.
       grad: like the moments, or like the tensor.
       moments: of the selected blocks.
-      indices: their numbers.
+      indices: their numbers; one outside the tensor selects nothing, and its moments stay.
       steps: how many updates each will have had, with this one.
       coefficients: float32 scalars.
       seed: names the draw of the stochastic rounding.
@@ -143,6 +143,8 @@ def update_tensor(
         )
 
     def launch(cuts: Cuts, param, grad, moments, indices, steps, scalars, seeds) -> Results:
+        if not indices.size:
+            return param, moments
         local = partition.local(cuts, param.shape[1:])
         numbers, rows, columns = partition.local_slots(cuts, local, indices)
         b1, b2 = scalars[:, 1, None], scalars[:, 2, None]
@@ -166,6 +168,7 @@ def update_tensor(
         return new.reshape(param.shape), tuple(m[0] for m in moments)
 
     scalars = jnp.stack([jnp.asarray(c, jnp.float32) for c in coefficients])
+    update = without_derivative(update, "masked_update has no derivative")
     return portable(update, _as_they_are)(param, grad, moments, indices, steps, scalars, seed)
 
 
@@ -210,6 +213,8 @@ def carry_moments(
     """Moments and numbers of updates for the blocks ``new``: kept for those that stay, zero for those that come."""
 
     def one(moments, steps, old, new) -> tuple[tuple[Array, ...], Array]:
+        if not old.shape[0]:
+            return tuple(jnp.zeros((*new.shape, *m.shape[1:]), m.dtype) for m in moments), jnp.zeros_like(new)
         place = jnp.clip(jnp.searchsorted(old, new), 0, old.shape[0] - 1)
         stays = old[place] == new
         kept = tuple(jnp.where(stays[:, None, None], m[place], 0) for m in moments)

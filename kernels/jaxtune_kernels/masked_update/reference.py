@@ -18,6 +18,10 @@ def masked_update_reference(rule: Rule, blocks: Blocks, operands: Operands) -> R
     selected = (trials, operands.slots.blocks)
     grads = cut(operands.grads)[selected] if operands.whole_grads else operands.grads
     new, moments = updated(rule, parts[selected], grads, operands.moments, *slot_terms(operands))
-    # What sticks out of the tensor belongs to no parameter.
+    # What sticks out of the tensor belongs to no parameter, and a number behind the last block to no block.
     inside = blocks.split(jnp.ones(blocks.shape, bool))[operands.slots.blocks]
-    return jax.vmap(blocks.join)(parts.at[selected].set(new)), tuple(jnp.where(inside, m, 0) for m in moments)
+    exists = (operands.slots.blocks < blocks.count)[..., None, None]
+    moments = tuple(
+        jnp.where(exists, jnp.where(inside, new, 0), old) for new, old in zip(moments, operands.moments, strict=True)
+    )
+    return jax.vmap(blocks.join)(parts.at[selected].set(new)), moments

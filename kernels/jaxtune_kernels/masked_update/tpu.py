@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
 from jax.experimental.pallas import tpu as pltpu
+from jaxtyping import Array, Int32
 
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results
@@ -100,6 +101,8 @@ def unsupported(blocks: Blocks, operands: Operands) -> str | None:
         return f"rows must be a multiple of {granule}, or all {blocks.rows}"
     if blocks.block_columns != blocks.columns and blocks.block_columns % LANES:
         return f"columns must be a multiple of {LANES}, or all {blocks.columns}"
+    if (slots := operands.slots.blocks.shape[1]) > blocks.count:
+        return f"{slots} are selected, but there are {blocks.count}"
     if (slots := math.prod(operands.slots.blocks.shape)) > _MOST_SLOTS:
         return f"{slots} blocks are more than {_MOST_SLOTS}"
     return None
@@ -140,13 +143,29 @@ def _largest_part(whole: int, granule: int, most: int) -> int:
 def _scalars(operands: Operands, blocks_each: int) -> list[jax.Array]:
     """What the scalar core needs, as vectors: in its memory, a second dimension would be padded to 128."""
     slots = operands.slots
-    groups = slots.blocks.shape[0]
-    # A number outside the tensor is the caller's mistake; it must not become a copy to somewhere else.
-    within = jnp.clip(slots.blocks, 0, blocks_each - 1)
-    shifted = within + blocks_each * jnp.arange(groups, dtype=jnp.int32)[:, None]
+    shifted = _places(slots.blocks, blocks_each)
     words = [lax.bitcast_convert_type(v, jnp.int32) for v in (slots.first_rows, slots.first_columns, operands.seeds)]
     vectors = (shifted, *words, slots.first_corrections, slots.second_corrections, operands.coefficients)
     return [v.reshape(-1) for v in vectors]
+
+
+def _places(numbers: Int32[Array, "g n"], blocks_each: int) -> Int32[Array, "g n"]:
+    """The block that each slot works on, counted through all groups; inverted (``~``) where it must stay as it is.
+
+    The pipeline copies some block out for each slot. So a slot whose number is that of no block is given one that no
+    other slot has, of which there are enough, as long as there are no more slots than blocks.
+    """
+
+    def with_spares(numbers: Array) -> Array:
+        groups = jnp.arange(numbers.shape[0])[:, None]
+        taken = jnp.zeros((numbers.shape[0], blocks_each), bool).at[groups, numbers].set(True, mode="drop")
+        spares = jnp.argsort(taken, axis=1, stable=True).astype(jnp.int32)
+        lost = numbers >= blocks_each
+        spare = jnp.take_along_axis(spares, jnp.maximum(jnp.cumsum(lost, axis=1) - 1, 0), axis=1)
+        return jnp.where(lost, ~(spare + first), numbers + first)
+
+    first = blocks_each * jnp.arange(numbers.shape[0], dtype=jnp.int32)[:, None]
+    return lax.cond(jnp.all(numbers < blocks_each), lambda numbers: numbers + first, with_spares, numbers)
 
 
 def _step(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: Any, indices: Any) -> tuple[Any, ...]:
@@ -155,7 +174,7 @@ def _step(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: Any, indi
     Tiles outside the tensor, which only a block that sticks out has, stay with the last tile before them that is
     inside: then nothing is copied in or out for them.
     """
-    matrix, i, j = blocks.coordinates(indices[slot])
+    matrix, i, j = blocks.coordinates(_block(indices, slot))
     starts = (i * tiling.counts[0], j * tiling.counts[1])
     if not blocks.ragged:
         return matrix, starts, (row, column), True
@@ -168,6 +187,10 @@ def _step(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: Any, indi
     below, beside = row > last[0], column > last[1]
     inside = ~(below | beside)
     return matrix, starts, (jnp.where(below, last[0], row), jnp.where(inside, column, last[1])), inside
+
+
+def _block(indices: Any, slot: Any) -> Any:
+    return jnp.where(indices[slot] < 0, ~indices[slot], indices[slot])
 
 
 def _tile_of_tensor(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: Any, indices: Any, *_: Any) -> Any:
@@ -189,7 +212,7 @@ def _kernel(rule: Rule, blocks: Blocks, tiling: Tiling, granule: int, slots: int
     scalars = Coefficients(*(coefficients[group * 6 + i] for i in range(6)))
     factors = Corrections(first[slot], second[slot])
     seed = seeds[group].astype(jnp.uint32)
-    _, i, j = blocks.coordinates(indices[slot])
+    _, i, j = blocks.coordinates(_block(indices, slot))
 
     def update(at: tuple[Any, Any], shape: tuple[int, int]) -> None:
         place = (0, pl.ds(at[0], shape[0]), pl.ds(at[1], shape[1]))
@@ -208,14 +231,14 @@ def _kernel(rule: Rule, blocks: Blocks, tiling: Tiling, granule: int, slots: int
                 value = jnp.where(inside, value, jnp.zeros_like(value))
             out[place] = value
 
-    def tile() -> None:
-        _in_chunks(tiling.tile, granule, update)
+    def keep(at: tuple[Any, Any], shape: tuple[int, int]) -> None:
+        place = (0, pl.ds(at[0], shape[0]), pl.ds(at[1], shape[1]))
+        for out, value in zip((p_out, *m_out), (p_in, *m_in), strict=True):
+            out[place] = value[place]
 
     inside = _step(blocks, tiling, slot, pl.program_id(1), pl.program_id(2), indices)[3]
-    if blocks.ragged:
-        pl.when(inside)(tile)
-    else:
-        tile()
+    for selected, work in ((indices[slot] >= 0, update), (indices[slot] < 0, keep)):
+        pl.when(selected & inside)(functools.partial(_in_chunks, tiling.tile, granule, work))
 
 
 def _in_chunks(tile: tuple[int, int], granule: int, update: Any) -> None:

@@ -30,6 +30,8 @@ def masked_update_xla(rule: Rule, blocks: Blocks, operands: Operands) -> Results
     if blocks.ragged:
         inside = _inside(blocks, indices)
         moments = tuple(jnp.where(inside, m, 0) for m in moments)
+    selected = (indices < blocks.count)[..., None, None]
+    moments = tuple(jnp.where(selected, new, old) for new, old in zip(moments, operands.moments, strict=True))
     # Fused into one loop, a gather from and a scatter into the same memory make XLA work on a copy of it.
     new = lax.optimization_barrier(new)
     params = jax.vmap(lambda tensor, selected, values: put(blocks, tensor, selected, values))(
