@@ -6,7 +6,13 @@ The public names; each is imported when it is first used, so that ``jaxtune --he
 from __future__ import annotations
 
 import importlib
+import importlib.util
+import os
 from typing import TYPE_CHECKING, Any
+
+if importlib.util.find_spec("torch") is None:
+    # transformers misses it aloud when it is imported, and its tokenizers and configurations do not need it.
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 
 if TYPE_CHECKING:
     from jaxtune.config import Config, load_config

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from jaxtune.cli.dispatch import Commands, Parser, dispatch
+from jaxtune.cli.surroundings import make_home_usable, make_streams_usable
 from jaxtune.errors import UserError
 
 __all__ = ["COMMANDS", "Parser", "main"]
@@ -44,6 +45,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
       0 done; 2 the user's input is wrong; 1 anything else.
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
+    make_streams_usable()
+    make_home_usable()
     try:
         _check_text(given)
         return _run(given)
@@ -81,6 +84,4 @@ def _run(given: list[str]) -> int:
 
         print(f"jaxtune {version('jaxtune')}")
         return 0
-    # transformers misses torch aloud, which its tokenizers and configurations do not need.
-    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
     return dispatch(_ALL, given)

@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.errors import UserError
@@ -111,9 +111,12 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
         return ""
     # What stands in a table is told as it is: brackets in a name are no markup, and colons no emoji.
     console = Console(width=None if sys.stdout.isatty() or sys.stderr.isatty() else 110, markup=False, emoji=False)
+    whole = console.options.update(width=10_000)
     drawn = _table(rows, title, narrow=False)
-    if console.measure(drawn, options=console.options.update(width=10_000)).maximum > console.width:
+    if console.measure(drawn, options=whole).maximum > console.width:
         drawn = _table(rows, title, narrow=True)
+    if _least_width(rows) > console.width:
+        return "\n".join(_record_lines(rows, title))
     with console.capture() as capture:
         console.print(drawn)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
@@ -125,13 +128,43 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str | None, *, narrow: bool
 
     drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
-        numeric = all(isinstance(row[name], int | float | None) for row in rows)
+        numeric = _is_numeric(rows, name)
         header = str(name).replace("_", "_\n") if numeric and narrow else str(name)
         width = max(len(_cell(row[name])) for row in rows) if numeric else None
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold", min_width=width)
     for row in rows:
         drawn.add_row(*(_cell(value) for value in row.values()))
     return drawn
+
+
+# A column of text may be broken into lines of this many characters, not into single letters.
+_SHORTEST_TEXT = 12
+
+
+def _is_numeric(rows: Sequence[Mapping[str, Any]], name: str) -> bool:
+    return all(isinstance(row[name], int | float | None) for row in rows)
+
+
+def _least_width(rows: Sequence[Mapping[str, Any]]) -> int:
+    """Characters that a table needs at least so that no number and no short word is broken."""
+    widths = []
+    for name in rows[0]:
+        longest = max(len(_cell(row[name])) for row in rows)
+        parts = name.split("_") if _is_numeric(rows, name) else [name]
+        head = max(len(part) for part in parts) + (len(parts) > 1)
+        widths.append(max(longest, head) if _is_numeric(rows, name) else min(max(longest, len(name)), _SHORTEST_TEXT))
+    return sum(widths) + 2 * (len(widths) - 1)
+
+
+def _record_lines(rows: Sequence[Mapping[str, Any]], title: str | None) -> Iterator[str]:
+    """Each row as lines of a name and a value, for a terminal that no table fits in."""
+    if title:
+        yield title
+    width = max(map(len, rows[0]))
+    for number, row in enumerate(rows):
+        if number:
+            yield ""
+        yield from (f"{name:<{width}}  {_cell(value)}" for name, value in row.items())
 
 
 def _cell(value: Any) -> str:

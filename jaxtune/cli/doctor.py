@@ -91,5 +91,6 @@ def _import_error(module: str) -> str | None:
 
 
 def _writable(path: Path) -> bool:
-    existing = next(part for part in (path, *path.parents) if part.exists())
+    # os.path.exists answers where Path.exists raises: below a folder that is not ours to look into.
+    existing = next(part for part in (path, *path.parents) if os.path.exists(part))
     return os.access(existing, os.W_OK)

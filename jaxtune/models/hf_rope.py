@@ -41,6 +41,8 @@ def read_ropes(
     local_base = values.get("rope_local_base_freq")
     local_base = 10_000.0 if local_base is None else local_base
     if new:
+        # transformers 5.0 to 5.12 write a rope_theta of null beside the objects of the layers.
+        given = {name: part for name, part in given.items() if part is not None}
         unknown = set(given) - set(LAYER_TYPES)
         if unknown or not all(isinstance(part, dict) for part in given.values()):
             wrong(key, given, f"must hold one object for each of {' and '.join(LAYER_TYPES)}")

@@ -63,7 +63,7 @@ class AdamW:
         Returns:
           The new parameters, the new moments, and the gradients' norm before clipping.
         """
-        norm = optax.global_norm(gradients)
+        norm = optax.tree.norm(gradients)
         shared = {
             "b1": hyperparameters["optimizer.beta1"],
             "b2": hyperparameters["optimizer.beta2"],

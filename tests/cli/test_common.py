@@ -37,6 +37,21 @@ def test_a_table_of_a_search_fits_eighty_columns_without_breaking_a_number(monke
     assert "learning_rate" in table([ROW]), "names are whole where there is room"
 
 
+@pytest.mark.parametrize("columns", [30, 40])
+def test_a_terminal_that_no_table_fits_in_is_shown_lines(monkeypatch, columns):
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = table([ROW, ROW], title="trials").splitlines()
+    assert lines[0] == "trials"
+    cells = ["1", "4.701", "–", "finished", "0.0005154", "0.1235", "0.00123", "16", "31.12", "0.1235"]
+    assert [line.split() for line in lines[1:11]] == [list(pair) for pair in zip(ROW, cells, strict=True)]
+    assert max(map(len, lines)) <= columns
+    drawn = re.sub(
+        r"\x1b\[[0-9;]*m", "", table([{"study": "a" * 60, "trials": 3, "status": "best", "share": "0.542 %"}])
+    )
+    assert {"best", "0.542 %"} <= {part.strip() for line in drawn.splitlines() for part in line.split("  ")}
+
+
 def test_numbers_that_are_not_finite_are_null_in_json(capsys):
     result = {"metrics": {"loss": math.nan, "f1": 1.0}, "trials": [np.float32(0.5), math.inf, (1, -math.inf)]}
     emit(result, True, "")

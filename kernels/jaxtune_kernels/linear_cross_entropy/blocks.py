@@ -180,13 +180,17 @@ def losses(
         here = _with_states(terms, states, active)
         logits = _logits(here, of_block.soft_cap)
         found = _losses(logits.values, here, of_block, axes)
-        numbers = lax.dynamic_update_slice(numbers, jnp.where(active, jnp.stack(found), 0.0), (0, index * block))
+        numbers = lax.dynamic_update_slice_in_dim(
+            numbers, jnp.where(active, jnp.stack(found), 0.0), index * block, axis=1
+        )
         if any(wanted):
             slopes = _logit_gradients(logits, found[1], here, of_block, axes)
             gradients = tuple(
                 None
                 if gradient is None
-                else lax.dynamic_update_slice(gradient, _state_gradient(term, slopes, active, axes), (index * block, 0))
+                else lax.dynamic_update_slice_in_dim(
+                    gradient, _state_gradient(term, slopes, active, axes), index * block, axis=0
+                )
                 for term, gradient in zip(here, gradients, strict=True)
             )
         return numbers, gradients
