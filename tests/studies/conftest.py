@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from jaxtune.config import Config, load_config
@@ -31,6 +33,7 @@ def make_config(config_file, tmp_path):
 def runner(monkeypatch) -> SyntheticRunner:
     """Trains the trials of every experiment: learning curves with a known order."""
     synthetic = SyntheticRunner()
+    synthetic.experiment = SimpleNamespace(fingerprints={})
     for study in (early_score, ablation):
         monkeypatch.setattr(study, "open_runner", lambda *_, **__: synthetic)
     return synthetic
