@@ -24,7 +24,6 @@ from __future__ import annotations
 import functools
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 from jax.experimental import pallas as pl
