@@ -116,7 +116,8 @@ class DataConfig(Section):
     prompt: str | None = Field(default=None, description="Template with named fields: '{text}\\n{attribute}:'.")
     completion: str | None = Field(default=None, description="Template of what is to be learnt: ' {value}'.")
     messages: str | None = Field(
-        default=None, description="Field of chat messages, rendered by the tokenizer's chat template."
+        default=None,
+        description="Field of chat messages, rendered by the tokenizer's chat template with the row's tools, if any.",
     )
     explode: ExplodeConfig | None = None
     date: Annotated[str, AfterValidator(_iso_date)] | None = Field(

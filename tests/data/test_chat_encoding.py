@@ -212,13 +212,13 @@ def test_a_real_template_and_tokenizer(babyllama):
     if not path.is_dir():
         pytest.skip(f"no pretrained checkpoint at {path}")
     tokenizer = AutoTokenizer.from_pretrained(path)
-    talk = [*TALK, {"role": "user", "content": " 2 + 40? \n"}, {"role": "assistant", "content": " 42 "}]
+    talk = [*TALK, {"role": "user", "content": " 2 + 40? \n"}, {"role": "assistant", "content": "42 "}]
     # A line break at the beginning of an answer makes one token with the one of the generation prompt.
     broken = [*talk[:-1], {"role": "assistant", "content": "\n 42 "}]
     kept, cut = encoded(tokenizer, [talk, broken])
     prompt = tokenizer.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)
     assert kept.tokens.tolist() == tokenizer.apply_chat_template(talk, return_dict=False)
-    assert tokenizer.decode(kept.tokens[kept.weights > 0]) == "blue<|im_end|>red<|im_end|> 42 <|im_end|>"
+    assert tokenizer.decode(kept.tokens[kept.weights > 0]) == "blue<|im_end|>red<|im_end|>42 <|im_end|>"
     assert (kept.crossed, cut.crossed) == (False, True)
     for example in (kept, cut):
         assert example.prompt.tolist() == example.tokens[: example.prompt_length].tolist() == prompt

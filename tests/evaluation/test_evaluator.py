@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import json
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tokenizers import AddedToken
 
 from jaxtune.config.schema import DataConfig, EvaluationConfig
 from jaxtune.data.examples import make_examples
@@ -54,6 +56,29 @@ class Told(Generator):
     def __call__(self, params, adapters, prompts, **_):
         texts = [self.tokenizer.decode(prompt, skip_special_tokens=True) for prompt in prompts]
         return [self.tokenizer.encode(self.answers.get(text, " no"), add_special_tokens=False) for text in texts]
+
+
+def test_a_chat_is_asked_what_transformers_would_ask(tokenizer):
+    # Each answer stands behind a space that the whole text would merge with it: only the messages' own ids will do.
+    chat = copy.deepcopy(tokenizer)
+    chat.add_tokens([AddedToken(" red", normalized=False), AddedToken(" big", normalized=False)])
+    chat.chat_template = (
+        "{% for m in messages %}{{ m['role'] + ' says ' + m['content'] + ' . ' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ 'assistant says ' }}{% endif %}"
+    )
+    words = ["a red ball", "red", "the big dog", "big"]
+    talk = [{"role": role, "content": word} for role, word in zip(["user", "assistant"] * 2, words, strict=True)]
+    asked = []
+
+    class Asked(Told):
+        def __call__(self, params, adapters, prompts, **_):
+            asked.extend(prompts)
+            return [self.tokenizer.encode("big . ", add_special_tokens=False) for _ in prompts]
+
+    examples = make_examples([{"talk": talk}], DataConfig(train="rows.jsonl", messages="talk"), chat)
+    assert examples[0].crossed
+    Evaluator(examples, Asked(chat, {}), chat, CONFIG).evaluate({})
+    assert asked == [chat.apply_chat_template(talk[:-1], add_generation_prompt=True, return_dict=False)]
 
 
 def make_evaluator(tokenizer, answers, config=CONFIG, data=None, rows=ROWS):
