@@ -205,16 +205,17 @@ def load_checkpoint(directory: str | Path, like: PyTree, which: Literal["best", 
       UserError: the checkpoint holds other arrays (another configuration), or a run replaces its checkpoints faster
         than they can be read.
     """
-    folder, end = Path(directory), time.monotonic() + _REPLACED_SECONDS
+    folder, end, seen = Path(directory), time.monotonic() + _REPLACED_SECONDS, False
     while True:
         before = _files(folder)
+        seen = seen or bool(before)
         try:
             found = _load(folder, like, which)
         except Exception:
             if _files(folder) == before:
                 raise
         else:
-            if found is None and not before:
+            if found is None and not seen:
                 return None
             # Half removed, a checkpoint can still be read: what is gone is zeros.
             if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
