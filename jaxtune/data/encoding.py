@@ -180,7 +180,7 @@ class _Pieces:
         # For each place: how many of the whole's tokens come before the text to be encoded, and that text.
         self._windows: list[dict[int, tuple[int, str]]] = [{} for _ in items]
         for number, (_, text, spans) in enumerate(items):
-            for cut in {cut for span in spans for cut in span if cut < len(text)}:
+            for cut in {cut for span in spans for cut in span if 0 < cut < len(text)}:
                 token, start, _ = next((split for split in splits[number] if split[2] <= cut), (0, 0, 0))
                 self._windows[number][cut] = (token, text[start:cut])
         windows = {window for each in self._windows for _, window in each.values()}
@@ -202,6 +202,8 @@ class _Pieces:
 
     def prefix(self, number: int, cut: int) -> list[int]:
         """The ids of text ``number`` up to the character ``cut``."""
+        if not cut:
+            return []
         if cut not in self._windows[number]:
             return self.whole[number]
         token, window = self._windows[number][cut]

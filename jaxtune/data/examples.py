@@ -96,6 +96,11 @@ class Examples(Sequence[Example]):
     def __iter__(self) -> Iterator[Example]:
         return iter(self._examples)
 
+    @property
+    def crossed(self) -> int:
+        """In how many of them a token would have crossed from what is given into what is learnt."""
+        return sum(example.crossed for example in self._examples)
+
 
 @dataclasses.dataclass(frozen=True)
 class _Text:

@@ -143,6 +143,7 @@ def test_given_ids_win_and_rows_are_counted_and_told(chat_tokenizer, caplog: pyt
     with caplog.at_level(logging.WARNING):
         found = encoded(tokenizer, [TALK, apart, TALK[:2]])
     assert [example.crossed for example in found] == [True, False, True]
+    assert found.crossed == 2
     assert "in 2 of 3 conversations a token of the whole text would cross" in caplog.text
     example = found[0]
     # Both answers begin anew behind a space that stays a token of its own.
