@@ -247,10 +247,10 @@ class Fractional:
 
     def _ranked(self, table: Table, seed: int, told: list[Observation]) -> list[int]:
         """Positions of the trials that may go on, the most promising first."""
-        estimates = Surrogate(table.space, seed=seed, initial=INITIAL).promotion_estimates(told)
-        worth = [one.score for one in told] if estimates is None else estimates
-        sound = [at for at, one in enumerate(told) if one.score is not None and one.stopped is None]
-        return sorted(sound, key=lambda at: (worth[at], told[at].score))
+        there = [at for at, one in enumerate(told) if one.stopped is None]
+        estimates = Surrogate(table.space, seed=seed, initial=INITIAL).promotion_estimates([told[at] for at in there])
+        worth = dict(zip(there, [told[at].score for at in there] if estimates is None else estimates, strict=True))
+        return sorted((at for at in there if told[at].score is not None), key=lambda at: (worth[at], told[at].score))
 
 
 class _Scored:

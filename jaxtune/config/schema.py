@@ -328,7 +328,7 @@ class SearchConfig(Section):
     start_from: UserPath | None = Field(
         default=None,
         description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
-        "model: its best finished trials come first, instead of the design.",
+        "model: its best finished trials come first, in the places of the design (initial less the reference).",
     )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."

@@ -64,12 +64,11 @@ class Scores:
           rung: the step of a trial's first rung on the ladder, which all trials reach; None without a ladder.
         """
         seen = self.at(trials, rung, [number for number, state in trials.items() if state.failed])
-        if rung is None:
-            for number, state in trials.items():
-                if state.stopped:
-                    last = state.rungs[max(state.rungs)]
-                    seen.append((number, self._observation(state, last, stopped=len(state.rungs))))
-        return sorted([(number, one) for number, one in seen if one is not None], key=lambda pair: pair[0])
+        for number, state in trials.items() if rung is None else ():
+            if state.stopped:
+                last = self._observation(state, state.rungs[max(state.rungs)], stopped=len(state.rungs))
+                seen += [] if last is None else [(number, last)]
+        return sorted(seen, key=lambda pair: pair[0])
 
     def reports(
         self, history: History, trial: Trial, rungs: Callable[[Trial], Sequence[int]]
