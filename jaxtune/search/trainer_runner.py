@@ -34,6 +34,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import load_checkpoint, newest_step
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
+from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -229,18 +230,49 @@ class TrainerRunner:
         if loss_batches is None:
             return None
         begin = time.perf_counter()
-        config = self.configuration({} if trial is None else trial.configuration)
+        trainer, values, state = self.load(trial)
+        return measure(
+            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
+        )
+
+    def load(
+        self, trial: Trial | None, overrides: Mapping[str, Any] | None = None
+    ) -> tuple[Trainer, dict[str, float], TrainState]:
+        """A trial's program, its values and its newest state; without a trial, those of the untuned model.
+
+        Args:
+          trial: the trial.
+          overrides: further ones, which change no shape.
+
+        Raises:
+          UserError: the trial has no checkpoint, or one of another configuration.
+        """
+        config = self.configuration({} if trial is None else {**trial.configuration, **(overrides or {})})
         trainer, values = self.trainer(config), hyperparameters(config)
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            loaded = load_checkpoint(trial.directory / "checkpoints", state, "latest")
+            folder = trial.directory / "checkpoints"
+            loaded = load_checkpoint(folder, state, "latest") if folder.is_dir() else None
             if loaded is None:
-                raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
-            _, state = loaded
-        return measure(
-            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
-        )
+                raise UserError(f"{folder}: the checkpoint of trial {trial.id} is missing; it must be trained again")
+            state = loaded[1]
+        return trainer, values, state
+
+    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
+        """Writes a trial's newest state as the PEFT adapter of the study, in place of another one.
+
+        Returns:
+          Where it is, and what it is of; None where parameters were trained that no adapter holds.
+        """
+        trainer, values, state = self.load(trial)
+        if not trainer.plan.is_low_rank_only:
+            return None
+        config = self.experiment.config
+        path = RunDirectory(config.directory).adapter_path
+        base, revision = config.model.path, config.model.revision
+        trainer.save_adapter(path, state, base=base, revision=revision, hyperparameters=values)
+        return {"path": str(path), "trial": trial.id, "step": int(state.step)}
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.
