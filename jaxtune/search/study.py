@@ -48,7 +48,7 @@ class Study:
       search: space, number of trials, fraction, promotions, seed.
       runner: trains and scores trials.
       direction: whether the objective is minimised or maximised.
-      reference: dotted overrides of ``base`` that make trial 0.
+      reference: dotted overrides of ``base`` that make trial 0; ``base`` itself without any.
       start: configurations of the trials after the reference, instead of a design: of an earlier study.
       base: the resolved configuration, nested, that trials override; the journal remembers it.
       reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up
@@ -91,7 +91,7 @@ class Study:
         self.search = search
         self.runner = runner
         self.direction: Literal["min", "max"] = direction
-        self.reference = dict(search.reference if reference is None else reference)
+        self.reference = dict(reference or {})
         self.start = [dict(one) for one in start]
         self.base = {} if base is None else dict(base)
         self.space = Space(search.space, known_keys, search.fixed)

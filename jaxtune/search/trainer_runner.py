@@ -14,6 +14,7 @@ from typing import Any, Literal
 from jaxtune.config import (
     Config,
     capacities,
+    dotted,
     dump_config,
     hyperparameters,
     load_config,
@@ -24,7 +25,7 @@ from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
-from jaxtune.search.header import deciding
+from jaxtune.search.header import deciding, recorded_reference
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
@@ -65,15 +66,22 @@ def search_config(config: Config) -> SearchConfig:
 
 
 def reference_overrides(config: Config) -> dict[str, Any]:
-    """What makes trial 0: ``search.reference``, or the paper's values (arXiv:2407.13906).
+    """What makes trial 0, as ``search.reference`` says.
 
-    Of the paper's: LoRA on q and v with rank 16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up
-    0.1. Where the configuration trains low-rank terms on other modules, those modules are kept and take the paper's
-    rank, alpha and dropout.
+    ``own`` changes nothing: it names what the configuration has for the searched keys. A study that began when another
+    reference was the default keeps the one in its journal. ``paper`` (arXiv:2407.13906) is LoRA on q and v with rank
+    16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up 0.1; where the configuration trains
+    low-rank terms on other modules, those modules are kept and take the paper's rank, alpha and dropout.
     """
     assert config.search is not None
-    if config.search.reference:
-        return dict(config.search.reference)
+    chosen = config.search.reference
+    if isinstance(chosen, dict):
+        return dict(chosen)
+    if chosen == "own":
+        if (recorded := recorded_reference(config.directory)) is not None:
+            return recorded
+        values = dotted(config)
+        return {key: values[key] for key in config.search.space if key in values}
     paper, optimizer = REFERENCE_UPDATE[0], OptimizerConfig()
     overrides: dict[str, Any] = {
         "optimizer.learning_rate": optimizer.learning_rate,
@@ -121,7 +129,7 @@ class TrainerRunner:
         self._running: list[RunningTrial] = []
         self._stopping = False
         self._space = Space(self.search.space)
-        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.config))]
+        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.given))]
         self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
 
     @property
@@ -312,7 +320,7 @@ class TrainerRunner:
         """How many programs the space has, and the key of the one that only the reference has, if it does."""
         dimensions = self._space.dimensions
         keys = [{program_key(self.configuration({one.key: value})) for value in one.samples()} for one in dimensions]
-        reference = reference_overrides(self.experiment.config)
+        reference = reference_overrides(self.experiment.given)
         inside = {
             one.key: reference[one.key]
             for one in dimensions
