@@ -52,15 +52,6 @@ def add_data_argument(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def add_trained_arguments(parser: argparse.ArgumentParser) -> None:
-    """``--adapter DIR | --untuned``: what to use instead of the run directory's checkpoint."""
-    group = parser.add_mutually_exclusive_group()
-    group.add_argument(
-        "--adapter", metavar="DIR", type=path_argument, help="a PEFT adapter, instead of the run's checkpoint"
-    )
-    group.add_argument("--untuned", action="store_true", help="the model as it is")
-
-
 def add_json_argument(parser: argparse.ArgumentParser) -> None:
     """``--json``."""
     parser.add_argument("--json", action="store_true", help="print one JSON object on standard output")

@@ -6,15 +6,15 @@ import argparse
 import json
 from pathlib import Path
 
-from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, path_argument, say, start, table
+from jaxtune.cli import trained
+from jaxtune.cli.common import emit, path_argument, say, table
 
-EXAMPLE = "jaxtune evaluate runs/mine/config.yaml --split test --predictions predictions.jsonl"
+EXAMPLE = "jaxtune evaluate runs/quickstart --split test --predictions predictions.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    add_config_arguments(parser)
-    add_trained_arguments(parser)
+    trained.add_arguments(parser)
     parser.add_argument("--split", choices=("train", "validation", "test"), default="test", help="default: test")
     parser.add_argument(
         "--predictions",
@@ -26,12 +26,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Scores a trained run, an adapter or the untuned model: loss, and the task metric if a task is configured."""
-    config = start(arguments)
+    chosen = trained.start_subject(arguments)
+    config = chosen.config
 
     from jaxtune.errors import UserError
     from jaxtune.files import check_writable, write_atomically
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.trained import trained
 
     if getattr(config.data, arguments.split) is None:
         raise UserError(f"data.{arguments.split}: the configuration has no such split; name another with --split")
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
         if Path(arguments.predictions).is_dir():
             raise UserError(f"--predictions: {arguments.predictions} is a directory, not a file")
     experiment = Experiment(config)
-    subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    subject = chosen.open(experiment)
     evaluator = experiment.evaluator(arguments.split)
     if arguments.predictions and evaluator is None:
         raise UserError("--predictions needs evaluation.task, which is 'none'")

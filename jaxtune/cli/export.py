@@ -5,15 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, path_argument, start
+from jaxtune.cli import trained
+from jaxtune.cli.common import emit, path_argument
 
-EXAMPLE = "jaxtune export runs/mine/config.yaml --merged my-model"
+EXAMPLE = "jaxtune export runs/quickstart --merged my-model"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    add_config_arguments(parser)
-    add_trained_arguments(parser)
+    trained.add_arguments(parser)
     target = parser.add_mutually_exclusive_group(required=True)
     target.add_argument(
         "--merged", metavar="DIR", type=path_argument, help="a whole model that transformers loads, adapters merged in"
@@ -23,13 +23,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Writes what was trained in a form that other programs load."""
-    config = start(arguments)
+    chosen = trained.start_subject(arguments)
+    config = chosen.config
 
     from jaxtune.errors import UserError
     from jaxtune.files import check_writable
     from jaxtune.models import save_model
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.trained import trained
     from jaxtune.updates import merge_adapters
 
     target = Path(arguments.merged or arguments.peft)
@@ -37,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty directory; choose another")
     experiment = Experiment(config, parts=())
-    subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    subject = chosen.open(experiment)
     kind = "merged model" if arguments.merged else "PEFT adapter"
     if arguments.dry_run:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would write {subject.origin} to {target}")

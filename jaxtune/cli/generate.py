@@ -6,15 +6,15 @@ import argparse
 import re
 import sys
 
-from jaxtune.cli.common import add_config_arguments, add_trained_arguments, emit, start
+from jaxtune.cli import trained
+from jaxtune.cli.common import emit
 
-EXAMPLE = "jaxtune generate runs/mine/config.yaml --escapes --prompt 'Acme kettle, 2 l\\nBrand:' --max-new-tokens 16"
+EXAMPLE = "jaxtune generate runs/quickstart --escapes --prompt 'Acme kettle, 2 l\\nBrand:' --max-new-tokens 16"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
-    add_config_arguments(parser)
-    add_trained_arguments(parser)
+    trained.add_arguments(parser)
     parser.add_argument(
         "--prompt",
         metavar="TEXT",
@@ -43,7 +43,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Continues prompts, or answers conversations."""
-    config = start(arguments)
+    chosen = trained.start_subject(arguments)
+    config = chosen.config
 
     from jaxtune.config import with_overrides
     from jaxtune.data import chat_prompt, encode_prompts, read_conversations
@@ -51,7 +52,6 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.evaluation.generation import check_request
     from jaxtune.evaluation.text import answer_texts
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.trained import trained
 
     if arguments.messages is not None and arguments.prompt:
         raise UserError("give --prompt or --messages, not both")
@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.max_new_tokens is not None:
         overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
     experiment = Experiment(with_overrides(config, overrides), parts=())
-    subject = trained(experiment, adapter=arguments.adapter, untuned=arguments.untuned)
+    subject = chosen.open(experiment)
     if talks:
         prompts = [chat_prompt(talk, experiment.tokenizer, place, key="--messages") for talk, place in talks]
     encoded = encode_prompts(experiment.tokenizer, prompts, rendered=bool(talks))

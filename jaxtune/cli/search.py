@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
+from jaxtune.cli.trained import next_steps
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
@@ -64,7 +65,7 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
         emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
     write_report(config.directory)
-    emit(summary, as_json, _text(summary, config.directory))
+    emit(summary, as_json, _text(summary, config))
     return 0
 
 
@@ -87,7 +88,7 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
-def _text(summary: Mapping[str, Any], run_dir: str) -> str:
+def _text(summary: Mapping[str, Any], config: Config) -> str:
     rows = [
         {
             "trial": trial["id"],
@@ -123,8 +124,9 @@ def _text(summary: Mapping[str, Any], run_dir: str) -> str:
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
             f"{budget['seconds']:.0f} s, train step compiled {budget['compilations']} times",
-            f"report: {run_dir}/report.html",
+            f"report: {config.directory}/report.html",
             f"the winner again: {best['command']}",
+            *next_steps(config, summary),
         ]
     )
 

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import argparse
+from typing import TYPE_CHECKING
 
 from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
 from jaxtune.cli.plan import check
+from jaxtune.cli.trained import next_steps
+
+if TYPE_CHECKING:
+    from jaxtune.config import Config
 
 EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
@@ -42,14 +47,16 @@ def run(arguments: argparse.Namespace) -> int:
     except Diverged as error:
         say(f"jaxtune: {error}")
         return 1
-    emit(summary, arguments.json, _text(summary))
+    emit(summary, arguments.json, _text(summary, config))
     return 0
 
 
-def _text(summary: dict) -> str:
+def _text(summary: dict, config: Config) -> str:
     lines = [f"{summary['stopped']} at step {summary['steps']} in {summary['seconds']:.1f} s"]
     lines += [f"  {name:<32} {value:.6g}" for name, value in summary["metrics"].items() if value is not None]
     if summary["stopped"] == "signal":
         lines.append("stopped before the end; the same command goes on from here")
     lines.append(f"results in {summary['run_dir']}")
+    if summary["stopped"] != "signal":
+        lines += next_steps(config, summary)
     return "\n".join(lines)

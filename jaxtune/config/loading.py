@@ -236,6 +236,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             child = [rule.model_dump() for rule in REFERENCE_UPDATE] if here == "update" else {}
         elif isinstance(child, str) and parts[0] == "data":
             child = {"path": child}
+        elif child == "own" and here == "search.reference":
+            child = {}
         elif not isinstance(child, dict | list):
             raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
         node[part] = child

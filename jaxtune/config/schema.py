@@ -15,6 +15,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, field_validator, mo
 
 from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, UserPath, located
 from jaxtune.config.studies import StudiesConfig
+from jaxtune.errors import nearest
 
 LONGEST_NAME = 240
 """Bytes of a folder's name: file systems take 255, and names are made from it."""
@@ -334,8 +335,11 @@ class SearchConfig(Section):
         default="loss", description="Validation loss, or a task metric."
     )
     seed: Seed = 0
-    reference: dict[str, Any] = Field(
-        default_factory=dict, description="Overrides that make trial 0; the paper's reference values if empty."
+    reference: Literal["own", "paper"] | dict[str, Any] = Field(
+        default="own",
+        description="Trial 0, which the others are compared with: 'own' is the configuration as it stands, 'paper' the "
+        "values of arXiv:2407.13906; or a mapping of the dotted keys that differ from the configuration. A study that "
+        "began when another one was the default keeps it.",
     )
     workers: PositiveInt = Field(
         default=1,
@@ -350,6 +354,18 @@ class SearchConfig(Section):
         description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
         "else a CPU core.",
     )
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _reference(cls, value: Any) -> Any:
+        """One message for what is neither a name nor a mapping; an empty mapping leaves the configuration as it is."""
+        if isinstance(value, dict):
+            return value or "own"
+        if value not in (names := ("own", "paper")):
+            raise ValueError(
+                f"{value!r} is no choice{nearest(value, names)}, or give a mapping of dotted keys to values"
+            )
+        return value
 
     @model_validator(mode="after")
     def _address(self) -> SearchConfig:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 from jaxtune.reports import formatting
 from jaxtune.reports.records import StudyRecord, TrialRecord
 from jaxtune.search.directory import train_command
+from jaxtune.search.header import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,12 +174,19 @@ def test_measures(study: StudyRecord, winner: Winner | None) -> tuple[list[str],
 
 
 def settings(study: StudyRecord, winner: Winner) -> list[dict[str, Any]]:
-    """The winner's configuration, key by key, beside the reference's and what was searched."""
+    """The winner's value beside the reference's: of every searched key, and of each other in which the two differ."""
     reference = next((trial.configuration for trial in study.trials if trial.reference), {})
-    keys = dict.fromkeys([*study.keys, *winner.trial.configuration])
+
+    def value(configuration: Mapping[str, Any], key: str) -> Any:
+        """What a trial does not override it has from the study's configuration."""
+        with contextlib.suppress(KeyError):
+            return configuration[key] if key in configuration else lookup(study.config, key)
+
     rows = []
-    for key in keys:
-        mine, theirs = winner.trial.configuration.get(key), reference.get(key)
+    for key in dict.fromkeys([*study.keys, *winner.trial.configuration, *reference]):
+        mine, theirs = value(winner.trial.configuration, key), value(reference, key)
+        if mine == theirs and key not in study.space:
+            continue
         rows.append(
             {
                 "key": key,

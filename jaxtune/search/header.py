@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,16 @@ def read_data(run_dir: Path) -> DataHistory:
     """
     path = run_dir / FILENAME
     return recorded_data(read_journal(run_dir), path) if path.exists() else DataHistory()
+
+
+def recorded_reference(run_dir: str | Path) -> dict[str, Any] | None:
+    """The overrides that made trial 0 of the study in a directory; None where none has begun.
+
+    A journal that cannot be read is told of by whoever reads all of it.
+    """
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (Path(run_dir) / FILENAME).open("rb") as file:
+        return dict(json.loads(file.readline())["reference"])
+    return None
 
 
 def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:

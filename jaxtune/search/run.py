@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.config import Config, dotted
 from jaxtune.config.schema import SearchConfig
@@ -20,7 +20,8 @@ from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
-from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
@@ -28,6 +29,9 @@ from jaxtune.training.population import Population
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
+
+if TYPE_CHECKING:
+    from jaxtune.search.distributed.runner import RayRunner
 
 
 def search(
@@ -69,7 +73,13 @@ def search(
         return None
     try:
         study = make_study(
-            config, runner, on_event=on_event, stop=should_stop, data=data, accept_changed_data=accept_changed_data
+            config,
+            runner,
+            on_event=on_event,
+            stop=should_stop,
+            keep=runner.save_adapter,
+            data=data,
+            accept_changed_data=accept_changed_data,
         )
         if on_plan:
             on_plan(plan)
@@ -84,7 +94,7 @@ def search(
 
 def _open_runner(
     config: Config, listener: Callable[[str], Listener] | None, should_stop: Callable[[], bool]
-) -> tuple[TrialRunner, Sequence[Mapping[str, Any]], Fingerprints]:
+) -> tuple[TrainerRunner | RayRunner, Sequence[Mapping[str, Any]], Fingerprints]:
     """What trains the trials, here or in workers; what it trains, rows of a table; fingerprints of its data.
 
     Raises:
@@ -107,10 +117,11 @@ def make_study(
     *,
     on_event: Event | None,
     stop: Callable[[], bool],
+    keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
     data: Fingerprints | None = None,
     accept_changed_data: bool = False,
 ) -> Study:
-    """The study of a configuration, over a runner."""
+    """The study of a configuration, over a runner; ``keep`` is told of its winner."""
     settings = search_config(config)
     reference = reference_overrides(config)
     return Study(
@@ -125,6 +136,7 @@ def make_study(
         known_keys=dotted(config),
         on_event=on_event,
         stop=stop,
+        keep=keep,
         data=data,
         accept_changed_data=accept_changed_data,
     )

@@ -48,7 +48,7 @@ class Study:
       search: space, number of trials, fraction, promotions, seed.
       runner: trains and scores trials.
       direction: whether the objective is minimised or maximised.
-      reference: dotted overrides of ``base`` that make trial 0.
+      reference: dotted overrides of ``base`` that make trial 0; ``base`` itself without any.
       start: configurations of the trials after the reference, instead of a design: of an earlier study.
       base: the resolved configuration, nested, that trials override; the journal remembers it.
       reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up
@@ -57,6 +57,7 @@ class Study:
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
       stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+      keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
@@ -82,6 +83,7 @@ class Study:
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
         stop: Callable[[], bool] | None = None,
+        keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
     ):
@@ -89,7 +91,7 @@ class Study:
         self.search = search
         self.runner = runner
         self.direction: Literal["min", "max"] = direction
-        self.reference = dict(search.reference if reference is None else reference)
+        self.reference = dict(reference or {})
         self.start = [dict(one) for one in start]
         self.base = {} if base is None else dict(base)
         self.space = Space(search.space, known_keys, search.fixed)
@@ -103,7 +105,7 @@ class Study:
         self._scores = Scores(self.space, self._reference_point, self._sign)
         self.reference_in_space = self._reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
-        self._on_event = on_event
+        self._on_event, self._keep = on_event, keep
         self._stop, self._stopping = stop, False
         self._compilations = runner.compilations
         self._targets: dict[int, int] = {}
@@ -138,6 +140,7 @@ class Study:
                 self._finish_trials()
                 best = self._best()
                 self._test(best)
+                kept = self._keep(best.trial) if self._keep is not None else None
             except (_Stopped, Interrupted):
                 return None
             finally:
@@ -153,6 +156,8 @@ class Study:
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
                 reference_in_space=self.reference_in_space,
             )
+            if kept is not None:
+                summary["adapter"] = dict(kept)
             write_summary(self.run_dir, summary)
             self._emit("summary", best.trial.id, summary)
             return summary

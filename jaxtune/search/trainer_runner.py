@@ -14,6 +14,7 @@ from typing import Any, Literal
 from jaxtune.config import (
     Config,
     capacities,
+    dotted,
     dump_config,
     hyperparameters,
     load_config,
@@ -24,7 +25,7 @@ from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
-from jaxtune.search.header import deciding
+from jaxtune.search.header import deciding, recorded_reference
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
@@ -34,6 +35,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import load_checkpoint, newest_step
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
+from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -64,15 +66,22 @@ def search_config(config: Config) -> SearchConfig:
 
 
 def reference_overrides(config: Config) -> dict[str, Any]:
-    """What makes trial 0: ``search.reference``, or the paper's values (arXiv:2407.13906).
+    """What makes trial 0, as ``search.reference`` says.
 
-    Of the paper's: LoRA on q and v with rank 16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up
-    0.1. Where the configuration trains low-rank terms on other modules, those modules are kept and take the paper's
-    rank, alpha and dropout.
+    ``own`` changes nothing: it names what the configuration has for the searched keys. A study that began when another
+    reference was the default keeps the one in its journal. ``paper`` (arXiv:2407.13906) is LoRA on q and v with rank
+    16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up 0.1; where the configuration trains
+    low-rank terms on other modules, those modules are kept and take the paper's rank, alpha and dropout.
     """
     assert config.search is not None
-    if config.search.reference:
-        return dict(config.search.reference)
+    chosen = config.search.reference
+    if isinstance(chosen, dict):
+        return dict(chosen)
+    if chosen == "own":
+        if (recorded := recorded_reference(config.directory)) is not None:
+            return recorded
+        values = dotted(config)
+        return {key: values[key] for key in config.search.space if key in values}
     paper, optimizer = REFERENCE_UPDATE[0], OptimizerConfig()
     overrides: dict[str, Any] = {
         "optimizer.learning_rate": optimizer.learning_rate,
@@ -120,7 +129,7 @@ class TrainerRunner:
         self._running: list[RunningTrial] = []
         self._stopping = False
         self._space = Space(self.search.space)
-        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.config))]
+        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.given))]
         self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
 
     @property
@@ -229,18 +238,49 @@ class TrainerRunner:
         if loss_batches is None:
             return None
         begin = time.perf_counter()
-        config = self.configuration({} if trial is None else trial.configuration)
+        trainer, values, state = self.load(trial)
+        return measure(
+            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
+        )
+
+    def load(
+        self, trial: Trial | None, overrides: Mapping[str, Any] | None = None
+    ) -> tuple[Trainer, dict[str, float], TrainState]:
+        """A trial's program, its values and its newest state; without a trial, those of the untuned model.
+
+        Args:
+          trial: the trial.
+          overrides: further ones, which change no shape.
+
+        Raises:
+          UserError: the trial has no checkpoint, or one of another configuration.
+        """
+        config = self.configuration({} if trial is None else {**trial.configuration, **(overrides or {})})
         trainer, values = self.trainer(config), hyperparameters(config)
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            loaded = load_checkpoint(trial.directory / "checkpoints", state, "latest")
+            folder = trial.directory / "checkpoints"
+            loaded = load_checkpoint(folder, state, "latest") if folder.is_dir() else None
             if loaded is None:
-                raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
-            _, state = loaded
-        return measure(
-            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
-        )
+                raise UserError(f"{folder}: the checkpoint of trial {trial.id} is missing; it must be trained again")
+            state = loaded[1]
+        return trainer, values, state
+
+    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
+        """Writes a trial's newest state as the PEFT adapter of the study, in place of another one.
+
+        Returns:
+          Where it is, and what it is of; None where parameters were trained that no adapter holds.
+        """
+        trainer, values, state = self.load(trial)
+        if not trainer.plan.is_low_rank_only:
+            return None
+        config = self.experiment.config
+        path = RunDirectory(config.directory).adapter_path
+        base, revision = config.model.path, config.model.revision
+        trainer.save_adapter(path, state, base=base, revision=revision, hyperparameters=values)
+        return {"path": str(path), "trial": trial.id, "step": int(state.step)}
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.
@@ -280,7 +320,7 @@ class TrainerRunner:
         """How many programs the space has, and the key of the one that only the reference has, if it does."""
         dimensions = self._space.dimensions
         keys = [{program_key(self.configuration({one.key: value})) for value in one.samples()} for one in dimensions]
-        reference = reference_overrides(self.experiment.config)
+        reference = reference_overrides(self.experiment.given)
         inside = {
             one.key: reference[one.key]
             for one in dimensions

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
 
+from jaxtune.config import with_overrides
 from jaxtune.errors import UserError
 from jaxtune.models import LowRankAdapter, Params
 from jaxtune.training.checkpoints import load_checkpoint
@@ -48,20 +49,24 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
     Raises:
       UserError: there is no checkpoint, or it is one of another configuration.
     """
+    config = experiment.config
+    if config.train.steps is None:
+        # Epochs of examples that were not opened; nothing is trained here, so any length will do.
+        config = with_overrides(config, {"train.steps": 1, "train.epochs": None})
     if adapter is not None:
         plan, trainable, values = load_adapter(adapter, experiment.model)
-        trainer = Trainer(experiment.model, plan, experiment.config.train, experiment.config.optimizer)
+        trainer = Trainer(experiment.model, plan, config.train, config.optimizer)
         state = trainer.init(_known(values, trainer))
         return Trained(trainer, dataclasses.replace(state, trainable=trainable), f"adapter {adapter}")
-    trainer = experiment.trainer()
+    trainer = experiment.trainer(config)
     state = trainer.init()
     if untuned:
         return Trained(trainer, state, "the untuned model")
     directory = RunDirectory(experiment.config.directory)
     if directory.journal_path.exists():
         raise UserError(
-            f"{directory.path} holds a study; train its winner with the command in {directory.summary_path}, or name "
-            "--adapter or --untuned"
+            f"{directory.path} holds a study, and this is its configuration, not that of one of its trials; "
+            "jaxtune.search.trained opens those"
         )
     if not directory.checkpoints_path.is_dir():
         raise UserError(

@@ -126,7 +126,7 @@ def test_a_study_and_a_run_do_not_share_a_directory(refused, config_file, tmp_pa
     run.mkdir()
     (run / "trials.jsonl").write_text("{}\n")
     assert "holds a study" in refused("train", config_file)
-    assert "holds a study" in refused("generate", config_file, "--prompt", "w1")
+    assert "trials.jsonl: the journal is empty" in refused("generate", config_file, "--prompt", "w1")
     (run / "trials.jsonl").rename(run / "metrics.jsonl")
     assert "holds a single run" in refused("search", config_file, SEARCH)
 

@@ -79,7 +79,7 @@ assert all(getattr(jaxtune, name) is not None for name in jaxtune.__all__)
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-def test_train_then_use_what_it_left(result, config_file, tmp_path):
+def test_train_then_use_what_it_left(result, capsys, config_file, tmp_path):
     assert result("train", config_file, "--dry-run")["trained_parameters"] == 896
     assert not (tmp_path / "run").exists()
     summary = result("train", config_file, "optimizer.learning_rate=1e-2", "train.evaluate_every=5")
@@ -92,7 +92,14 @@ def test_train_then_use_what_it_left(result, config_file, tmp_path):
     # The resolved configuration repeats the run: here it finds it finished.
     resolved = run / "config.yaml"
     assert result("train", resolved) == summary
-    evaluated = result("evaluate", resolved, "--split", "validation")
+    assert main(["train", str(resolved)]) == 0
+    printed = capsys.readouterr().out
+    assert f"adapter, as PEFT loads it: {run / 'adapter'}" in printed
+    assert f"  jaxtune export {run} --merged {run}-merged" in printed
+    # A run's directory means the run, which has no trials.
+    evaluated = result("evaluate", run, "--split", "validation")
+    assert main(["evaluate", str(run), "--trial", "0"]) == 2
+    assert "a single run, not a study" in capsys.readouterr().err
     assert evaluated["metrics"]["loss"] == pytest.approx(summary["metrics"]["validation_loss"], rel=1e-5)
     through_peft = result("evaluate", resolved, "--split", "validation", "--adapter", run / "adapter")
     assert through_peft["metrics"]["loss"] == pytest.approx(evaluated["metrics"]["loss"], rel=1e-5)

@@ -152,7 +152,8 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
 
 def test_slots_follow_from_the_space_and_the_places(config_file):
     """Those of a program that trials of the space have, and of the reference's (16 rows), in either order."""
-    experiment = Experiment(load_config(config_file, [SEARCH]))
+    paper = "search.reference=paper"
+    experiment = Experiment(load_config(config_file, [SEARCH, paper]))
     for overrides, expected in (
         ((), (4, 1)),
         (("train.batch_size=16",), (4, 4)),
@@ -163,7 +164,7 @@ def test_slots_follow_from_the_space_and_the_places(config_file):
             (1, 1),
         ),
     ):
-        experiment.given = experiment.config = load_config(config_file, [SEARCH, *overrides])
+        experiment.given = experiment.config = load_config(config_file, [SEARCH, paper, *overrides])
         for order in (1, -1):
             runner = TrainerRunner(experiment, population=4)
             made = [runner.trainer(runner.configuration(each)) for each in ({}, {"train.batch_size": 16})[::order]]

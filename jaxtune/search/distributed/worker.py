@@ -181,6 +181,11 @@ class Worker:
         """Measures a finished trial, or the untuned model, on the test split."""
         return self._opened().test(trial)
 
+    @_logged
+    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
+        """Writes a trial's adapter as the study's."""
+        return self._opened().save_adapter(trial)
+
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps."""
         return self._opened().total_steps(trial)

@@ -1,0 +1,106 @@
+"""What a study trained, put back onto the model: its winner, or any trial that was finished."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from jaxtune.errors import UserError
+from jaxtune.search.status import Recorded, read_recorded
+from jaxtune.search.trainer_runner import TrainerRunner
+from jaxtune.search.trial import TrialState
+from jaxtune.training.experiment import Experiment
+from jaxtune.training.trained import Trained
+
+
+def winner(run_dir: str | Path) -> TrialState:
+    """The winner of a study that has ended.
+
+    Raises:
+      UserError: there is no study, or it has no winner; names what to do.
+    """
+    recorded = read_recorded(run_dir)
+    directory, kind = recorded.directory, recorded.header.get("experiment")
+    if kind:
+        raise UserError(f"{directory}: the trials of the experiment {kind}, which has no winner; {_choices(recorded)}")
+    ahead = recorded.leader if recorded.ended else None
+    if ahead is None:
+        raise UserError(
+            f"{directory}: the study has not ended, so it has no winner yet; to go on with it: jaxtune search "
+            f"{directory / 'config.yaml'}; or {_choices(recorded)}"
+        )
+    return ahead
+
+
+def finished_trial(run_dir: str | Path, number: int) -> TrialState:
+    """A trial of a study that was trained to its end.
+
+    Raises:
+      UserError: there is no study or no such trial, or it was not finished; names the nearest one that was.
+    """
+    recorded = read_recorded(run_dir)
+    trials = recorded.history.trials
+    state = trials.get(number)
+    if state is None:
+        there = f"trials {min(trials)} to {max(trials)}" if trials else "no trials yet"
+        problem = f"no such trial; {recorded.directory} has {there}"
+    elif not state.finished:
+        done = max((outcome.steps_run for outcome in state.outcomes), default=0)
+        length = f" of {state.total_steps}" if state.total_steps else ""
+        problem = f"not finished, but {state.status} (step {done}{length})"
+    else:
+        return state
+    raise UserError(f"--trial {number}: {problem}; {_choices(recorded, number)}")
+
+
+def any_trial(run_dir: str | Path, number: int) -> TrialState:
+    """A trial of a study, however far it is.
+
+    Raises:
+      UserError: there is no study or no such trial; names the nearest one that was finished.
+    """
+    state = read_recorded(run_dir).history.trials.get(number)
+    return finished_trial(run_dir, number) if state is None else state
+
+
+def _choices(recorded: Recorded, number: int | None = None) -> str:
+    """Which trials there are to choose from, the nearest or the leading one first."""
+    finished = sorted(index for index, state in recorded.history.trials.items() if state.finished)
+    if not finished:
+        return "no trial is finished yet: name --adapter or --untuned"
+    if number is not None:
+        first = min(finished, key=lambda index: abs(index - number))
+    else:
+        ahead = recorded.leader
+        first = ahead.trial.id if ahead is not None and ahead.finished else finished[0]
+    return f"name --trial {first}{_others(finished, first)}"
+
+
+def _others(finished: Sequence[int], first: int) -> str:
+    others = [str(index) for index in finished if index != first]
+    shown = ", ".join(others[:12]) + (", …" if len(others) > 12 else "")
+    return f" (finished as well: {shown})" if others else ", the only one that is finished"
+
+
+def trained_trial(experiment: Experiment, state: TrialState, *, origin: str | None = None) -> Trained:
+    """The state that a trial was scored with last, as the study tested it.
+
+    Args:
+      experiment: the study's configuration, opened.
+      state: the trial.
+      origin: what it is, for people, without the step; by default trial and study.
+
+    Raises:
+      UserError: its checkpoint is gone, or it is one of another configuration.
+    """
+    trial = state.trial
+    if experiment.config.search is None:
+        raise UserError(
+            f"{experiment.config.directory}: its trials differ in their data, not in the configuration (it has no "
+            "search section); jaxtune train runs any of them by itself"
+        )
+    # What epochs come to is not known where no example is read; the journal tells it of all that were scored.
+    length = {"train.steps": state.total_steps or 1, "train.epochs": None}
+    trainer, _, loaded = TrainerRunner(experiment).load(trial, length)
+    name = origin or f"trial {trial.id} of {experiment.config.directory}"
+    return Trained(trainer, loaded, f"{name} at step {int(loaded.step)}")

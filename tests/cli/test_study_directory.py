@@ -1,0 +1,127 @@
+"""What export, evaluate and generate take: a study's directory, one of its trials, a run's directory."""
+
+import json
+import shlex
+
+import numpy as np
+import peft
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from jaxtune.cli import main
+from jaxtune.search.journal import read_journal
+from tests.tiny_task import configuration
+
+SEARCH = (
+    "search={trials: 4, promote: 2, initial: 2, space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}, "
+    "update.0.rank: {power_of_two: [2, 8]}}}"
+)
+EPOCHS = ("train={epochs: 2.5, batch_size: 8, sequence_length: 8, log_every: 5}", "optimizer.learning_rate=2e-3")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory, tiny_model, rows):
+    """The directory of a study that has ended, whose trials differ in rank and whose length is given in epochs."""
+    folder = tmp_path_factory.mktemp("study")
+    file = folder / "study.yaml"
+    file.write_text(configuration(folder / "run", tiny_model, rows))
+    assert main(["search", str(file), SEARCH, *EPOCHS]) == 0
+    return folder / "run"
+
+
+@pytest.fixture(scope="module")
+def summary(study):
+    return json.loads((study / "summary.json").read_text())
+
+
+def told(capsys, *arguments, code=0):
+    """The JSON that a command prints, or the message that it is refused with."""
+    capsys.readouterr()
+    assert main([*map(str, arguments), *(["--json"] if code == 0 else [])]) == code
+    output = capsys.readouterr()
+    return json.loads(output.out) if code == 0 else output.err
+
+
+def test_a_study_s_directory_means_its_winner(study, summary, capsys, tiny_model, tmp_path):
+    """Evaluated, exported, and as the adapter that lies in it; transformers and peft answer alike."""
+    best = summary["best"]
+    found = told(capsys, "evaluate", study)
+    assert found["metrics"]["loss"] == pytest.approx(best["test_score"], rel=1e-6)
+    assert f"trial {best['trial']}," in found["subject"]
+    assert summary["adapter"]["path"] == str(study / "adapter")
+    assert summary["adapter"]["trial"] == best["trial"]
+    told(capsys, "export", study, "--merged", tmp_path / "merged")
+    asked = ("--prompt", "w1 w2 w3 :", "--max-new-tokens", 4)
+    (answer,) = told(capsys, "generate", study / "config.yaml", *asked)["continuations"]
+    (same,) = told(capsys, "generate", study, "--untuned", f"model.path={tmp_path / 'merged'}", *asked)["continuations"]
+    assert answer == same
+    tokens = torch.tensor([[5, 9, 12, 3]])
+    with torch.no_grad():
+        base = AutoModelForCausalLM.from_pretrained(tiny_model, dtype=torch.float32)
+        plain = base(tokens).logits
+        adapted = peft.PeftModel.from_pretrained(base, study / "adapter")(tokens).logits
+        merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(tokens).logits
+    np.testing.assert_allclose(adapted.numpy(), merged.numpy(), rtol=1e-4, atol=1e-4)
+    assert np.abs(adapted.numpy() - plain.numpy()).max() > 0.1
+
+
+def test_every_finished_trial_can_be_used(study, summary, capsys, tmp_path):
+    """Each with its own rank and score, though all were trained with room for the largest; also by its directory."""
+    finished = [trial for trial in summary["trials"] if trial["status"] == "finished"]
+    assert len(finished) == 3
+    for trial in finished:
+        name, best = f"{trial['id']:03d}", trial["id"] == summary["best"]["trial"]
+        place = (study / "trials" / name,) if best else (study, "--trial", trial["id"])
+        found = told(capsys, "evaluate", *place, "--split", "validation")
+        assert found["metrics"]["loss"] == pytest.approx(trial["final_score"], rel=1e-6)
+        told(capsys, "export", *place, "--peft", tmp_path / name)
+        rank = json.loads((tmp_path / name / "adapter_config.json").read_text())["r"]
+        assert rank == trial["configuration"]["update.0.rank"]
+
+
+def test_a_study_ends_with_the_commands_that_come_next(study, capsys, tmp_path, monkeypatch):
+    """They run as they are printed."""
+    capsys.readouterr()
+    assert main(["search", str(study / "config.yaml")]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert f"adapter, as PEFT loads it: {study / 'adapter'}" in lines
+    commands = [shlex.split(line) for line in lines[lines.index("what comes next:") + 1 :]]
+    assert [words[:2] for words in commands] == [["jaxtune", name] for name in ("evaluate", "generate", "export")]
+    for words in commands:
+        assert main([*words[1:], "--dry-run"]) == 0
+
+
+def test_what_is_no_finished_trial_is_refused_with_the_nearest(study, summary, capsys, tmp_path):
+    status = {trial["id"]: trial["status"] for trial in summary["trials"]}
+    (scored,) = (number for number, word in status.items() if word == "scored")
+    others = [number for number in status if number != scored]
+    message = told(capsys, "export", study, "--merged", tmp_path / "x", "--trial", scored, code=2)
+    assert f"--trial {scored}: not finished, but scored (step 4 of 20)" in message
+    assert f"name --trial {min(others, key=lambda other: abs(other - scored))} (" in message
+    message = told(capsys, "evaluate", study, "--trial", 40, code=2)
+    assert "no such trial" in message
+    assert "has trials 0 to 3" in message
+    assert f"name --trial {max(others)} " in message
+    assert "did you mean" in told(capsys, "evaluate", f"{study}n", code=2)
+    assert "no run or study here" in told(capsys, "evaluate", study.parent, code=2)
+    assert not (tmp_path / "x").exists()
+
+
+def test_a_study_without_a_winner_yet_names_a_finished_trial(study, capsys, tmp_path):
+    begun = tmp_path / "begun"
+    begun.mkdir()
+    (begun / "config.yaml").write_text((study / "config.yaml").read_text())
+    records = read_journal(study)
+
+    def cut(records):
+        (begun / "trials.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+
+    end = next(number for number, record in enumerate(records) if record["event"] == "finished") + 1
+    cut(records[:end])
+    message = told(capsys, "evaluate", begun, code=2)
+    assert "no winner yet" in message
+    assert f"jaxtune search {begun / 'config.yaml'}" in message
+    assert f"name --trial {records[end - 1]['trial']}, the only one" in message
+    cut(records[:3])
+    assert "no trial is finished yet" in told(capsys, "export", begun, "--merged", tmp_path / "x", code=2)
