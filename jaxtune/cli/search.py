@@ -16,7 +16,7 @@ from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, sa
 if TYPE_CHECKING:
     from jaxtune.config import Config
 
-EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
+EXAMPLE = "jaxtune init quickstart && jaxtune search quickstart.yaml search.trials=20"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ import argparse
 from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
 from jaxtune.cli.plan import check
 
-EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
+EXAMPLE = "jaxtune init tfds && jaxtune train tfds.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
