@@ -8,7 +8,7 @@ from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
-EXAMPLE = "jaxtune init quickstart && jaxtune study data-size quickstart.yaml study.data_size.sizes=[0,50,200,all]"
+EXAMPLE = "jaxtune init quickstart && jaxtune study data-size quickstart.yaml train.evaluate_every=40"
 
 
 def run(arguments: argparse.Namespace) -> int:
