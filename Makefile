@@ -2,6 +2,8 @@
 # make test         sets up the test environment and runs all tests
 # make test-compile compiles the kernels for TPUs and NVIDIA GPUs that are not here: hundreds of programs, an hour or two
 # make lint         style and types
+# make test-installed builds the wheel and runs it where nothing of this folder is in reach, with the newest and the
+#                   lowest versions that it admits
 #
 # PYTHON picks the interpreter, VENV the environment's folder.
 
@@ -15,7 +17,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-compile lint format clean
+.PHONY: quickstart test test-compile test-installed lint format clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/jaxtune search configs/quickstart.yaml
@@ -25,6 +27,9 @@ test: $(VENV)/.installed-test
 
 test-compile: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -n $(WORKERS) -m compile tests/compile $(PYTEST_ARGS)
+
+test-installed: $(VENV)/bin/python
+	tests/installation/run.sh $(VENV)/bin/python
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .

@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+import sys
+from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 if importlib.util.find_spec("torch") is None:
@@ -34,6 +36,25 @@ if TYPE_CHECKING:
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
     __version__: str
+
+
+def _refuse_other_systems() -> None:
+    """Says at once where jaxtune runs, instead of failing later at the first lock, which Windows has no call for."""
+    try:
+        importlib.import_module("fcntl")
+    except ImportError:
+        pass
+    else:
+        return
+    message = "jaxtune runs on Linux and macOS; on Windows, install it inside WSL (wsl --install) and run it there"
+    # The command is told in one line; whoever imports the package gets an error to catch.
+    program = PureWindowsPath(sys.argv[0]).stem if sys.argv else ""
+    if program in ("jaxtune", "-m"):
+        raise SystemExit(f"jaxtune: {message}")
+    raise ImportError(message)
+
+
+_refuse_other_systems()
 
 _HOMES = {
     "Config": "config",

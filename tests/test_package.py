@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -45,3 +48,34 @@ def test_only_one_place_asks_for_the_platform():
     # Three print what they find; the targets are devices that are not here.
     told = {"cli/doctor.py", "cli/profile.py", "telemetry/environment.py"}
     assert found - told - {"parallel/targets.py"} == {"parallel/platform.py"}
+
+
+# What Python looks like on Windows, as far as it can be told before anything else is imported.
+WINDOWS = "import os, pathlib, sys; sys.modules['fcntl'] = None; sys.platform = 'win32'; os.name = 'nt'; "
+
+
+@pytest.mark.parametrize("fake", [WINDOWS, "import sys; sys.modules['fcntl'] = None; "], ids=["windows", "no fcntl"])
+def test_where_it_cannot_run_one_message_says_so(fake):
+    said = "jaxtune runs on Linux and macOS; on Windows, install it inside WSL"
+    script = "sys.argv = [r'C:\\Python\\Scripts\\jaxtune.exe', '--help']; from jaxtune.cli import main; main()"
+    ended = subprocess.run([sys.executable, "-c", fake + script], cwd=ROOT, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr.startswith(f"jaxtune: {said}")
+    assert ended.stderr.count("\n") == 1, "one line, no traceback"
+    caught = "\ntry:\n    import jaxtune\nexcept ImportError as error:\n    print(error)"
+    ended = subprocess.run([sys.executable, "-c", fake + caught], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout.startswith(said), ended.stderr
+
+
+def test_the_command_of_a_module_says_it_too(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['fcntl'] = None")
+    ended = subprocess.run(
+        [sys.executable, "-m", "jaxtune", "--help"],
+        cwd=ROOT,
+        env={"PYTHONPATH": f"{tmp_path}:{ROOT}:{ROOT / 'kernels'}", "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+    )
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.startswith("jaxtune: jaxtune runs on Linux and macOS")
+    assert ended.stderr.count("\n") == 1

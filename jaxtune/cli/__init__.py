@@ -14,6 +14,7 @@ from jaxtune.errors import UserError
 __all__ = ["COMMANDS", "Parser", "main"]
 
 COMMANDS = {
+    "init": "list the configurations that come with the package, or copy one to begin with",
     "search": "find the configuration worth finishing among many short trials",
     "train": "train one configuration",
     "plan": "what a configuration trains, computes and needs in memory",
@@ -32,8 +33,9 @@ _ALL = Commands(
     COMMANDS,
     usage="usage: jaxtune COMMAND CONFIG [key=value ...] [--json] [--dry-run]",
     examples=(
-        "jaxtune search configs/quickstart.yaml",
-        "jaxtune train my.yaml optimizer.learning_rate=3e-4 train.steps=500",
+        "jaxtune init quickstart",
+        "jaxtune search quickstart.yaml",
+        "jaxtune train quickstart.yaml optimizer.learning_rate=3e-3 run_dir=runs/mine",
     ),
 )
 

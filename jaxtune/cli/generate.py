@@ -19,7 +19,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--prompt",
         metavar="TEXT",
         action="append",
-        help="text to continue, as it stands; may be given several times; standard input, a line each",
+        help="text to continue, as it stands, or the user's turn if data.chat is set; may be given several times; "
+        "standard input, a line each",
     )
     parser.add_argument(
         "--escapes", action="store_true", help=r"read \n, \t, \r and \\ in the prompts as a shell's $'…' does"
@@ -47,7 +48,7 @@ def run(arguments: argparse.Namespace) -> int:
     config = chosen.config
 
     from jaxtune.config import with_overrides
-    from jaxtune.data import chat_prompt, encode_prompts, read_conversations
+    from jaxtune.data import chat_prompt, encode_prompts, one_turn, read_conversations
     from jaxtune.errors import UserError
     from jaxtune.evaluation.generation import check_request
     from jaxtune.evaluation.text import answer_texts
@@ -62,6 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         prompts = [_unescaped(text) for text in prompts]
     if not prompts and not talks:
         raise UserError("no prompt: give --prompt, --messages, or lines on standard input")
+    rendered = bool(talks) or config.data.chat
     overrides = {"evaluation.batch_size": min(len(talks or prompts), config.evaluation.batch_size)}
     if arguments.max_new_tokens is not None:
         overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
@@ -69,7 +71,12 @@ def run(arguments: argparse.Namespace) -> int:
     subject = chosen.open(experiment)
     if talks:
         prompts = [chat_prompt(talk, experiment.tokenizer, place, key="--messages") for talk, place in talks]
-    encoded = encode_prompts(experiment.tokenizer, prompts, rendered=bool(talks))
+    elif rendered:
+        prompts = [
+            chat_prompt(one_turn(text), experiment.tokenizer, f"prompt {number}", key="data.chat")
+            for number, text in enumerate(prompts, 1)
+        ]
+    encoded = encode_prompts(experiment.tokenizer, prompts, rendered=rendered)
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
     decoder = experiment.model.config
     check_request(encoded, decoder.vocab_size, context=decoder.max_position_embeddings, **sampling)
@@ -79,7 +86,7 @@ def run(arguments: argparse.Namespace) -> int:
     answers = experiment.generator(*subject.apply(), encoded, **sampling)
     texts = answer_texts(experiment.tokenizer, answers)
     result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
-    shown = texts if talks else [f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)]
+    shown = texts if rendered else [f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)]
     emit(result, arguments.json, "\n".join(shown))
     return 0
 

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from jaxtune.config import Config
     from jaxtune.training.run_directory import RunDirectory
 
-EXAMPLE = "jaxtune plan configs/attribute_extraction.yaml train.batch_size=32"
+EXAMPLE = "jaxtune init quickstart && jaxtune plan quickstart.yaml train.batch_size=32"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from jaxtune.cli.common import add_config_arguments, emit, path_argument, start, table
 
-EXAMPLE = "jaxtune profile configs/attribute_extraction.yaml --steps 20"
+EXAMPLE = "jaxtune init tfds && jaxtune profile tfds.yaml --steps 20"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

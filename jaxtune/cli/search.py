@@ -17,7 +17,7 @@ from jaxtune.cli.trained import next_steps
 if TYPE_CHECKING:
     from jaxtune.config import Config
 
-EXAMPLE = "jaxtune search configs/quickstart.yaml search.trials=20"
+EXAMPLE = "jaxtune init quickstart && jaxtune search quickstart.yaml search.trials=20"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -12,7 +12,7 @@ from jaxtune.cli.trained import next_steps
 if TYPE_CHECKING:
     from jaxtune.config import Config
 
-EXAMPLE = "jaxtune train configs/attribute_extraction.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
+EXAMPLE = "jaxtune init tfds && jaxtune train tfds.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

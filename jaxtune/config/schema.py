@@ -120,6 +120,11 @@ class DataConfig(Section):
         default=None,
         description="Field of chat messages, rendered by the tokenizer's chat template with the row's tools, if any.",
     )
+    chat: bool = Field(
+        default=False,
+        description="Prompt and completion are the user's turn and the assistant's in the tokenizer's chat template, "
+        "as instruction models were taught.",
+    )
     explode: ExplodeConfig | None = None
     date: Annotated[str, AfterValidator(_iso_date)] | None = Field(
         default=None,
@@ -140,9 +145,21 @@ class DataConfig(Section):
             raise ValueError("give either messages or prompt and completion, not both")
         if self.messages is None and self.completion is None:
             raise ValueError("give prompt and completion templates, or messages for chat data")
-        if self.date is not None and self.messages is None:
-            raise ValueError("date does nothing without messages: only chat templates show one")
+        if self.chat and self.messages is not None:
+            message = (
+                "puts prompt and completion through the chat template; messages are put through it without this key"
+            )
+            raise located(("chat",), self.chat, message)
+        if self.chat and self.prompt is None:
+            raise located(("chat",), self.chat, "needs data.prompt, which is the user's turn")
+        if self.date is not None and not self.templated:
+            raise ValueError("date does nothing without messages or chat: only chat templates show one")
         return self
+
+    @property
+    def templated(self) -> bool:
+        """Whether examples are what the tokenizer's chat template makes of them."""
+        return self.chat or self.messages is not None
 
 
 class TrainConfig(Section):

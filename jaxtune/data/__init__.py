@@ -4,7 +4,7 @@ from jaxtune.data.chat import chat_prompt
 from jaxtune.data.encoding import encode_continuations, encode_prompts
 from jaxtune.data.examples import Example, Examples, make_examples
 from jaxtune.data.fingerprint import fingerprint
-from jaxtune.data.messages import read_conversations
+from jaxtune.data.messages import one_turn, read_conversations
 from jaxtune.data.packing import Batch
 from jaxtune.data.pipeline import (
     BatchIterator,
@@ -30,6 +30,7 @@ __all__ = [
     "evaluation_batches",
     "fingerprint",
     "make_examples",
+    "one_turn",
     "open_source",
     "read_conversations",
     "steps_of_epochs",

@@ -104,7 +104,7 @@ class _Renderer:
         except ValueError as error:
             raise UserError(
                 f"{key}: the tokenizer has no chat template ({' '.join(str(error).split())[:80]}…); use a model that "
-                "has one, or give prompt and completion instead"
+                "has one, or give prompt and completion without data.chat"
             ) from error
         self._tools: Any = conversation.tools
         self._where, self._key = where, key

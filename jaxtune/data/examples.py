@@ -16,7 +16,7 @@ from jaxtune.config.schema import DataConfig
 from jaxtune.data.chat import chat_text
 from jaxtune.data.encoding import encode_prompts, encode_spans, special_id
 from jaxtune.data.explode import explode
-from jaxtune.data.messages import conversation
+from jaxtune.data.messages import conversation, one_turn
 from jaxtune.data.prompts import Template
 from jaxtune.data.sources import Source, locate
 from jaxtune.data.template_date import dated
@@ -129,8 +129,8 @@ def make_examples(
     examples. The ids cost 8 bytes per token in memory.
 
     A tokenizer's end-of-text token, if it has one, ends every example made from templates; chats end as their template
-    has it, and are given their row's ``tools``. See :mod:`jaxtune.data.encoding` for what happens at the boundary
-    between what is given and what is learnt.
+    has it, and are given their row's ``tools``. With ``config.chat`` a prompt and its completion are a chat of one
+    turn. See :mod:`jaxtune.data.encoding` for what happens at the boundary between what is given and what is learnt.
 
     Args:
       rows: a :class:`~jaxtune.data.sources.Source`, or any sequence of mappings.
@@ -145,7 +145,9 @@ def make_examples(
     if not len(rows):
         raise UserError(f"{key}: no rows")
     tokenizer = dated(tokenizer, config.date)
-    texts = _chats(rows, config, tokenizer, key) if config.messages is not None else _prompts(rows, config, key)
+    texts = (
+        _chats(rows, config, tokenizer, key) if config.messages is not None else _prompts(rows, config, tokenizer, key)
+    )
     examples = _encode(texts, rows, config, tokenizer, key)
     return _fit(examples, texts, rows, config, tokenizer, sequence_length, key)
 
@@ -154,7 +156,7 @@ def _exploded(rows: Sequence[Any], config: DataConfig, key: str) -> Iterator[tup
     return iter(enumerate(rows) if config.explode is None else explode(rows, config.explode, key=key))
 
 
-def _prompts(rows: Sequence[Any], config: DataConfig, key: str) -> list[_Text]:
+def _prompts(rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, key: str) -> list[_Text]:
     prompt = None if config.prompt is None else Template(config.prompt, key="data.prompt")
     completion = Template(config.completion or "", key="data.completion")
     texts = []
@@ -164,8 +166,17 @@ def _prompts(rows: Sequence[Any], config: DataConfig, key: str) -> list[_Text]:
         if not answer.strip():
             raise UserError(f"{key}: {where()}: empty completion: {config.completion!r} gives {answer!r}")
         question = "" if prompt is None else prompt.render(fields, where)
+        if config.chat:
+            chat = chat_text(one_turn(question, answer), tokenizer, where, key=key)
+            texts.append(_Text(index, fields, chat.text, chat.spans, chat.prompt, chat.completion))
+            continue
         text = question + answer
         texts.append(_Text(index, fields, text, [(len(question), len(text))], question, answer))
+    if config.chat and any(text.text[text.spans[-1][0] :][:1].isspace() for text in texts):
+        logger.warning(
+            "data.completion: begins with white space, which the chat template keeps, so every answer is taught to "
+            "begin with it; leave it out"
+        )
     return texts
 
 
@@ -183,7 +194,7 @@ def _chats(rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokeniz
 def _encode(
     texts: list[_Text], rows: Sequence[Any], config: DataConfig, tokenizer: PreTrainedTokenizerBase, key: str
 ) -> list[Example]:
-    chat = config.messages is not None
+    chat = config.templated
     encoded = encode_spans(tokenizer, [text.text for text in texts], [text.spans for text in texts], rendered=chat)
     # Which span begins where the prompt ends; in a chat a template may have none that does.
     asked = [_span_after(text) for text in texts]
@@ -276,9 +287,7 @@ def _fit(
     kept = []
     for example in examples:
         if len(example.tokens) > limit and config.too_long == "truncate":
-            example = truncate(
-                example, limit, begins_with=special_id(tokenizer, "bos_token"), chat=config.messages is not None
-            )
+            example = truncate(example, limit, begins_with=special_id(tokenizer, "bos_token"), chat=config.templated)
             cut += bool(example.weights.any())
         if len(example.tokens) <= limit and example.weights.any():
             kept.append(example)

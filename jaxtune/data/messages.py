@@ -27,6 +27,12 @@ class Conversation(NamedTuple):
     tools: list[dict[str, Any]] | None
 
 
+def one_turn(prompt: str, completion: str | None = None) -> Conversation:
+    """A prompt as the user's turn, and the assistant's answer to it where there is one."""
+    answer = [] if completion is None else [{"role": "assistant", "content": completion}]
+    return Conversation([{"role": "user", "content": prompt}, *answer], None)
+
+
 def conversation(
     row: Mapping[str, Any], field: str, where: Callable[[], str], *, key: str, filled: bool = False
 ) -> Conversation:

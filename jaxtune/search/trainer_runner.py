@@ -57,7 +57,7 @@ def search_config(config: Config) -> SearchConfig:
     """
     search = config.search
     if search is None:
-        raise UserError("search: this section is required; see configs/quickstart.yaml for an example")
+        raise UserError("search: this section is required; jaxtune init quickstart writes an example")
     if search.objective != "loss" and config.evaluation.task == "none":
         raise UserError(f"search.objective: {search.objective!r} needs evaluation.task, which is 'none'")
     if config.data.validation is None:

@@ -224,7 +224,7 @@ def _check_end(tokenizer: Any, config: Config) -> None:
     """Finds a token to end completions with, where the tokenizer has none of its own, or says that nothing does."""
     if tokenizer.eos_token is None:
         name_end_token(tokenizer, resolve_path(config.model.path, config.model.revision, weights=False))
-    if tokenizer.eos_token is None and config.data.messages is None:
+    if tokenizer.eos_token is None and not config.data.templated:
         logger.warning(
             "neither the tokenizer nor config.json names an end-of-text token, so nothing ends a completion: an answer "
             "is generated up to evaluation.stop or evaluation.max_new_tokens"

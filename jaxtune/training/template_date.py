@@ -25,7 +25,7 @@ def with_date(config: Config, like: str | Path | None = None) -> Config:
     Raises:
       UserError: there is no such model, or the directory's ``config.yaml`` is damaged.
     """
-    if config.data.messages is None or config.data.date is not None:
+    if not config.data.templated or config.data.date is not None:
         return config
     own = config.model.tokenizer
     directory = resolve_path(own or config.model.path, None if own else config.model.revision, weights=False)

@@ -147,10 +147,16 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
     # The tokenizer adds nothing in front, so the same text as a plain prompt has the same ids.
     assert main([*command, "--prompt", texts[0], "--prompt", texts[1], "--json"]) == 0
     assert found["continuations"] == json.loads(capsys.readouterr().out)["continuations"]
+    # Where examples are turns of a chat, a prompt is the user's.
+    assert main([*command, "data.chat=true", "--prompt", "w2 w3", "--json"]) == 0
+    asked = [{"role": "user", "content": "w2 w3"}]
+    expected = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    assert json.loads(capsys.readouterr().out)["prompts"] == [expected]
     for options, message in (
         (["--messages", str(path), "--prompt", "w1"], "not both"),
         (["--messages", str(tmp_path / "no.json")], "no.json cannot be read"),
         (["--messages", str(path), f"model.path={tiny_model}"], "no chat template"),
+        (["data.chat=true", "--prompt", "w1", f"model.path={tiny_model}"], "no chat template"),
     ):
         assert main([*command, *options]) == 2
         assert message in capsys.readouterr().err

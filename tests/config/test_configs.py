@@ -4,7 +4,6 @@ from pathlib import Path
 
 import pytest
 
-from jaxtune.cli import main
 from jaxtune.config import load_config
 from jaxtune.search.checks import check_space
 
@@ -21,10 +20,3 @@ def test_every_configuration_is_valid_and_says_when_to_use_it(path):
     assert path.read_text(encoding="utf-8").startswith("# ")
     if config.search is not None:
         check_space(config)
-
-
-def test_the_quickstart_is_in_order(capsys, monkeypatch):
-    """Its data is generated, its model is in the package: everything but the training happens here."""
-    monkeypatch.chdir(ROOT)
-    assert main(["search", "configs/quickstart.yaml", "--dry-run", "run_dir=runs/never", "--json"]) == 0
-    assert '"trials": 12' in capsys.readouterr().out

@@ -23,6 +23,6 @@ GROUP = Commands(
     usage="usage: jaxtune study COMMAND RUN_DIR|CONFIG ... [--json]",
     examples=(
         "jaxtune study status runs/quickstart",
-        "jaxtune study early-score configs/studies/early-score.yaml",
+        "jaxtune study early-score quickstart.yaml",
     ),
 )

@@ -8,7 +8,7 @@ from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
-EXAMPLE = "jaxtune study ablation configs/studies/ablation.yaml study.ablation.seeds=[1,2,3]"
+EXAMPLE = "jaxtune init quickstart && jaxtune study ablation quickstart.yaml study.ablation.seeds=[1,2,3]"
 
 
 def run(arguments: argparse.Namespace) -> int:

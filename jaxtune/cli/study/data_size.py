@@ -8,7 +8,7 @@ from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
-EXAMPLE = "jaxtune study data-size configs/studies/data-size.yaml study.data_size.sampling=balanced"
+EXAMPLE = "jaxtune init quickstart && jaxtune study data-size quickstart.yaml train.evaluate_every=40"
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
-EXAMPLE = "jaxtune study early-score configs/studies/early-score.yaml search.trials=30"
+EXAMPLE = "jaxtune init quickstart && jaxtune study early-score quickstart.yaml search.trials=30"
 
 
 def run(arguments: argparse.Namespace) -> int:

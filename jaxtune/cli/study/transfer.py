@@ -8,7 +8,10 @@ from jaxtune.cli.study.common import add_arguments, run_experiment
 
 __all__ = ["EXAMPLE", "add_arguments", "run"]
 
-EXAMPLE = "jaxtune study transfer configs/studies/transfer.yaml search.trials=16"
+EXAMPLE = (
+    "jaxtune init quickstart && jaxtune study transfer quickstart.yaml \\\n"
+    "      'study.transfer.settings={short: {train.steps: 24}}'"
+)
 
 
 def run(arguments: argparse.Namespace) -> int:
