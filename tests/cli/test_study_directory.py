@@ -10,6 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from jaxtune.cli import main
+from jaxtune.config import dotted, load_config
 from jaxtune.search.journal import read_journal
 from tests.tiny_task import configuration
 
@@ -64,6 +65,17 @@ def test_a_study_s_directory_means_its_winner(study, summary, capsys, tiny_model
         merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.float32)(tokens).logits
     np.testing.assert_allclose(adapted.numpy(), merged.numpy(), rtol=1e-4, atol=1e-4)
     assert np.abs(adapted.numpy() - plain.numpy()).max() > 0.1
+
+
+def test_trial_0_is_the_configuration_itself_and_no_program_of_its_own(study, summary):
+    """The paper has another rate, rank, scale, dropout and batch."""
+    assert summary["budget"]["compilations"] == 1
+    assert summary["baseline"]["configuration"] == {"optimizer.learning_rate": 2e-3, "update.0.rank": 4}
+    assert summary["baseline"]["in_space"], "the surrogate learns from it"
+    own, trial = (dotted(load_config(place / "config.yaml")) for place in (study, study / "trials" / "000"))
+    different = {key for key in own if own[key] != trial[key]}
+    assert different == {"train.epochs", "train.steps", "run_dir"}, "epochs are counted, and that is all"
+    assert trial["train.steps"] == 20
 
 
 def test_every_finished_trial_can_be_used(study, summary, capsys, tmp_path):
