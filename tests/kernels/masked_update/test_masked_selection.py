@@ -168,7 +168,9 @@ def test_inside_a_shard_map_that_checks(mesh):
 
 @pytest.mark.parametrize(("target", "call"), [("v5e:2x4", "tpu_custom_call"), ("h200:1", "__gpu$xla.gpu.triton")])
 def test_the_kernel_of_the_platform_is_that_of_the_mesh(target, call):
-    compiled, _, _ = compile_update(target, (4, 64, 128), (None, None), 2, "float32", "float32", implementation="pallas")
+    compiled, _, _ = compile_update(
+        target, (4, 64, 128), (None, None), 2, "float32", "float32", implementation="pallas"
+    )
     assert call in compiled.as_text()
     optimizer, params = masked_update(implementation="pallas"), jnp.ones((4, 64, 128))
     state = optimizer.init(params, Selection(jnp.asarray([1])))
