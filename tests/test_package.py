@@ -38,6 +38,13 @@ def test_every_import_of_the_package_is_required_or_optional_by_name():
             assert name in known, f"{file.relative_to(ROOT)} imports {name}"
 
 
+def test_no_row_of_a_log_softmax_is_picked_by_a_product():
+    """jaxlib 0.10.2 was seen to compute wrong rows on CPUs, of a log-softmax times a one-hot of many rows."""
+    for folder in ("jaxtune", "kernels", "benchmarks"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            assert not re.search(r"\bone_hot\b", file.read_text(encoding="utf-8")), file
+
+
 def test_only_one_place_asks_for_the_platform():
     asks = re.compile(r"default_backend\(|\.platform\b(?! import)|device_kind")
     found = {

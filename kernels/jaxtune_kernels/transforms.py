@@ -3,7 +3,7 @@
 A Pallas call knows nothing of vmap (its own rule makes a loop of per-trial scalars), of derivatives, or of a mesh
 (under a sharded jit it is an error on TPU and a silent gather on GPU). The order of wrappers that works under all is
 
-    :func:`portable` → ``jax.custom_vjp`` → ``jax.custom_batching.custom_vmap`` → ``jax.shard_map`` → ``pl.pallas_call``
+    :func:`portable` → ``custom_vjp`` → ``custom_vmap`` → ``jax.shard_map`` → ``pl.pallas_call``
 
 and :func:`grouped` is the two in the middle. A kernel is written once in its *grouped* form: arrays that differ between
 trials have a group dimension ``g``, arrays held in common have none. Then:

@@ -20,8 +20,9 @@ from jaxtune.models.declarations import (
     random_params,
     shardings,
 )
-from jaxtune.models.decoder import REMAT, Decoder, _hidden, merge, split
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.decoder import REMAT, Decoder, _hidden, _remat, merge, split
+from jaxtune.models.linear import LowRankAdapter, linear
+from tests.kernels.masked_update.compiled import kernels
 
 RANK = 3
 FEATURES = {
@@ -207,6 +208,19 @@ def test_remat_gives_the_same_gradients_and_keeps_less() -> None:
             largest = float(jnp.max(jnp.abs(expected)))
             np.testing.assert_allclose(actual / largest, expected / largest, atol=1e-5)
     assert kept["none"] > 1.3 * kept["dots"] > 1.3 * 1.3 * kept["full"]
+
+
+@pytest.mark.parametrize(("remat", "launches"), [("none", 2), ("dots", 2), ("full", 3)])
+def test_dots_launches_no_projection_again(remat: str, launches: int) -> None:
+    """One launch forward, one backward: the backward pass needs y and h, which are of one launch, so both are kept."""
+    adapter = LowRankAdapter(jnp.ones((128, 4)), jnp.ones((4, 128)), jnp.float32(1.0))
+    kernel = jnp.ones((128, 128))
+
+    def layer(x: jax.Array, _: None) -> tuple[jax.Array, None]:
+        return jnp.tanh(linear(x, kernel, None, adapter, kernels="interpret")), None
+
+    gradient = jax.grad(lambda x: jnp.sum(jax.lax.scan(_remat(layer, remat), x, None, length=2)[0]))
+    assert len(kernels(jax.make_jaxpr(gradient)(jnp.ones((8, 128))).jaxpr)) == launches
 
 
 @pytest.mark.parametrize("remat", REMAT)

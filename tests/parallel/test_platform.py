@@ -57,6 +57,12 @@ def test_pallas_kernels_are_refused_where_there_are_none(target):
         platforms.check_kernels("pallas", mesh)
 
 
+@pytest.mark.parametrize(("target", "dtype"), [("v5e:2x2", "bfloat16"), ("h200:1", "bfloat16"), (None, "float32")])
+def test_the_compute_dtype_is_that_of_the_mesh(target, dtype):
+    devices = jax.devices() if target is None else target_devices(target)
+    assert platforms.compute_dtype("auto", Mesh(np.array(devices), ("data",))) == dtype
+
+
 @pytest.mark.parametrize(
     ("kind", "peak"),
     [("NVIDIA L40S", 362e12), ("NVIDIA L4", 121e12), ("NVIDIA H200", 989e12), ("TPU v5 lite", 197e12), ("cpu", None)],

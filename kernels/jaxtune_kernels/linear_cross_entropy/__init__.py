@@ -53,7 +53,7 @@ def linear_cross_entropy(
     Args:
       hidden: states, in the compute dtype.
       head: ``[d, vocab]``; a tied embedding table ``[vocab, d]`` where ``transposed``, which is not copied.
-      targets: the class of each row, from 0 to vocab - 1.
+      targets: the class of each row, from 0 to vocab - 1; any other makes the row's loss and gradient NaN.
       weights: rows of weight 0 are left out.
       transposed: whether head is ``[vocab, d]``.
       low_rank: t and B of a term ``t · B`` that is added to the logits before the cap: an adapter of the head, with

@@ -59,7 +59,7 @@ def low_rank_matmul(
       rows: an identity for each row of x, which dropout is drawn from, so that it does not depend on how rows are
         batched or packed. By default a row's index in x.
       implementation: None picks the best for the platform and the shape; "reference" is the plain definition in
-        float32, "xla" the portable one, "tpu" and "gpu" the Pallas kernels, "pallas" that of the platform at hand,
+        float32, "xla" the portable one, "tpu" and "gpu" the Pallas kernels, "pallas" that of the mesh's platform,
         "interpret" that of TPUs in Pallas' interpreter: for tests, on any platform and very slow.
       axes: for the Pallas kernels under a mesh in context (``jax.set_mesh``): the mesh axes that ``rows``, ``inputs``,
         ``outputs`` and ``trials`` are cut over; ``{}`` if x, W and y are whole on every device. Arrays that are cut
@@ -69,6 +69,7 @@ def low_rank_matmul(
     Raises:
       ValueError: the implementation or a name in axes is unknown, dropout_rate comes without dropout_seed, there is no
         Pallas kernel for the platform, or one is asked for under a mesh without axes.
+      NotImplementedError: a Pallas kernel is differentiated twice.
     """
     choices = get_args(Implementation)
     if implementation is not None and implementation not in choices:

@@ -29,7 +29,7 @@ def problem(shape, d, vocabulary, *, rank=0, transposed=False, dtype="float32", 
     weights = generator.random(shape) * (generator.random(shape) < share)
     return Problem(
         hidden=normal(*shape, d),
-        head=normal(*((vocabulary, d) if transposed else (d, vocabulary)), scale=2 * d**-0.5),
+        head=normal(*((vocabulary, d) if transposed else (d, vocabulary)), scale=2 * max(d, 1) ** -0.5),
         targets=jnp.asarray(generator.integers(0, vocabulary, shape), jnp.int32),
         weights=jnp.asarray(weights, jnp.float32),
         low_rank=(normal(*shape, rank), normal(rank, vocabulary)) if rank else None,
@@ -42,7 +42,7 @@ def float64(
 ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
     """Losses, and gradients of ``sum(cotangents · losses)`` with respect to hidden, head, t and b."""
     wide = [None if a is None else np.asarray(a).astype(np.float64) for a in (problem.hidden, problem.head)]
-    shape, hidden = problem.targets.shape, wide[0].reshape(-1, wide[0].shape[-1])
+    shape, hidden = problem.targets.shape, wide[0].reshape(problem.targets.size, wide[0].shape[-1])
     head = wide[1].T if transposed else wide[1]
     targets = np.asarray(problem.targets).ravel()
     counted = np.asarray(problem.weights).ravel() != 0
@@ -50,7 +50,7 @@ def float64(
     logits = hidden @ head
     if problem.low_rank is not None:
         t, b = (np.asarray(a).astype(np.float64) for a in problem.low_rank)
-        t = t.reshape(-1, t.shape[-1])
+        t = t.reshape(problem.targets.size, t.shape[-1])
         logits = logits + t @ b
     slope = np.ones_like(logits)
     if soft_cap is not None:
@@ -66,9 +66,9 @@ def float64(
     slopes = (p - wanted + 2.0 * z_loss * log_total[:, None] * p) * slope * g[:, None]
     dhead = hidden.T @ slopes
     gradients = {
-        "hidden": (slopes @ head.T).reshape(*shape, -1),
+        "hidden": (slopes @ head.T).reshape(*shape, head.shape[0]),
         "head": dhead.T if transposed else dhead,
     }
     if problem.low_rank is not None:
-        gradients |= {"t": (slopes @ b.T).reshape(*shape, -1), "b": t.T @ slopes}
+        gradients |= {"t": (slopes @ b.T).reshape(*shape, b.shape[0]), "b": t.T @ slopes}
     return losses.reshape(shape), gradients

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding
+from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 from jaxtune_kernels import linear_cross_entropy
 from jaxtune_kernels.linear_cross_entropy.blocks import Axes, _ordered
@@ -191,6 +191,43 @@ def test_neither_rows_nor_the_head_are_gathered(mesh):
     text = function.lower(hidden, head).compile().as_text()
     assert "all-reduce" in text
     assert not re.search("all-gather|all-to-all|collective-permute", text)
+
+
+@pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")
+@pytest.mark.parametrize("implementation", ["reference", "xla"])
+def test_arrays_whose_types_tell_of_the_mesh(mesh, implementation):
+    """Inside shard_map with its checks, and over explicit axes, with the mesh as an argument and without."""
+    made = problem((8,), 8, 24, rank=2, seed=7)
+
+    def gradients(hidden, head, low_rank, targets, weights, **options):
+        def loss(hidden, head, low_rank):
+            losses = linear_cross_entropy(
+                hidden, head, targets, weights, low_rank=low_rank, implementation=implementation, block=1, **options
+            )
+            return jnp.sum(losses * weights)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(hidden, head, low_rank)
+
+    operands = made.hidden, made.head, made.low_rank, made.targets, made.weights
+    expected = gradients(*operands)
+    rows = P(("data", "fsdp"))
+    specs = rows, P(), (rows, P())
+
+    def step(*operands):
+        loss, found = gradients(*operands)
+        return jax.lax.psum(loss, ("data", "fsdp")), found
+
+    with jax.set_mesh(mesh):
+        checked = jax.shard_map(step, in_specs=(*specs, rows, rows), out_specs=(P(), specs))
+        close(jax.jit(checked)(*operands), expected)
+
+    explicit = jax.make_mesh((4, 2), ("data", "tensor"), axis_types=(AxisType.Explicit,) * 2)
+    rows = NamedSharding(explicit, P("data"))
+    columns = NamedSharding(explicit, P(None, "tensor"))
+    placed = jax.device_put(operands, (rows, columns, (rows, columns), rows, rows))
+    with jax.set_mesh(explicit):
+        for options in ({}, {"mesh": explicit, "row_axes": ("data",), "vocabulary_axis": "tensor"}):
+            close(jax.jit(lambda *each, options=options: gradients(*each, **options))(*placed), expected)
 
 
 @pytest.mark.skipif(jax.device_count() < 8, reason="needs eight devices")

@@ -241,6 +241,50 @@ def test_partitions_without_gathering_operands():
         np.testing.assert_allclose(ours, theirs, rtol=1e-4, atol=1e-3)
 
 
+@FAST
+def test_empty_inputs(implementation):
+    """Each of the sizes zero in turn: what remains of the sum, and gradients of the inputs' shapes."""
+    sizes = {"m": 3, "k": 5, "n": 4, "r": 2}
+
+    @jax.jit
+    def run(*inputs, g):
+        def function(*operands, bias):
+            drop = {"dropout_rate": 0.5, "dropout_seed": 1}
+            return low_rank_matmul(*operands, bias=bias, implementation=implementation, **drop)
+
+        y, pullback = jax.vjp(lambda *inputs: function(*inputs[:-1], bias=inputs[-1]), *inputs)
+        return y, pullback(g)
+
+    for name in sizes:
+        *inputs, g = _inputs(*(sizes | {name: 0}).values())
+        y, gradients = run(*inputs, g=g)
+        x, kernel, *_, bias = (np.asarray(v) for v in inputs)
+        if name in "kr":
+            np.testing.assert_allclose(y, x @ kernel + bias, rtol=1e-5, atol=1e-5)
+        assert [v.shape for v in gradients] == [np.shape(v) for v in inputs]
+    x, kernel, a, b, scale, _, _ = _inputs(3, 5, 4, 2)
+    none = jax.jit(jax.vmap(lambda x: low_rank_matmul(x, kernel, a, b, scale, implementation=implementation)))(
+        x[:0, None]
+    )
+    assert none.shape == (0, 1, 4)
+
+
+def test_a_second_derivative_is_exact_or_refused():
+    x, kernel, a, b, scale, _, _ = _inputs(5, 8, 6, 2)
+
+    def curvature(implementation, a):
+        def loss(a):
+            return jnp.sum(jnp.tanh(low_rank_matmul(x, kernel, a, b, scale, implementation=implementation)))
+
+        return jax.jit(jax.grad(lambda a: jnp.sum(jax.grad(loss)(a) ** 2)))(a)
+
+    np.testing.assert_allclose(curvature("xla", a), curvature("reference", a), rtol=1e-3, atol=1e-4)
+    with pytest.raises(NotImplementedError, match="no second derivative; use implementation='xla'"):
+        curvature("tpu", a)
+    with pytest.raises(NotImplementedError, match="no second derivative; use implementation='xla'"):
+        jax.vmap(functools.partial(curvature, "tpu"))(a[None])
+
+
 def test_what_bad_arguments_get(mesh):
     x, kernel, a, b, scale, _, _ = _inputs(4, 4, 4, 2)
     with pytest.raises(ValueError, match=r"'triton'; choose from reference, xla, pallas, tpu, gpu"):
