@@ -142,9 +142,7 @@ def test_a_target_that_is_no_class_gives_nan_in_its_row_alone(implementation, ta
 
 
 @pytest.mark.parametrize("implementation", ["reference", "xla"])
-@pytest.mark.parametrize(
-    ("shape", "d", "rank"), [((0,), 4, 2), ((3, 0), 4, 0), ((4,), 0, 2)]
-)
+@pytest.mark.parametrize(("shape", "d", "rank"), [((0,), 4, 2), ((3, 0), 4, 0), ((4,), 0, 2)])
 def test_no_rows_or_no_width(implementation, shape, d, rank):
     made = problem(shape, d, 5, rank=rank, share=1.0)
     options = {"capped": False, "transposed": False, "block": None, "implementation": implementation}

@@ -141,9 +141,7 @@ _SHAPES = [(4096, 1024), (1024, 1024), (1024, 16), (16, 1024)]
 @pytest.mark.skipif(jax.device_count() == 1, reason="needs a host of several devices")
 def test_a_mesh_of_one_device_of_several_compiles_with_its_kernel():
     device = Mesh(np.array(target_devices("v5e:2x2")[:1]), ("data",), axis_types=(AxisType.Auto,))
-    arguments = [
-        jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(device, P())) for shape in _SHAPES
-    ]
+    arguments = [jax.ShapeDtypeStruct(shape, jnp.bfloat16, sharding=NamedSharding(device, P())) for shape in _SHAPES]
     with jax.set_mesh(device):
         text = compile_for_target(_layer, *arguments).as_text()
     assert "tpu_custom_call" in text
