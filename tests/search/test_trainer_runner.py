@@ -22,7 +22,9 @@ from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
 
-SEARCH = "search={trials: 2, promote: 1, space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}}}"
+SEARCH = (
+    "search={trials: 2, promote: 1, reference: paper, space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}}}"
+)
 
 
 OVERRIDES = {"train.seed": 1, "update.0.rank": 2, "update.0.dropout": 0.1, "optimizer.learning_rate": 0.03}

@@ -39,7 +39,7 @@ def test_the_resolved_configuration_is_written_once_and_repeats_the_run(config, 
 def test_another_run_is_refused_with_every_key_that_differs(config, directory):
     directory.claim(config)
     kept = contents(directory)
-    other = with_overrides(config, {"optimizer.learning_rate": 0.5, "update.0.rank": 2, "train.patience": 3})
+    other = with_overrides(config, {"optimizer.learning_rate": 0.5, "update.0.rank": 2, "train.checkpoint_every": 3})
     for call in (directory.check, directory.claim):
         with pytest.raises(UserError) as error:
             call(other)
@@ -47,7 +47,7 @@ def test_another_run_is_refused_with_every_key_that_differs(config, directory):
         assert str(directory.path) in message
         assert [line.strip() for line in message.splitlines() if line.startswith("  ")] == [
             "optimizer.learning_rate: there 0.0001, now 0.5",
-            "train.patience: there None, now 3",
+            "train.checkpoint_every: there None, now 3",
             "update.0.rank: there 4, now 2",
         ]
     assert contents(directory) == kept

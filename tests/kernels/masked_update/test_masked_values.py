@@ -247,7 +247,7 @@ def test_trees_with_tensors_left_out_vectors_and_scalars_of_their_own():
 def test_what_bad_arguments_get():
     with pytest.raises(ValueError, match="unknown rule 'adam'; choose from adamw, sgd, lion"):
         masked_update("adam")
-    with pytest.raises(ValueError, match="'triton'; choose from reference, xla, tpu, gpu"):
+    with pytest.raises(ValueError, match="'triton'; choose from reference, xla, pallas, tpu, gpu"):
         masked_update(implementation="triton")
     with pytest.raises(ValueError, match="float16 is neither float32 nor bfloat16"):
         masked_update(moment_dtype=jnp.float16)
