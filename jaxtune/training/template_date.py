@@ -27,9 +27,7 @@ def with_date(config: Config, like: str | Path | None = None) -> Config:
     """
     if not config.data.templated or config.data.date is not None:
         return config
-    own = config.model.tokenizer
-    directory = resolve_path(own or config.model.path, None if own else config.model.revision, weights=False)
-    if not asks_for_date(directory):
+    if not asks_for_date(resolve_path(*config.model.tokenizer_source, weights=False)):
         return config
     begun = RunDirectory(config.directory if like is None else like).date()
     return with_overrides(config, {"data.date": begun or today().isoformat()})
