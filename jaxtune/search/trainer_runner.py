@@ -234,7 +234,7 @@ class TrainerRunner:
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            loaded = load_checkpoint(trial.directory / "checkpoints", state, "latest")
+            loaded = load_checkpoint(trial.directory / "checkpoints", state, "latest", fall_back=False)
             if loaded is None:
                 raise UserError(f"{trial.directory / 'checkpoints'}: the finished trial's checkpoint is missing")
             _, state = loaded
