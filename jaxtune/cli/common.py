@@ -87,6 +87,16 @@ def say(text: str = "") -> None:
     print(text, file=sys.stderr, flush=True)
 
 
+def tell(name: str) -> None:
+    """Shows on standard error what a module tells in passing, not its warnings alone."""
+    logger = logging.getLogger(name)
+    if logger.level == logging.NOTSET:
+        handler = logging.StreamHandler()
+        logger.setLevel(logging.INFO)
+        logger.addHandler(handler)
+        logger.propagate = False
+
+
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
     """The result: one JSON object, in which a number that is not finite is null, or text for people."""
     from jaxtune.search.journal import plain

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING
 
-from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, tell
 from jaxtune.cli.plan import check
 from jaxtune.cli.trained import next_steps
 
@@ -30,6 +30,8 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         directory = RunDirectory(config.directory)
         return check(config, arguments.json, directory=directory, accept_changed_data=arguments.accept_changed_data)
+
+    tell("jaxtune.training.save_schedule")
 
     from jaxtune.telemetry.progress import ProgressDisplay
     from jaxtune.training.run import Diverged, train

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -11,6 +11,19 @@ from pydantic.fields import FieldInfo
 
 from jaxtune.config.schema import Config
 from jaxtune.config.section import Traced
+
+HOST_KEYS = ("train.checkpoint_minutes", "train.keep")
+"""Keys, and sections, that only say what is kept of a run: they decide no program and no result, and may change at any
+time."""
+
+
+def without_host_keys(nested: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested configuration, or a part of one, without :data:`HOST_KEYS`."""
+    left = dict(nested)
+    for section, name in (key.split(".") for key in HOST_KEYS):
+        if isinstance(left.get(section), Mapping):
+            left[section] = {key: value for key, value in left[section].items() if key != name}
+    return left
 
 
 def _marker(annotation: Any) -> Traced | None:
@@ -78,6 +91,6 @@ def program_key(config: Config) -> str:
     parts = [
         f"{key}={'traced' if mark is not None and value is not None else repr(value)}"
         for key, value, mark in _walk(config, "")
-        if key.split(".")[0] in sections and key not in untouched
+        if key.split(".")[0] in sections and key not in untouched and not key.startswith(HOST_KEYS)
     ]
     return "\n".join(parts)

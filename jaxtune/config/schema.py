@@ -162,6 +162,18 @@ class DataConfig(Section):
         return self.chat or self.messages is not None
 
 
+class KeepConfig(Section):
+    """Which checkpoints of a run stay."""
+
+    latest: PositiveInt = Field(
+        default=2, description="The newest ones; where the last cannot be read, a run goes on from the one before."
+    )
+    best: PositiveInt = Field(default=1, description="Those with the lowest validation loss.")
+    every: PositiveInt | None = Field(
+        default=None, description="Those of steps that are multiples of this, which are then written as well."
+    )
+
+
 class TrainConfig(Section):
     """The training loop."""
 
@@ -179,6 +191,10 @@ class TrainConfig(Section):
     checkpoint_every: PositiveInt | None = Field(
         default=None, description="Steps between checkpoints; at evaluations if unset."
     )
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=5.0, description="Minutes after which a checkpoint is written in any case; null: never by time."
+    )
+    keep: KeepConfig = KeepConfig()
     log_every: PositiveInt = 10
     patience: PositiveInt | None = Field(
         default=None, description="Stop after this many evaluations (by evaluate_every) without improvement."

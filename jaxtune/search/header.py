@@ -10,6 +10,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from jaxtune.config.hyperparameters import without_host_keys
 from jaxtune.config.schema import Config, SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.search.journal import FILENAME, difference, read_journal
@@ -25,7 +26,11 @@ FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
 
 def deciding(config: Config) -> dict[str, Any]:
     """The sections of a configuration that decide what its training comes to, nested."""
-    return {key: value for key, value in config.model_dump(mode="json").items() if key not in FREE_SECTIONS}
+    return _deciding(config.model_dump(mode="json"))
+
+
+def _deciding(nested: Mapping[str, Any]) -> dict[str, Any]:
+    return without_host_keys({key: value for key, value in nested.items() if key not in FREE_SECTIONS})
 
 
 def study_header(
@@ -55,7 +60,7 @@ def study_header(
         "population": population,
         "reference": dict(reference),
         "start": [dict(one) for one in start],
-        "config": {key: value for key, value in base.items() if key not in FREE_SECTIONS},
+        "config": _deciding(base),
     }
 
 

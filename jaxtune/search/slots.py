@@ -63,7 +63,8 @@ class RunningTrial:
             self._errors = dict(result.standard_errors)
             return result.metrics
 
-        self._checkpoints = Checkpoints(trial.directory / "checkpoints")
+        config = options.get("config") or trainer.config
+        self._checkpoints = Checkpoints(trial.directory / "checkpoints", keep=config.keep)
         self._writer = JsonlWriter(trial.directory / "metrics.jsonl", self._checkpoints.latest_step or 0)
         run = Run(
             trainer,

@@ -261,7 +261,7 @@ class TrainerRunner:
         state = trainer.init(values)
         if trial is not None:
             folder = trial.directory / "checkpoints"
-            loaded = load_checkpoint(folder, state, "latest") if folder.is_dir() else None
+            loaded = load_checkpoint(folder, state, "latest", fall_back=False) if folder.is_dir() else None
             if loaded is None:
                 raise UserError(f"{folder}: the checkpoint of trial {trial.id} is missing; it must be trained again")
             state = loaded[1]

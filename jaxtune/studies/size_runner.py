@@ -117,7 +117,7 @@ class SizeRunner:
             examples_may_change=self.experiment.data_changed,
             **layout,
         )
-        checkpoints = Checkpoints(trial.directory / "checkpoints")
+        checkpoints = Checkpoints(trial.directory / "checkpoints", keep=config.train.keep)
         writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
         try:
             result = self._trainer.fit(
@@ -159,7 +159,7 @@ class SizeRunner:
         )
 
     def _best(self, trial: Trial) -> TrainState:
-        loaded = load_checkpoint(trial.directory / "checkpoints", self._trainer.init(), "best")
+        loaded = load_checkpoint(trial.directory / "checkpoints", self._trainer.init(), "best", fall_back=False)
         if loaded is None:
             raise UserError(f"{trial.directory / 'checkpoints'}: the trained model's checkpoint is missing")
         return loaded[1]

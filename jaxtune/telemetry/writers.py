@@ -27,6 +27,15 @@ class MetricWriter(Protocol):
         ...
 
 
+@runtime_checkable
+class CutBack(Protocol):
+    """A writer that can take back what it was told."""
+
+    def cut_back(self, step: int) -> None:
+        """Removes what was written after a step, as a run goes on from there."""
+        ...
+
+
 class JsonlWriter:
     """One JSON object per line, flushed at once; not-a-number is written as null, so that every reader can read it.
 
@@ -50,6 +59,12 @@ class JsonlWriter:
         }
         self._file.write(json.dumps(record) + "\n")
         self._file.flush()
+
+    def cut_back(self, step: int) -> None:
+        """Removes the lines after a step."""
+        self._file.close()
+        _cut_back(self.path, step)
+        self._file = self.path.open("a", encoding="utf-8")
 
     def close(self) -> None:
         """Closes the file."""
@@ -82,12 +97,18 @@ class TensorBoardWriter:
     def __init__(self, directory: str | Path, resume_at: int = 0):
         from tensorboardX import SummaryWriter
 
-        self._writer = SummaryWriter(str(directory), purge_step=resume_at + 1 if resume_at else None)
+        self._directory, self._make = str(directory), SummaryWriter
+        self._writer = SummaryWriter(self._directory, purge_step=resume_at + 1 if resume_at else None)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one scalar for each number."""
         for name, value in metrics.items():
             self._writer.add_scalar(name, value, step)
+
+    def cut_back(self, step: int) -> None:
+        """Tells TensorBoard, in a new event file, to leave out what stands after a step."""
+        self._writer.close()
+        self._writer = self._make(self._directory, purge_step=step + 1)
 
     def close(self) -> None:
         """Flushes the event file."""
@@ -155,6 +176,12 @@ class Writers:
         """Hands the metrics to every writer."""
         for writer in self._writers:
             writer.write(step, metrics)
+
+    def cut_back(self, step: int) -> None:
+        """Tells every writer that can."""
+        for writer in self._writers:
+            if isinstance(writer, CutBack):
+                writer.cut_back(step)
 
     def close(self) -> None:
         """Closes every writer."""

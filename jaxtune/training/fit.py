@@ -19,8 +19,9 @@ import numpy as np
 from jaxtune.config.schema import TrainConfig
 from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.throughput import Throughput, Window
-from jaxtune.telemetry.writers import MetricWriter
+from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on
 from jaxtune.training.state import TrainState
 
 
@@ -131,7 +132,7 @@ def fit(
     should_stop: Callable[[], bool] = lambda: False,
     evaluate_at_end: bool = True,
 ) -> FitResult:
-    """Trains from a state, or from the newest checkpoint, up to a step.
+    """Trains from a state, or from the newest checkpoint that can be read, up to a step.
 
     Args:
       trainer: what a step is.
@@ -217,6 +218,7 @@ class Run:
         self.throughput = trainer.throughput(self.values)
         self.examples = 0
         self.diverged = False
+        self.saves = SaveSchedule(self.config)
         self._state: Callable[[], TrainState] | None = None
         self._first = 0
 
@@ -250,6 +252,7 @@ class Run:
             self.listener.on_start(start, last)
         # A run that was killed after it had run out of patience has nothing left to train.
         step, stopped = start, self._out_of_patience()
+        self.saves.restart(start)
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
@@ -267,15 +270,16 @@ class Run:
             # At the last step there is nothing to stop any more: the end is evaluated and saved as ever.
             if stopped is None and step < last and self.should_stop():
                 stopped = "signal"
-            every = self.config.checkpoint_every or self.config.evaluate_every
-            due = step < last and (self._due(step, every) or evaluated or stopped is not None)
+            why: Why | None = None
+            if step < last:
+                why = "stop" if stopped is not None else self.saves.why(step, evaluated=evaluated)
             # Logged or not, the step is read before its state may take the place of the last good checkpoint.
-            if due and not _finite(metrics):
+            if why is not None and not _finite(metrics):
                 self.diverged = True
             if self.diverged:
                 stopped = "diverged"
-            elif due:
-                self._save(state(), step, scored=evaluated)
+            elif why is not None:
+                self._save(state(), step, why, scored=evaluated)
         self._read()
         if self.diverged:
             stopped = "diverged"
@@ -287,7 +291,7 @@ class Run:
                 # Where a run pauses is no part of it: gone on, it ends as if it had not paused.
                 self._evaluate(state(), step, counts=self._due(step, self.config.evaluate_every))
             if step > start:
-                self._save(state(), step, scored=scored)
+                self._save(state(), step, "end", scored=scored)
             stopped = "finished" if step >= self.total else "paused"
         self._flush()
         if self.checkpoints:
@@ -306,13 +310,16 @@ class Run:
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
         latest = self.checkpoints.latest_step if self.checkpoints else None
         state = self.trainer.init(self.values) if state is None else state
-        if latest is None or self.checkpoints is None:
+        if self.checkpoints is None or (found := self.checkpoints.resume(state)) is None:
             return state, int(state.step)
-        restored, loop = self.checkpoints.restore(latest, state)
+        step, restored, loop = found
+        if step != latest and isinstance(self.writer, CutBack):
+            self.writer.cut_back(step)
         self.batches.set_state(loop["data"])
         self.best, self.misses = loop["best"] if loop["best"] is not None else math.inf, loop["misses"]
         self.evaluation = loop["evaluation"]
-        return restored, latest
+        tell_going_on(step, self.total, self.checkpoints.directory, loop.get("why"))
+        return restored, step
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
@@ -372,7 +379,7 @@ class Run:
         patience = self.config.patience
         return "patience" if patience is not None and self.misses >= patience else None
 
-    def _save(self, state: TrainState, step: int, *, scored: bool) -> None:
+    def _save(self, state: TrainState, step: int, why: Why, *, scored: bool) -> None:
         if self.checkpoints is None:
             return
         # A checkpoint vouches for every record up to its step.
@@ -381,10 +388,12 @@ class Run:
             "data": self.batches.get_state(),
             "best": self.best if math.isfinite(self.best) else None,
             "misses": self.misses,
+            "why": why,
             # An evaluation belongs to the checkpoint of its own step only.
             "evaluation": self.evaluation if scored else {},
         }
         self.checkpoints.save(step, state, loop, self.evaluation.get("validation_loss") if scored else None)
+        self.saves.restart(step)
 
 
 def _same(state: TrainState) -> TrainState:

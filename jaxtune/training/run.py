@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from typing import Any
@@ -17,12 +18,14 @@ from jaxtune.telemetry.writers import (
     Writers,
     check_wandb,
 )
-from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
+
+logger = logging.getLogger(__name__)
 
 
 class Diverged(RuntimeError):
@@ -100,7 +103,7 @@ def _run(
 ) -> dict[str, Any]:
     """Trains from the last checkpoint on, and writes what a finished run leaves."""
     config = experiment.config
-    checkpoints = Checkpoints(directory.checkpoints_path)
+    checkpoints = Checkpoints(directory.checkpoints_path, keep=config.train.keep)
     writers = open_writers(directory, config, checkpoints.latest_step or 0)
     evaluator = experiment.evaluator("validation")
 
@@ -144,7 +147,11 @@ def _to_export(trainer: Trainer, checkpoints: Checkpoints, result: FitResult) ->
     best = checkpoints.best_step
     if best is None or best == result.step:
         return result.state, result.step
-    return checkpoints.restore(best, result.state)[0], best
+    try:
+        return checkpoints.restore(best, result.state)[0], best
+    except UnreadableCheckpoint as error:
+        logger.warning("%s; the last step, %d, is taken instead of the best one", error, result.step)
+        return result.state, result.step
 
 
 def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, directory: RunDirectory) -> dict[str, Any]:

@@ -11,13 +11,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
+from jaxtune.config.hyperparameters import HOST_KEYS
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 from jaxtune.training.data_history import DataHistory, Fingerprints
 
 # Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
-# change: the journal guards what decides the trials.
-_FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.")
+# change: the journal guards what decides the trials. Nor does it matter to a result which checkpoints are kept of it.
+_FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.", *HOST_KEYS)
 
 
 def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:

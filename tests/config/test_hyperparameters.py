@@ -151,6 +151,8 @@ def test_what_is_compiled_in_makes_another_program(config, key, value):
         ("train.log_every", 3),
         ("train.evaluate_every", 3),
         ("train.checkpoint_every", 3),
+        ("train.checkpoint_minutes", None),
+        ("train.keep.latest", 3),
         ("train.patience", 3),
         ("telemetry.tensorboard", False),
         ("evaluation.batch_size", 7),

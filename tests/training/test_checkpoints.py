@@ -13,9 +13,10 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from jaxtune.config.schema import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.training import checkpoints as module
-from jaxtune.training.checkpoints import Checkpoints, load_checkpoint, newest_step
+from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint, load_checkpoint, newest_step
 from jaxtune.training.state import TrainState
 
 LOOP = {"data": {"row": 3, "nested": {"epoch": 1}}, "best": None, "misses": 0, "evaluation": {}}
@@ -69,29 +70,135 @@ def test_the_state_of_the_call_is_written_whatever_happens_to_it_next(opened):
     np.testing.assert_array_equal(restored.trainable["low_rank"]["q"]["a"], 3.0)
 
 
-def test_the_last_and_the_best_are_kept_across_processes(opened, tmp_path):
+def test_the_last_two_and_the_best_are_kept_across_processes(opened, tmp_path):
     checkpoints = opened()
     for step, score in ((1, 3.0), (2, 1.0), (3, 2.0), (4, float("nan")), (5, None)):
         checkpoints.save(step, state_of(step), LOOP, score)
     checkpoints.wait()
     assert (checkpoints.latest_step, checkpoints.best_step) == (5, 2)
-    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"2", "5"}
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"2", "4", "5"}
     later = opened()
     assert (later.latest_step, later.best_step) == (5, 2)
     later.save(6, state_of(6), LOOP, 0.5)
     later.wait()
-    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"6"}
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"5", "6"}
     assert (later.latest_step, later.best_step) == (6, 6)
 
 
-def test_without_a_score_there_is_no_best_and_only_the_last_is_kept(opened, tmp_path):
+def test_without_a_score_there_is_no_best_and_only_the_last_two_are_kept(opened, tmp_path):
     checkpoints = opened()
     assert (checkpoints.latest_step, checkpoints.best_step) == (None, None)
     for step in (1, 2, 3):
         checkpoints.save(step, state_of(step), LOOP)
     checkpoints.wait()
     assert (checkpoints.latest_step, checkpoints.best_step) == (3, None)
-    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"3"}
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"2", "3"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "left"),
+    [
+        ({"latest": 1}, {"3", "7"}),
+        ({"latest": 3, "best": 2}, {"3", "4", "5", "6", "7"}),
+        ({"latest": 1, "every": 3}, {"3", "6", "7"}),
+    ],
+)
+def test_what_is_kept_is_configured(tmp_path, keep, left):
+    checkpoints = Checkpoints(tmp_path, keep=KeepConfig(**keep))
+    for step, score in enumerate((9.0, 8.0, 1.0, 2.0, 7.0, 6.0, 5.0), start=1):
+        checkpoints.save(step, state_of(step), LOOP, score)
+    checkpoints.close()
+    assert {item.name for item in tmp_path.iterdir()} == left
+
+
+DAMAGE = {
+    "arrays": "state/**/d/*",
+    "index": "state/manifest.ocdbt",
+    "shapes": "state/_METADATA",
+    "loop": "loop/metadata",
+}
+
+
+def damage(folder, which, how):
+    """Cuts the files of a checkpoint off in the middle, or removes them."""
+    files = list(folder.glob(DAMAGE[which]))
+    assert files
+    for file in files:
+        if how == "missing":
+            file.unlink()
+        else:
+            os.truncate(file, file.stat().st_size // 2)
+
+
+def saved(folder, steps=(1, 2, 3), scores=(0.5, 0.75, 0.25)):
+    """A folder of checkpoints as a run of the past has left it."""
+    checkpoints = Checkpoints(folder, keep=KeepConfig(latest=len(steps)))
+    for step, score in zip(steps, scores, strict=True):
+        checkpoints.save(step, state_of(step, value=float(step)), LOOP, score)
+    checkpoints.close()
+
+
+@pytest.mark.parametrize("how", ["cut off", "missing"])
+@pytest.mark.parametrize("which", DAMAGE)
+def test_a_damaged_checkpoint_is_left_for_the_one_before(opened, tmp_path, caplog, which, how):
+    folder = tmp_path / "checkpoints"
+    saved(folder)
+    damage(folder / "3", which, how)
+    before = _whole(folder)
+    for asked, step in (("latest", 2), ("best", 1)):
+        caplog.clear()
+        found, state = load_checkpoint(folder, state_of(), asked)
+        assert (found, int(state.step), float(state.trainable["low_rank"]["q"]["a"].max())) == (step, step, step)
+        (told,) = caplog.messages
+        assert told.startswith(f"{folder / '3'}: a damaged checkpoint (")
+        assert told.endswith(f"step {step} is taken instead")
+        assert "\n" not in told
+    with pytest.raises(UnreadableCheckpoint, match="a damaged checkpoint"):
+        load_checkpoint(folder, state_of(), "latest", fall_back=False)
+    assert _whole(folder) == before
+
+    caplog.clear()
+    checkpoints = opened()
+    step, state, loop = checkpoints.resume(state_of())
+    assert (step, int(state.step), loop) == (2, 2, LOOP)
+    (told,) = caplog.messages
+    assert told.endswith("it is now 3.damaged, and the run goes on from step 2")
+    # What is trained again takes the place of what was damaged.
+    assert (checkpoints.latest_step, checkpoints.best_step) == (2, 1)
+    checkpoints.save(3, state_of(3, value=4.0), LOOP, 0.125)
+    assert float(checkpoints.restore(3, state_of())[0].trainable["low_rank"]["q"]["a"].max()) == 4.0
+    again = opened()
+    assert (again.latest_step, again.best_step) == (3, 3)
+
+
+def test_where_no_checkpoint_can_be_read_all_are_named_and_stay(opened, tmp_path):
+    folder = tmp_path / "checkpoints"
+    saved(folder)
+    for step, which in ((1, "arrays"), (2, "loop"), (3, "index")):
+        damage(folder / str(step), which, "cut off")
+    for read in (lambda: load_checkpoint(folder, state_of(), "best"), lambda: opened().resume(state_of())):
+        with pytest.raises(UserError, match="none of the checkpoints can be read") as error:
+            read()
+        assert all(f"{folder / str(step)}: a damaged checkpoint" in str(error.value) for step in (1, 2, 3))
+    assert {item.name for item in folder.iterdir()} == {"1", "2", "3"}
+
+
+def test_a_score_that_cannot_be_read_is_none(opened, tmp_path, caplog):
+    folder = tmp_path / "checkpoints"
+    saved(folder)
+    os.truncate(folder / "3" / "metrics" / "metrics", 5)
+    assert load_checkpoint(folder, state_of(), "best")[0] == 1
+    assert caplog.messages == [f"{folder / '3'}: a damaged checkpoint, whose score is lost"]
+    checkpoints = opened()
+    assert (checkpoints.latest_step, checkpoints.best_step) == (3, 1)
+    assert checkpoints.resume(state_of())[0] == 2
+
+
+def test_another_configuration_is_no_damage(opened, tmp_path):
+    saved(tmp_path / "checkpoints")
+    with pytest.raises(UserError, match="another configuration"):
+        opened().resume(state_of(width=5))
+    assert opened().latest_step == 3
 
 
 def test_a_step_that_is_there_is_not_written_again(opened):
@@ -236,7 +343,9 @@ def test_a_reader_steps_over_to_what_replaced_a_checkpoint(opened, tmp_path, mon
 
     def replaced(*arguments):
         monkeypatch.setattr(module, "_load", whole)
-        opened().save(2, state_of(2), LOOP)
+        writer = opened()
+        writer.save(2, state_of(2), LOOP)
+        writer.wait()
         shutil.rmtree(folder / "1", ignore_errors=True)
         return 1, state_of(value=0.0)
 

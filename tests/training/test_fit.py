@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 
@@ -10,9 +11,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtune.config.schema import KeepConfig
 from jaxtune.telemetry.throughput import Throughput
+from jaxtune.telemetry.writers import JsonlWriter, read_metrics
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import fit
+from jaxtune.training.fit import Run, fit
+from jaxtune.training.save_schedule import SaveSchedule
 
 
 class Record:
@@ -229,7 +233,7 @@ def test_the_last_and_the_best_checkpoint_are_kept(variant, batches, checkpoints
     trainer.step = step
     result = fit(trainer, batches(), evaluate=scripted([3.0, 1.0, 2.0, 4.0]), checkpoints=checkpoints)
     assert (checkpoints.best_step, checkpoints.latest_step) == (4, 8)
-    assert sorted(int(item.name) for item in (tmp_path / "checkpoints").iterdir()) == [4, 8]
+    assert sorted(int(item.name) for item in (tmp_path / "checkpoints").iterdir()) == [4, 6, 8]
     for number in (4, 8):
         state, _ = checkpoints.restore(number, result.state)
         jax.tree.map(np.testing.assert_array_equal, state.trainable, kept[number])
@@ -346,3 +350,56 @@ def test_the_step_can_be_one_s_own(variant, batches):
     assert record.steps("distance") == list(range(1, 9))
     same = jax.tree.map(lambda a, b: np.array_equal(a, b), average, result.state.trainable)
     assert not any(jax.tree.leaves(same))
+
+
+def test_a_run_with_only_its_steps_set_goes_on_from_a_checkpoint_by_time(variant, batches, tmp_path, caplog):
+    """A clock that only steps move: each takes a minute; killed after the seventh."""
+    trainer, checkpoints, now = variant(checkpoint_minutes=3.0), Checkpoints(tmp_path / "checkpoints"), 0.0
+    whole = fit(trainer, batches())
+    run = Run(trainer, batches(), checkpoints=checkpoints, writer=(record := Record()))
+    run.saves = SaveSchedule(trainer.config, clock=lambda: now)
+    state = run.start()
+    loop = run.loop()
+    batch = next(loop)
+    for _ in range(7):
+        state, metrics = trainer.step(state, batch)
+        now += 60.0
+        batch = loop.send((functools.partial(lambda state: state, state), metrics))
+    loop.close()
+    checkpoints.close()
+    assert [step for step, _ in record.lines] == [1, 2, 3, 4, 5, 6]
+    assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"3", "6"}
+
+    checkpoints = Checkpoints(tmp_path / "checkpoints")
+    with caplog.at_level("INFO", "jaxtune"):
+        ended = fit(trainer, batches(), checkpoints=checkpoints)
+    checkpoints.close()
+    assert caplog.messages == [
+        f"going on from step 6 of 8, saved by train.checkpoint_minutes ({tmp_path / 'checkpoints' / '6'})"
+    ]
+    assert (ended.steps_run, ended.step) == (2, 8)
+    jax.tree.map(np.testing.assert_array_equal, ended.state, whole.state)
+
+
+def test_a_run_whose_newest_checkpoint_is_damaged_ends_as_one_that_was_not(variant, batches, tmp_path):
+    trainer = variant(checkpoint_every=2, keep=KeepConfig(latest=3))
+    folder = tmp_path / "checkpoints"
+
+    def train(until=None):
+        checkpoints = Checkpoints(folder, keep=trainer.config.keep)
+        writer = JsonlWriter(tmp_path / "metrics.jsonl", checkpoints.latest_step or 0)
+        result = fit(trainer, batches(), until=until, checkpoints=checkpoints, writer=writer)
+        writer.close()
+        checkpoints.close()
+        return result, [(line["step"], line["loss"]) for line in read_metrics(tmp_path / "metrics.jsonl")]
+
+    train(6)
+    (folder / "6" / "state" / "manifest.ocdbt").unlink()
+    (folder / "4" / "loop" / "metadata").unlink()
+    result, logged = train()
+    assert (result.steps_run, result.stopped) == (6, "finished")
+    assert [step for step, _ in logged] == list(range(1, 9))
+    assert {"4.damaged", "6.damaged"} < {item.name for item in folder.iterdir()}
+    whole = Record()
+    fit(trainer, batches(), writer=whole)
+    assert logged == list(losses(whole).items())

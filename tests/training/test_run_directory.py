@@ -53,6 +53,11 @@ def test_another_run_is_refused_with_every_key_that_differs(config, directory):
     assert contents(directory) == kept
 
 
+def test_what_is_kept_of_a_run_may_change_at_any_time(config, directory):
+    directory.claim(config)
+    directory.check(with_overrides(config, {"train.checkpoint_minutes": None, "train.keep.latest": 7}))
+
+
 def test_many_differences_are_counted(config, directory):
     directory.claim(config)
     changes = {f"optimizer.{name}": 0.123 for name in ("learning_rate", "warmup", "final_scale", "weight_decay")}
