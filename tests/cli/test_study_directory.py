@@ -4,10 +4,7 @@ import json
 import shlex
 
 import numpy as np
-import peft
 import pytest
-import torch
-from transformers import AutoModelForCausalLM
 
 from jaxtune.cli import main
 from jaxtune.config import dotted, load_config
@@ -46,6 +43,10 @@ def told(capsys, *arguments, code=0):
 
 def test_a_study_s_directory_means_its_winner(study, summary, capsys, tiny_model, tmp_path):
     """Evaluated, exported, and as the adapter that lies in it; transformers and peft answer alike."""
+    peft = pytest.importorskip("peft")
+    torch = pytest.importorskip("torch")
+    from transformers import AutoModelForCausalLM
+
     best = summary["best"]
     found = told(capsys, "evaluate", study)
     assert found["metrics"]["loss"] == pytest.approx(best["test_score"], rel=1e-6)
