@@ -198,7 +198,12 @@ def _encode(
     encoded = encode_spans(tokenizer, [text.text for text in texts], [text.spans for text in texts], rendered=chat)
     # Which span begins where the prompt ends; in a chat a template may have none that does.
     asked = [_span_after(text) for text in texts]
-    apart = [place for place, each in enumerate(encoded) if each.crossed or asked[place] is None]
+    # Cut at its only span, a text already holds the prompt's own ids; cut at one of several, others may come before.
+    apart = [
+        place
+        for place, (_, spans, crossed) in enumerate(encoded)
+        if asked[place] is None or (crossed and len(spans) > 1)
+    ]
     prompts = encode_prompts(tokenizer, [texts[place].prompt for place in apart], rendered=chat)
     given = {place: np.asarray(ids, np.int32) for place, ids in zip(apart, prompts, strict=True)}
     end = None if chat else special_id(tokenizer, "eos_token")

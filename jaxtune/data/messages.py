@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
+from jaxtune.data.values import read_json
 from jaxtune.errors import UserError, nearest
 
 TOOLS = "tools"
@@ -95,17 +96,18 @@ def read_conversations(path: str, field: str) -> list[tuple[Conversation, str]]:
 def _documents(text: str, name: str) -> list[tuple[Any, str]]:
     lines = [(line, f"{name}, line {number}") for number, line in enumerate(text.split("\n"), 1) if line.strip()]
     try:
-        whole = json.loads(text)
+        json.loads(text)
     except (ValueError, RecursionError):
         return [(_json_value(line, place), place) for line, place in lines]
+    whole = _json_value(text, name)
     if isinstance(whole, list) and whole and not any(isinstance(each, dict) and "role" in each for each in whole):
         return [(each, f"{name}, conversation {number}") for number, each in enumerate(whole, 1)]
     return [(whole, name)]
 
 
-def _json_value(line: str, place: str) -> Any:
+def _json_value(text: str, place: str) -> Any:
     try:
-        return json.loads(line)
+        return read_json(text)
     except (ValueError, RecursionError) as error:
         raise UserError(f"--messages: {place}: malformed JSON: {error}") from error
 
