@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import re
+from fractions import Fraction
 from typing import Any
 
 from jaxtune.errors import UserError
@@ -16,7 +17,8 @@ _SPLIT = re.compile(rf"(?P<name>[^\[\]:%]*)(?:\[(?P<start>{_BOUND})?:(?P<stop>{_
 
 @dataclasses.dataclass(frozen=True)
 class SplitSlice:
-    """A split's name and the part of it that is wanted; a bound is a row number or a share such as ``10%``."""
+    """A split's name and the part of it that is wanted; a bound is a row number or a share such as ``10%``, to the
+    nearest row; of two that are as near, the even one, as in ``tensorflow_datasets`` and ``datasets``."""
 
     name: str | None
     start: str | None = None
@@ -31,7 +33,7 @@ class SplitSlice:
 def _row(bound: str | None, count: int) -> int | None:
     if bound is None or not bound.endswith("%"):
         return None if bound is None else int(bound)
-    return round(float(bound[:-1]) / 100 * count)
+    return round(Fraction(bound[:-1]) * count / 100)
 
 
 def parse_split(split: str | None, *, key: str) -> SplitSlice:

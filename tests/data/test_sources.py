@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from jaxtune.config.schema import SourceConfig
@@ -159,6 +159,15 @@ def test_percentages_part_the_rows(count: int, cuts: list[int]):
     bounds = [0, *sorted(cuts), 100]
     parts = [parse_split(f"[{low}%:{high}%]", key="k").rows(count) for low, high in itertools.pairwise(bounds)]
     assert [row for part in parts for row in part] == list(range(count))
+
+
+@settings(deadline=None, max_examples=50)
+@example(150, 7)
+@given(st.integers(0, 5000), st.integers(0, 100))
+def test_a_share_is_the_nearest_row(count: int, percent: int):
+    """Halves go to the even row, as tensorflow_datasets reckons: round(percent * count / 100)."""
+    assert len(parse_split(f"[:{percent}%]", key="k").rows(count)) == round(percent * count / 100)
+    assert len(parse_split(f"[:{percent}.0%]", key="k").rows(count)) == round(percent * count / 100)
 
 
 def test_hash_split_parts_the_rows(file: Path):

@@ -260,6 +260,17 @@ def test_values_of_published_files() -> None:
     assert (gemma3.rope.theta, gemma3.local_rope) == (1e6, RopeConfig(1e4))
 
 
+def test_a_null_theta_beside_the_objects_of_the_layers() -> None:
+    """So transformers 5.0 to 5.12 write Gemma 3."""
+    published = PUBLISHED["gemma-3-1b-it"]
+    told = {name: value for name, value in published.items() if name not in ("rope_scaling", "rope_local_base_freq")}
+    layers = {
+        "full_attention": {"rope_type": "default", "rope_theta": 1e6},
+        "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+    }
+    assert decoder_config({**told, "rope_theta": None, "rope_parameters": layers}) == decoder_config(published)
+
+
 def test_multimodal_text_part() -> None:
     config = decoder_config(GEMMA_3_4B)
     text = transformers_form(GEMMA_3_4B)["text_config"]
