@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import typing
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -94,3 +95,8 @@ def program_key(config: Config) -> str:
         if key.split(".")[0] in sections and key not in untouched and not key.startswith(HOST_KEYS)
     ]
     return "\n".join(parts)
+
+
+def program_name(config: Config) -> str:
+    """A short name of :func:`program_key`, by which a journal tells programs apart."""
+    return hashlib.sha256(program_key(config).encode()).hexdigest()[:12]

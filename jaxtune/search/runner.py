@@ -22,13 +22,12 @@ class TrialRunner(Protocol):
         """How many trials train at the same time."""
         ...
 
-    @property
-    def compilations(self) -> int:
-        """How often the train step was compiled in this process so far."""
-        ...
-
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps, which its schedule is planned for."""
+        ...
+
+    def program(self, trial: Trial) -> str:
+        """Names the compiled step that trains the trial: the same in every process, for all trials that share it."""
         ...
 
     def start(self, trial: Trial, until: int) -> None:

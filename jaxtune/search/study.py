@@ -107,7 +107,6 @@ class Study:
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._keep = on_event, keep
         self._stop, self._stopping = stop, False
-        self._compilations = runner.compilations
         self._targets: dict[int, int] = {}
         if not search.fixed:  # else it depends on what was tried before
             check_room(self.space, search.trials, {0: self._reference_point})
@@ -329,13 +328,11 @@ class Study:
         ended = []
         for trial, outcome in self.runner.wait():
             state, step = self._history.trials[trial.id], self._targets.pop(trial.id)
-            compilations = self.runner.compilations - self._compilations
-            self._compilations += compilations
             until, total = self._until(trial, phase), self.runner.total_steps(trial)
             common = self._scored(state, step, outcome)
             if step < until and not outcome.failed:
                 waits = bool(self.search.ladder)
-                self._append("reported", **common, waits=waits, compilations=compilations)
+                self._append("reported", **common, waits=waits)
                 if waits:
                     ended.append(state)
                 elif self._stops(trial):
@@ -345,9 +342,9 @@ class Study:
                     self._start(state, phase)
                 continue
             event = "failed" if outcome.failed else "scored" if phase == "early" else "finished"
-            self._append(event, **common, phase=phase, compilations=compilations)
+            self._append(event, **common, phase=phase)
             if phase == "early" and until == total and not outcome.failed:
-                self._append("finished", **common, phase="final", compilations=0)
+                self._append("finished", **self._scored(state, step, outcome), phase="final")
             ended.append(state)
         return ended
 
@@ -369,7 +366,7 @@ class Study:
             elif early is not None and state.ranked and state.final is None:
                 steps = self._milestones(trial)
                 if steps.early == steps.total:
-                    self._append("finished", **self._scored(state, steps.total, early), phase="final", compilations=0)
+                    self._append("finished", **self._scored(state, steps.total, early), phase="final")
 
     def _scored(self, state: TrialState, step: int, outcome: Outcome) -> dict[str, Any]:
         """What every record of an outcome tells."""
@@ -379,6 +376,7 @@ class Study:
             "step": step,
             "total_steps": self.runner.total_steps(state.trial),
             **outcome_fields(outcome),
+            **self._history.compiled(self.runner.program(state.trial)),
         }
 
     def _finish_trials(self) -> None:

@@ -19,6 +19,7 @@ from jaxtune.config import (
     hyperparameters,
     load_config,
     program_key,
+    program_name,
     with_overrides,
 )
 from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
@@ -134,7 +135,7 @@ class TrainerRunner:
 
     @property
     def compilations(self) -> int:
-        """How often a training step was compiled."""
+        """How often a training step was compiled in this process."""
         return sum(slots.traces for slots in self._slots.values())
 
     @property
@@ -159,6 +160,10 @@ class TrainerRunner:
         steps = self.configuration(trial.configuration).train.steps
         assert steps is not None
         return steps
+
+    def program(self, trial: Trial) -> str:
+        """Names the compiled step that trains the trial."""
+        return program_name(self.configuration(trial.configuration))
 
     def start(self, trial: Trial, until: int) -> None:
         """Opens a trial at its checkpoint, or its start; see :class:`~jaxtune.search.runner.TrialRunner`."""

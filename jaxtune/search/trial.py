@@ -42,7 +42,8 @@ class TrialState:
       final: the outcome at the end.
       promoted: whether it was chosen to be finished.
       test: its outcome on the test split.
-      compilations: of the train step while it ran.
+      compilations: 1 where it is the first trial of its program, else 0; of journals of an earlier version, how often
+        the train step was compiled while it ran.
     """
 
     trial: Trial
@@ -172,6 +173,7 @@ class History:
         of it; what diverges while they are carried out changes none, so that a study that was killed repeats them.
       reports: trial and step of every score before the fraction, in the order in which they came.
       untuned: the base model on the test split.
+      programs: names of the compiled steps that trained the trials that have an outcome.
     """
 
     trials: dict[int, TrialState] = field(default_factory=dict)
@@ -179,6 +181,11 @@ class History:
     lost: frozenset[int] = frozenset()
     reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
+    programs: set[str] = field(default_factory=set)
+
+    def compiled(self, program: str) -> dict[str, Any]:
+        """What the record of an outcome tells of the trial's program, however many processes compile that one."""
+        return {"program": program, "compilations": int(program not in self.programs)}
 
     def apply(self, record: Mapping[str, Any], run_dir: Path) -> None:
         """Takes in one record after the first.
@@ -217,6 +224,8 @@ class History:
         elif event in ("reported", "scored", "finished", "failed"):
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
+            if "program" in record:
+                self.programs.add(record["program"])
             if event == "reported":
                 state.rungs[record["step"]] = read_outcome(record)
                 self.reports.append((state.trial.id, record["step"]))

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Int
 
+from jaxtune.config import program_name
 from jaxtune.data import train_batches
 from jaxtune.data.pipeline import Plan
 from jaxtune.errors import UserError
@@ -64,16 +65,15 @@ class SizeRunner:
         """Trials differ in their data, which a population shares: one at a time."""
         return 1
 
-    @property
-    def compilations(self) -> int:
-        """How often the training step was compiled."""
-        return self._trainer.traces["step"]
-
     def total_steps(self, trial: Trial) -> int:
         """The most steps that a trial trains."""
         steps = self.experiment.config.train.steps
         assert steps is not None
         return steps
+
+    def program(self, trial: Trial) -> str:
+        """One for all sizes."""
+        return program_name(self.experiment.config)
 
     def places(self, size: int, seed: int) -> list[int]:
         """The places of the training examples of a size."""

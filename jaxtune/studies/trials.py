@@ -113,7 +113,6 @@ class StudyTrials:
         """
         runner = self.runner if runner is None else runner
         due = {trial.id: (trial, step) for trial, step in targets if self.outcome(trial, step) is None}
-        compiled = runner.compilations
         try:
             for trial, outcome in run_all(runner, self._starting(due.values(), runner)):
                 total, step = runner.total_steps(trial), due[trial.id][1]
@@ -127,9 +126,8 @@ class StudyTrials:
                     total_steps=total,
                     **outcome_fields(outcome),
                     phase="final" if last else "early",
-                    compilations=runner.compilations - compiled,
+                    **self.history.compiled(runner.program(trial)),
                 )
-                compiled = runner.compilations
         finally:
             runner.close()
 
@@ -166,8 +164,8 @@ class StudyTrials:
     def budget(self) -> dict[str, Any]:
         """What the experiment took, over all processes that worked on it.
 
-        ``steps_run`` (optimizer steps of all trials), ``seconds`` (of scoring and testing), ``compilations`` (of a
-        train step, for trials).
+        ``steps_run`` (optimizer steps of all trials), ``seconds`` (of scoring and testing), ``compilations``
+        (programs of a train step).
         """
         steps: dict[int, int] = {}
         for (number, _), outcome in self._outcomes.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import math
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -18,11 +17,13 @@ import numpy as np
 
 from jaxtune.config.schema import TrainConfig
 from jaxtune.evaluation.loss import LossResult
-from jaxtune.telemetry.throughput import Throughput, Window
+from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.loop_state import LoopState
 from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on
 from jaxtune.training.state import TrainState
+from jaxtune.training.step_log import StepLog
 
 
 @runtime_checkable
@@ -97,13 +98,14 @@ class FitResult:
 
     Attributes:
       state: after the last step.
-      step: optimizer steps done in all.
+      step: optimizer steps done in all; where the run diverged, the first step that was not finite.
       steps_run: of them in this call.
       stopped: ``finished`` (end of the schedule), ``paused`` (at ``until``), ``patience`` (no improvement), ``signal``
         or ``diverged`` (a loss was not finite).
-      metrics: the last training metrics.
+      metrics: the last training metrics; of an earlier call, where this one had no step left.
       evaluation: the last evaluation, or empty.
       examples: examples seen in this call; one cut over several rows counts in each.
+      examples_per_step: their mean over the whole run; None before its first step.
       seconds: wall-clock time of this call.
     """
 
@@ -114,6 +116,7 @@ class FitResult:
     metrics: Mapping[str, float]
     evaluation: Mapping[str, float]
     examples: int
+    examples_per_step: float | None
     seconds: float
 
 
@@ -209,15 +212,10 @@ class Run:
         self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
         self.config = trainer.config if config is None else config
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
-        # What early stopping remembers; saved with every checkpoint.
-        self.best, self.misses = math.inf, 0
-        self.metrics: dict[str, float] = {}
-        self.evaluation: dict[str, float] = {}
-        self.pending: tuple[int, Any, Window] | None = None
-        self.record: tuple[int, Mapping[str, float]] | None = None
+        self.past = LoopState()
         self.throughput = trainer.throughput(self.values)
+        self.log = StepLog(writer, listener, self.throughput)
         self.examples = 0
-        self.diverged = False
         self.saves = SaveSchedule(self.config)
         self._state: Callable[[], TrainState] | None = None
         self._first = 0
@@ -260,11 +258,8 @@ class Run:
             step += 1
             self.throughput.count(int(np.count_nonzero(batch["segment_ids"])))
             self.examples += int(sum(len(np.unique(row[row >= 0])) for row in batch["example_ids"]))
-            # The metrics of an earlier step are read while this one runs: the device never waits for the host.
-            self._flush()
-            if step % self.config.log_every == 0 or step == last:
-                self.pending = (step, metrics, self.throughput.close())
-            evaluated = self._due(step, self.config.evaluate_every) and step < last
+            self.log.launched(step, metrics, logged=step % self.config.log_every == 0 or step == last)
+            evaluated = self._due(step, self.config.evaluate_every) and step < last and not self.log.diverged(step)
             if evaluated:
                 stopped = self._evaluate(state(), step)
             # At the last step there is nothing to stop any more: the end is evaluated and saved as ever.
@@ -274,18 +269,17 @@ class Run:
             if step < last:
                 why = "stop" if stopped is not None else self.saves.why(step, evaluated=evaluated)
             # Logged or not, the step is read before its state may take the place of the last good checkpoint.
-            if why is not None and not _finite(metrics):
-                self.diverged = True
-            if self.diverged:
+            if self.log.first_diverged is not None or (why is not None and self.log.diverged(step)):
                 stopped = "diverged"
             elif why is not None:
                 self._save(state(), step, why, scored=evaluated)
-        self._read()
-        if self.diverged:
-            stopped = "diverged"
+        self.log.read()
+        trained = self._past(step)
+        if self.log.first_diverged is not None:
+            step, stopped = self.log.first_diverged, "diverged"
         if stopped is None:
             # Resumed behind the last step, the evaluation stands in the checkpoint and in the metrics already.
-            known = step == start and self.evaluation
+            known = self.past.evaluated == step
             scored = evaluate_at_end and not known and (self.validation is not None or self.further is not None)
             if scored:
                 # Where a run pauses is no part of it: gone on, it ends as if it had not paused.
@@ -293,7 +287,7 @@ class Run:
             if step > start:
                 self._save(state(), step, "end", scored=scored)
             stopped = "finished" if step >= self.total else "paused"
-        self._flush()
+        self.log.flush()
         if self.checkpoints:
             self.checkpoints.wait()
         return FitResult(
@@ -301,9 +295,10 @@ class Run:
             step=step,
             steps_run=step - start,
             stopped=stopped,
-            metrics=self.metrics,
-            evaluation=self.evaluation,
+            metrics=self.log.metrics,
+            evaluation=self.past.evaluation,
             examples=self.examples,
+            examples_per_step=trained.examples_per_step,
             seconds=time.perf_counter() - begin,
         )
 
@@ -316,40 +311,17 @@ class Run:
         if step != latest and isinstance(self.writer, CutBack):
             self.writer.cut_back(step)
         self.batches.set_state(loop["data"])
-        self.best, self.misses = loop["best"] if loop["best"] is not None else math.inf, loop["misses"]
-        self.evaluation = loop["evaluation"]
+        self.past = LoopState.read(loop, step)
+        self.log.metrics = self.past.metrics
         tell_going_on(step, self.total, self.checkpoints.directory, loop.get("why"))
         return restored, step
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
 
-    def _flush(self) -> None:
-        """Writes the record of a logged step."""
-        self._read()
-        if self.record and self.writer:
-            self.writer.write(*self.record)
-        self.record = None
-
-    def _read(self) -> None:
-        """Waits for the metrics of a logged step and tells the listener; they begin the step's record."""
-        if self.pending is None:
-            return
-        step, arrays, window = self.pending
-        self.pending = None
-        self.metrics = {name: float(value) for name, value in jax.device_get(dict(arrays)).items()}
-        self.metrics |= self.throughput.rates(window)
-        self.diverged = self.diverged or not _finite(self.metrics)
-        self.record = (step, self.metrics)
-        self._tell(step, self.metrics)
-
-    def _tell(self, step: int, metrics: Mapping[str, float]) -> None:
-        if self.listener:
-            self.listener.on_metrics(step, metrics)
-
     def _evaluate(self, state: TrainState, step: int, *, counts: bool = True) -> Stopped | None:
         """Evaluates and, where it counts for early stopping, tells that; a reason to stop, or None."""
-        self._read()
+        self.log.read()
         jax.block_until_ready(state.step)
         self.throughput.pause()
         evaluation: dict[str, float] = {}
@@ -360,46 +332,33 @@ class Run:
                 evaluation["validation_loss_standard_error"] = result.standard_error
         if self.further is not None:
             evaluation |= self.further(state)
-        self.evaluation = evaluation
-        # One record for a step that is logged and evaluated.
-        self.record = (step, {**(self.record[1] if self.record else {}), **evaluation})
-        self._flush()
-        self._tell(step, evaluation)
+        self.past.evaluation, self.past.evaluated = evaluation, step
+        self.log.evaluated(step, evaluation)
         self.throughput.resume()
         score = evaluation.get("validation_loss")
         if score is None or not counts:
             return None
-        if score < self.best:
-            self.best, self.misses = score, 0
-            return None
-        self.misses += 1
+        self.past.improved(score)
         return self._out_of_patience()
 
     def _out_of_patience(self) -> Stopped | None:
         patience = self.config.patience
-        return "patience" if patience is not None and self.misses >= patience else None
+        return "patience" if patience is not None and self.past.misses >= patience else None
 
     def _save(self, state: TrainState, step: int, why: Why, *, scored: bool) -> None:
         if self.checkpoints is None:
             return
         # A checkpoint vouches for every record up to its step.
-        self._flush()
-        loop = {
-            "data": self.batches.get_state(),
-            "best": self.best if math.isfinite(self.best) else None,
-            "misses": self.misses,
-            "why": why,
-            # An evaluation belongs to the checkpoint of its own step only.
-            "evaluation": self.evaluation if scored else {},
-        }
-        self.checkpoints.save(step, state, loop, self.evaluation.get("validation_loss") if scored else None)
+        self.log.flush()
+        loop = {"data": self.batches.get_state(), "why": why, **self._past(step).record()}
+        self.checkpoints.save(step, state, loop, self.past.evaluation.get("validation_loss") if scored else None)
         self.saves.restart(step)
+
+    def _past(self, step: int) -> LoopState:
+        """What is known after a step of this call."""
+        steps, examples = self.past.steps + step - self._first, self.past.examples + self.examples
+        return dataclasses.replace(self.past, steps=steps, examples=examples, metrics=self.log.metrics)
 
 
 def _same(state: TrainState) -> TrainState:
     return state
-
-
-def _finite(metrics: Mapping[str, Any]) -> bool:
-    """Whether the loss and the gradient of a step are numbers, and so the state after it."""
-    return all(math.isfinite(metrics[name]) for name in ("loss", "grad_norm") if name in metrics)

@@ -166,8 +166,9 @@ def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, dire
         "metrics": finite,
         "trained_parameters": trainer.plan.trainable_parameters(trainer.hyperparameters),
         "examples": {part: len(examples) for part, examples in experiment.examples.items()},
-        "examples_per_step": result.examples / result.steps_run if result.steps_run else None,
-        "compilations": trainer.traces["step"],
+        "examples_per_step": result.examples_per_step,
+        # Where no step was left to train, the program is one that an earlier process had compiled.
+        "compilations": max(trainer.traces["step"], 1),
         "seconds": result.seconds,
         "peak_device_bytes": device_memory_peak(),
     }

@@ -44,7 +44,7 @@ class MadeUpRunner:
       reference_gain: how much better the reference is than its hyperparameters deserve.
     """
 
-    capacity, compilations = 1, 0
+    capacity = 1
 
     def __init__(
         self,
@@ -63,6 +63,9 @@ class MadeUpRunner:
     def total_steps(self, trial: Trial) -> int:
         return STEPS
 
+    def program(self, trial: Trial) -> str:
+        return "one" if trial.id else "the reference's"
+
     def start(self, trial: Trial, until: int) -> None:
         self._started.append((trial, until))
 
@@ -76,7 +79,6 @@ class MadeUpRunner:
         self._started = []
 
     def _run(self, trial: Trial, until: int) -> Outcome:
-        self.compilations = 2
         generator = np.random.default_rng([trial.id, until])
         if trial.id == self.stop_at:
             self._write_metrics(trial, until // 2, generator)

@@ -60,7 +60,6 @@ class SyntheticRunner:
         self.capacity = capacity
         self.started: list[tuple[Trial, int]] = []
         self.optimum, self.divergence, self.noise, self.sign = optimum, divergence, noise, sign
-        self.compilations = 0
         self.calls: list[tuple[int, int]] = []
         self.tests: list[int | None] = []
         self.before: Callable[[Trial, int], None] = lambda trial, until: None
@@ -84,6 +83,9 @@ class SyntheticRunner:
     def total_steps(self, trial: Trial) -> int:
         return self.steps
 
+    def program(self, trial: Trial) -> str:
+        return trial.configuration.get("optimizer.schedule", "cosine")
+
     def start(self, trial: Trial, until: int) -> None:
         assert len(self.started) < self.capacity
         self.started.append((trial, until))
@@ -102,7 +104,6 @@ class SyntheticRunner:
         self.calls.append((trial.id, until))
         with (trial.directory / "calls.txt").open("a") as file:
             file.write(f"{until}\n")
-        self.compilations = 1
         self.before(trial, until)
         time.sleep(self.delay)
         score = self.sign * self.value(trial.configuration, until)
@@ -120,9 +121,7 @@ class SyntheticRunner:
 def records(run_dir: Path) -> list[dict]:
     """The journal without what may differ between two runs of one study."""
     lines = (run_dir / "trials.jsonl").read_text().splitlines()
-    return [
-        {key: value for key, value in json.loads(line).items() if key not in ("time", "compilations")} for line in lines
-    ]
+    return [{key: value for key, value in json.loads(line).items() if key != "time"} for line in lines]
 
 
 def interrupt_at(trial_id: int, until: int) -> Callable[[Trial, int], None]:

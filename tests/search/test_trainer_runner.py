@@ -150,6 +150,9 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
     later = TrainerRunner(experiment, population=4)
     assert before | ended(later, left) == whole
     assert (len(runner.trainers), runner.compilations, later.compilations) == (2, 2, 2)
+    names = [[each.program(trial) for trial, _ in jobs("whole")] for each in (runner, later)]
+    assert names[0] == names[1]
+    assert [name == names[0][0] for name in names[0]] == [True, True, False, True, False, True]
 
 
 def test_slots_follow_from_the_space_and_the_places(config_file):

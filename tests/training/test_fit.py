@@ -56,21 +56,31 @@ def scripted(scores):
 
 
 def breaking(trainer, at, name="loss"):
-    """The trainer with one metric not a number from the ``at``-th step on, and the state spoilt as it would be."""
+    """The trainer with one metric not a number from step ``at`` on, and the state spoilt as it would be."""
     whole = trainer.step
-    calls = 0
 
     def step(state, batch, hyperparameters=None):
-        nonlocal calls
-        calls += 1
         state, metrics = whole(state, batch, hyperparameters)
-        if calls < at:
+        if int(state.step) < at:
             return state, metrics
         spoilt = jax.tree.map(lambda leaf: jnp.full_like(leaf, jnp.nan), state.trainable)
         return type(state)(state.step, spoilt, state.moments, state.seed), {**metrics, name: jnp.float32(jnp.inf)}
 
     trainer.step = step
     return trainer
+
+
+def kill(run, trainer, after, each=lambda: None):
+    """Trains a run for some steps, with ``each`` called after every one, and goes no further."""
+    state = run.start()
+    loop = run.loop()
+    batch = next(loop)
+    for _ in range(after):
+        state, metrics = trainer.step(state, batch)
+        each()
+        batch = loop.send((functools.partial(lambda state: state, state), metrics))
+    loop.close()
+    run.checkpoints.close()
 
 
 @pytest.fixture
@@ -252,11 +262,68 @@ def test_divergence_leaves_the_last_good_checkpoint(variant, batches, checkpoint
     trainer = breaking(variant(log_every=log_every, checkpoint_every=1), at=4, name=name)
     record = Record()
     result = fit(trainer, batches(), writer=record, checkpoints=checkpoints)
-    assert result.stopped == "diverged"
-    assert result.step <= 5
+    assert (result.stopped, result.step, result.steps_run) == ("diverged", 4, 4)
     assert checkpoints.latest_step == 3
     state, _ = checkpoints.restore(3, trainer.init())
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.trainable))
+
+
+NOTICED = {
+    "logged": {"log_every": 1},
+    "logged later": {"log_every": 6},
+    "at the end": {},
+    "evaluated": {"evaluate_every": 4},
+    "evaluated later": {"evaluate_every": 6},
+    "saved later": {"checkpoint_every": 7},
+}
+
+
+@pytest.mark.parametrize("how", NOTICED)
+def test_a_divergence_is_the_first_step_that_is_not_finite_however_it_is_noticed(
+    variant, batches, validation, checkpoints, how
+):
+    trainer = breaking(variant(**{"log_every": 100, **NOTICED[how]}), at=4)
+    record = Record()
+    result = fit(trainer, batches(), writer=record, listener=record, checkpoints=checkpoints, validation=validation)
+    assert (result.stopped, result.step, result.steps_run, result.evaluation) == ("diverged", 4, 4, {})
+    assert record.steps("loss") == ([1, 2, 3, 4] if how == "logged" else [4])
+    assert record.lines == record.told
+    assert record.lines[-1] == (4, result.metrics)
+    assert math.isinf(result.metrics["loss"])
+    assert (result.examples_per_step, checkpoints.latest_step) == (4, None)
+
+
+def told(result):
+    """A result without times, and without what this call alone did."""
+    metrics = {name: value for name, value in result.metrics.items() if not name.endswith("_per_second")}
+    return (result.step, result.stopped, result.examples_per_step, metrics, dict(result.evaluation))
+
+
+@pytest.mark.parametrize(
+    "settings", [{"checkpoint_every": 1}, {"checkpoint_every": 4, "evaluate_every": 3, "log_every": 100}]
+)
+@pytest.mark.parametrize(("after", "at"), [(8, 99), (5, 99), (5, 6)])
+def test_a_killed_run_tells_what_it_would_have_told_undisturbed(
+    variant, batches, validation, tmp_path, settings, after, at
+):
+    """Of the steps before it was killed as well, and where it diverges later."""
+    trainer = breaking(variant(**settings), at)
+
+    def go(name):
+        checkpoints = Checkpoints(tmp_path / name)
+        result = fit(trainer, batches(), validation=validation, checkpoints=checkpoints)
+        checkpoints.close()
+        return result
+
+    whole = go("whole")
+    assert {"loss", "grad_norm"} <= whole.metrics.keys()
+    if after == 8:  # behind the last checkpoint, before its process could tell
+        assert told(go("whole")) == told(whole)
+        return
+    kill(Run(trainer, batches(), validation=validation, checkpoints=Checkpoints(tmp_path / "killed")), trainer, after)
+    again = go("killed")
+    assert told(again) == told(whole)
+    assert again.steps_run < whole.steps_run
 
 
 def test_divergence_in_the_last_step_is_neither_saved_nor_evaluated(variant, batches, checkpoints, validation):
@@ -358,15 +425,12 @@ def test_a_run_with_only_its_steps_set_goes_on_from_a_checkpoint_by_time(variant
     whole = fit(trainer, batches())
     run = Run(trainer, batches(), checkpoints=checkpoints, writer=(record := Record()))
     run.saves = SaveSchedule(trainer.config, clock=lambda: now)
-    state = run.start()
-    loop = run.loop()
-    batch = next(loop)
-    for _ in range(7):
-        state, metrics = trainer.step(state, batch)
+
+    def minute():
+        nonlocal now
         now += 60.0
-        batch = loop.send((functools.partial(lambda state: state, state), metrics))
-    loop.close()
-    checkpoints.close()
+
+    kill(run, trainer, 7, minute)
     assert [step for step, _ in record.lines] == [1, 2, 3, 4, 5, 6]
     assert {item.name for item in (tmp_path / "checkpoints").iterdir()} == {"3", "6"}
 

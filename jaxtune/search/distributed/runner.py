@@ -75,7 +75,6 @@ class _Place:
       opened: what it told when it had opened; None before.
       jobs: the trials that it trains, by number.
       unsent: those of them that it is not told of yet.
-      compilations: of the training step in it, by its last report.
       losses: processes lost in a row before they had opened.
     """
 
@@ -85,7 +84,6 @@ class _Place:
     opened: Opened | None = None
     jobs: dict[int, _Job] = field(default_factory=dict)
     unsent: list[_Job] = field(default_factory=list)
-    compilations: int = 0
     losses: int = 0
 
     def has_room(self, job: _Job) -> bool:
@@ -125,7 +123,7 @@ class RayRunner:
         self._scored: list[tuple[Trial, Outcome]] = []
         self._given_up: list[_Job] = []
         self._any_scored = self._stopping = False
-        self._compiled_before, self._steps = 0, dict[str, int]()
+        self._described: dict[str, tuple[int, str]] = {}
         self._places: list[_Place] = []
         self._first: Opened | None = None
         self._probe: Path | None = None
@@ -144,11 +142,6 @@ class RayRunner:
         return self._search.workers * self._capacity
 
     @property
-    def compilations(self) -> int:
-        """How often a training step was compiled, over all workers."""
-        return self._compiled_before + sum(place.compilations for place in self._places)
-
-    @property
     def fingerprints(self) -> dict[str, dict[str, Any]]:
         """Of the data that all workers read, by configuration key."""
         assert self._first is not None
@@ -165,10 +158,17 @@ class RayRunner:
 
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps."""
+        return self._describe(trial)[0]
+
+    def program(self, trial: Trial) -> str:
+        """Names the compiled step that trains the trial."""
+        return self._describe(trial)[1]
+
+    def _describe(self, trial: Trial) -> tuple[int, str]:
         key = json.dumps(trial.configuration, sort_keys=True, default=str)
-        if key not in self._steps:
-            self._steps[key] = self._ask("total_steps", trial, group="control")
-        return self._steps[key]
+        if key not in self._described:
+            self._described[key] = self._ask("describe", trial, group="control")
+        return self._described[key]
 
     def start(self, trial: Trial, until: int) -> None:
         """Queues a trial; the next :meth:`wait` sends it to a worker with room."""
@@ -333,7 +333,6 @@ class RayRunner:
             raise error.cause or error from None
 
     def _take(self, place: _Place, report: Report) -> None:
-        place.compilations = report.compilations
         for number, outcome in report.outcomes.items():
             self._scored.append((place.jobs.pop(number).trial, outcome))
         if report.outcomes:
@@ -368,8 +367,7 @@ class RayRunner:
             raise UserError(
                 f"search.workers: worker {place.index} died {LOSSES} times while opening ({why}); see {log}"
             )
-        self._compiled_before += place.compilations
-        place.compilations, place.opened = 0, None
+        place.opened = None
         place.jobs, place.unsent = {}, []
         if self._stopping:
             return

@@ -80,12 +80,10 @@ class Report:
 
     Attributes:
       outcomes: trials that are scored, by number.
-      compilations: of the training step in this worker so far.
       interrupted: it was told to stop; everything is saved.
     """
 
     outcomes: dict[int, Outcome] = field(default_factory=dict)
-    compilations: int = 0
     interrupted: bool = False
 
 
@@ -118,7 +116,7 @@ def _logged(method: Callable[..., Any]) -> Callable[..., Any]:
 class Worker:
     """Runs in a process of its own, as a Ray actor.
 
-    One thread trains; :meth:`total_steps` and :meth:`stop` are called in another meanwhile. It never sees the journal.
+    One thread trains; :meth:`describe` and :meth:`stop` are called in another meanwhile. It never sees the journal.
 
     Args:
       index: its place among the workers, from 0.
@@ -173,7 +171,6 @@ class Worker:
                 report.outcomes[trial.id] = outcome
         except Interrupted:
             report.interrupted = True
-        report.compilations = runner.compilations
         return report
 
     @_logged
@@ -186,9 +183,10 @@ class Worker:
         """Writes a trial's adapter as the study's."""
         return self._opened().save_adapter(trial)
 
-    def total_steps(self, trial: Trial) -> int:
-        """The trial's full length in optimizer steps."""
-        return self._opened().total_steps(trial)
+    def describe(self, trial: Trial) -> tuple[int, str]:
+        """The trial's full length in optimizer steps, and the name of its program."""
+        runner = self._opened()
+        return runner.total_steps(trial), runner.program(trial)
 
     def stop(self) -> None:
         """Lets the thread that trains save and return."""

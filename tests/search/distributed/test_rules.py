@@ -68,10 +68,10 @@ class ScriptedWorker:
             raise WorkerLost("killed")
         number = ray.generator.choice(sorted(self.jobs))
         _, until = self.jobs.pop(number)
-        return Report({number: Outcome(float(number), None, until, 0.0)}, compilations=1)
+        return Report({number: Outcome(float(number), None, until, 0.0)})
 
-    def total_steps(self, trial):
-        return 10
+    def describe(self, trial):
+        return 10, "one"
 
     def stop(self):
         self.stopped = True
@@ -110,9 +110,7 @@ class ScriptedRay:
 
             return SimpleNamespace(remote=remote, options=lambda **_: SimpleNamespace(remote=remote))
 
-        return SimpleNamespace(
-            worker=worker, **{name: method(name) for name in ("open", "train", "total_steps", "stop")}
-        )
+        return SimpleNamespace(worker=worker, **{name: method(name) for name in ("open", "train", "describe", "stop")})
 
     def wait(self, calls, num_returns=1, timeout=None):
         least = num_returns if self.together else 1
