@@ -21,7 +21,7 @@ from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.throughput import Throughput, Window
 from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on
+from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on, tell_planned_anew
 from jaxtune.training.state import TrainState
 
 
@@ -86,6 +86,8 @@ class Listener(Protocol):
 
 
 Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]
+Planned = tuple[int, int]
+"""The step from which on a schedule counted, and the number of steps that it was made for."""
 Evaluate = Callable[[TrainState], Mapping[str, float]]
 Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
 """What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
@@ -105,6 +107,7 @@ class FitResult:
       evaluation: the last evaluation, or empty.
       examples: examples seen in this call; one cut over several rows counts in each.
       seconds: wall-clock time of this call.
+      planned: how long the run was to be, and from which step on; more than one where it was taken further.
     """
 
     state: TrainState
@@ -115,6 +118,7 @@ class FitResult:
     evaluation: Mapping[str, float]
     examples: int
     seconds: float
+    planned: Sequence[Planned]
 
 
 def fit(
@@ -211,6 +215,7 @@ class Run:
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
         # What early stopping remembers; saved with every checkpoint.
         self.best, self.misses = math.inf, 0
+        self.planned: list[Planned] = [(0, self.total)]
         self.metrics: dict[str, float] = {}
         self.evaluation: dict[str, float] = {}
         self.pending: tuple[int, Any, Window] | None = None
@@ -305,6 +310,7 @@ class Run:
             evaluation=self.evaluation,
             examples=self.examples,
             seconds=time.perf_counter() - begin,
+            planned=tuple(self.planned),
         )
 
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
@@ -319,7 +325,18 @@ class Run:
         self.best, self.misses = loop["best"] if loop["best"] is not None else math.inf, loop["misses"]
         self.evaluation = loop["evaluation"]
         tell_going_on(step, self.total, self.checkpoints.directory, loop.get("why"))
+        self._plan(step, loop.get("planned", self.planned))
         return restored, step
+
+    def _plan(self, step: int, planned: Sequence[Sequence[int]]) -> None:
+        """Takes over how long the run was to be; another length now counts from this step on."""
+        self.planned = [(since, length) for since, length in planned]
+        before = self.planned[-1][1]
+        if before != self.total:
+            self.planned.append((step, self.total))
+            # Whoever takes a run further that had run out of patience wants to see more of it.
+            self.misses = 0
+            tell_planned_anew(step, before, self.total)
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
@@ -389,6 +406,7 @@ class Run:
             "best": self.best if math.isfinite(self.best) else None,
             "misses": self.misses,
             "why": why,
+            "planned": self.planned,
             # An evaluation belongs to the checkpoint of its own step only.
             "evaluation": self.evaluation if scored else {},
         }

@@ -56,6 +56,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
 
+    A run that differs from the one in its directory in more ``train.steps`` alone takes that one further: from its last
+    checkpoint on, the learning rate is what the longer schedule has at those steps.
+
     Args:
       config: the run.
       listener: is told the progress.
@@ -79,7 +82,7 @@ def train(
     experiment = Experiment(config)
     config = experiment.config
     directory.check(config)
-    if (finished := directory.read_summary()) is not None:
+    if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
         return finished
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
@@ -90,6 +93,7 @@ def train(
         return _run(experiment, trainer, directory, listener, should_stop)
     directory.claim(config)
     with directory.locked():
+        directory.take_further(config)
         directory.write_data(data)
         return _run(experiment, trainer, directory, listener, should_stop)
 
@@ -163,6 +167,7 @@ def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, dire
         "run_dir": str(directory.path),
         "stopped": result.stopped,
         "steps": result.step,
+        "planned": [{"from_step": since, "steps": steps} for since, steps in result.planned],
         "metrics": finite,
         "trained_parameters": trainer.plan.trainable_parameters(trainer.hyperparameters),
         "examples": {part: len(examples) for part, examples in experiment.examples.items()},
