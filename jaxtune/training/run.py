@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtune.config import Config
+from jaxtune.config.paths import located
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
 from jaxtune.telemetry.writers import (
@@ -138,7 +139,7 @@ def _run(
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
     if trainer.plan.is_low_rank_only:
-        base, revision = config.model.path, config.model.revision
+        base, revision = located(config).model.path, config.model.revision
         trainer.save_adapter(directory.adapter_path, state, base=base, revision=revision)
         summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}
     if is_writer():

@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.config.hyperparameters import HOST_KEYS
+from jaxtune.config.paths import PATHS_FROM, recorded
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 from jaxtune.training.data_history import DataHistory, Fingerprints
@@ -26,7 +27,7 @@ def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
 
     A date that one of them leaves open is the other's.
     """
-    keys = (there.keys() | here.keys()) - {"run_dir"}
+    keys = {key for key in there.keys() | here.keys() if key != "run_dir" and not key.startswith(PATHS_FROM)}
     if there.get("data.date") is None or here.get("data.date") is None:
         keys -= {"data.date"}
     return sorted(key for key in keys if there.get(key) != here.get(key))
@@ -219,7 +220,7 @@ class RunDirectory:
         """
         self.check(config)
         if not self.config_path.exists():
-            write_atomically(self.config_path, dump_config(config))
+            write_atomically(self.config_path, dump_config(recorded(config, self.path)))
 
     def take_further(self, config: Config) -> None:
         """Makes the run in here a longer one, which has not ended; its checkpoints and metrics stay as they are.
@@ -229,7 +230,7 @@ class RunDirectory:
         if self.taken_further(config):
             # In this order: with the new length and the old summary, the run would count as finished.
             self.summary_path.unlink(missing_ok=True)
-            write_atomically(self.config_path, dump_config(config))
+            write_atomically(self.config_path, dump_config(recorded(config, self.path)))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json`` atomically."""
