@@ -26,6 +26,7 @@ def run(arguments: argparse.Namespace) -> int:
     chosen = trained.start_subject(arguments)
     config = chosen.config
 
+    from jaxtune.config.paths import located
     from jaxtune.errors import UserError
     from jaxtune.files import check_writable
     from jaxtune.models import save_model
@@ -45,10 +46,10 @@ def run(arguments: argparse.Namespace) -> int:
     trainer, trainable = subject.trainer, subject.state.trainable
     if arguments.merged:
         merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
-        source, revision = config.model.tokenizer_source
+        source, revision = located(config).model.tokenizer_source
         save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
     else:
-        base, revision = config.model.path, config.model.revision
+        base, revision = located(config).model.path, config.model.revision
         trainer.save_adapter(target, subject.state, base=base, revision=revision)
     emit(
         {"subject": subject.origin, "kind": kind, "path": str(target)},

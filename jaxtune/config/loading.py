@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from jaxtune.config.paths import with_folders
 from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
 from jaxtune.config.section import Section
 from jaxtune.errors import UserError, nearest
@@ -82,7 +83,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, overrides and validates a configuration.
 
     The ``config.yaml`` of a run directory means that directory: its ``run_dir`` says where it was when the run began,
-    and the directory may have been moved or copied since. An override of ``run_dir`` means what it says.
+    and the directory may have been moved or copied since. An override of ``run_dir`` means what it says. Relative paths
+    are meant from the folder of the file (``paths_from``); in overrides, from the working directory.
 
     Args:
       path: a YAML file.
@@ -103,7 +105,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{file}: expected keys such as model:, data: and train:, found {_kind(raw)}")
     lines: dict[str, int] = {}
     _collect_lines(node, "", lines)
-    if file.name == "config.yaml" and any((file.parent / trace).exists() for trace in _TRACES):
+    begun = file.name == "config.yaml" and any((file.parent / trace).exists() for trace in _TRACES)
+    if begun:
         # Told from a home: in front of a path of the file system, ~ is the name of a folder.
         raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
     changed = {}
@@ -124,7 +127,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 return f"{file}:{line}: "
         return f"{file}: "
 
-    return _validate(Config, raw, where)
+    return with_folders(_validate(Config, raw, where), file, changed, begun=begun)
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], *, origin: str = "") -> Config:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Iterator
 from pathlib import Path
 
 import jaxtune
 from jaxtune.config.loading import load_config
+from jaxtune.config.paths import HUB_ID, named_paths
 from jaxtune.config.schema import Config
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import check_writable
@@ -17,7 +17,6 @@ _PACKAGE = Path(jaxtune.__file__).parent
 # In a wheel they are inside the package; in a checkout they lie beside it.
 _PLACES = (_PACKAGE / "configs", _PACKAGE.parent / "configs")
 _REFERENCE = re.compile(r"\bconfigs/(?:studies/)?([\w-]+\.(?:yaml|json))")
-_HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +81,11 @@ def copy_config(name: str, folder: str | Path = "") -> Copied:
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     parsed = load_config(config)
-    to_set = {key: path for key, path in _paths(parsed) if not Path(path).expanduser().exists()}
+    to_set = {
+        key: path
+        for key, path in named_paths(parsed)
+        if not (key.startswith("model.") and HUB_ID.fullmatch(path)) and not Path(path).expanduser().exists()
+    }
     return Copied(config, written, kept, to_set, f"jaxtune {_command(parsed)} {config}")
 
 
@@ -104,21 +107,6 @@ def _purpose(text: str) -> str:
 
 def _holds(path: Path, content: str) -> bool:
     return path.is_file() and path.read_bytes() == content.encode()
-
-
-def _paths(config: Config) -> Iterator[tuple[str, str]]:
-    """Key and value of everything that names a file or folder to be read."""
-    for key, path in (("model.path", config.model.path), ("model.tokenizer", config.model.tokenizer)):
-        if path is not None and not path.startswith("jaxtune:") and not _HUB_ID.fullmatch(path):
-            yield key, path
-    for part in ("train", "validation", "test"):
-        source = getattr(config.data, part)
-        if source is not None and not source.path.startswith("tfds:"):
-            yield f"data.{part}.path", source.path
-        if source is not None and source.data_dir is not None:
-            yield f"data.{part}.data_dir", source.data_dir
-    if config.data.explode is not None and config.data.explode.schema_path is not None:
-        yield "data.explode.schema_path", config.data.explode.schema_path
 
 
 def _command(config: Config) -> str:

@@ -430,6 +430,10 @@ class TelemetryConfig(Section):
     wandb: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
 
 
+def _listed(value: Any) -> Any:
+    return [value] if isinstance(value, str) else value
+
+
 class Config(Section):
     """One run or one study."""
 
@@ -437,6 +441,12 @@ class Config(Section):
     run_dir: UserPath | None = Field(
         default=None,
         description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
+    )
+    paths_from: Annotated[list[UserPath], BeforeValidator(_listed)] = Field(
+        default_factory=list,
+        description="Folders that the relative paths to model and data are meant from: the first that has them. If "
+        "empty, the folder of the configuration's file, then the working directory; a run directory keeps them. "
+        "Folders that are relative themselves are meant from that file.",
     )
     model: ModelConfig
     data: DataConfig

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
+from jaxtune.config.paths import recorded
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
@@ -226,7 +227,7 @@ def _write(
         journal.append("proposed", trial=0, **reference, told=[], pending=[])
     for number, configuration in added.items():
         journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
-    file, text = directory / "config.yaml", dump_config(config)
+    file, text = directory / "config.yaml", dump_config(recorded(config, directory))
     if file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 

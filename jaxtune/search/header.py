@@ -21,7 +21,7 @@ CHANGEABLE = ("trials", "promote", "fixed")
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-FREE_SECTIONS = ("run_dir", "name", "telemetry", "search", "study")
+FREE_SECTIONS = ("run_dir", "paths_from", "name", "telemetry", "search", "study")
 
 
 def deciding(config: Config) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.config import Config, dotted
+from jaxtune.config.paths import located
 from jaxtune.config.schema import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
@@ -158,8 +159,9 @@ def starting_trials(config: Config) -> list[dict[str, Any]]:
                 f"out, or choose another run_dir"
             )
         return begun
+    start_from = search_config(located(config)).start_from or settings.start_from
     space = Space(settings.space, dotted(config), settings.fixed)
-    return best_configurations(settings.start_from, space, min(settings.initial, settings.trials) - 1)
+    return best_configurations(start_from, space, min(settings.initial, settings.trials) - 1)
 
 
 def _first_steps(settings: SearchConfig, steps: int) -> int:

@@ -22,6 +22,7 @@ from jaxtune.config import (
     program_name,
     with_overrides,
 )
+from jaxtune.config.paths import located, recorded
 from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
@@ -173,7 +174,7 @@ class TrainerRunner:
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
         _set_aside(trial.directory, config, until)
-        write_atomically(trial.directory / "config.yaml", dump_config(config))
+        write_atomically(trial.directory / "config.yaml", dump_config(recorded(config, trial.directory)))
         running = RunningTrial(
             trial,
             self.trainer(config),
@@ -283,7 +284,7 @@ class TrainerRunner:
             return None
         config = self.experiment.config
         path = RunDirectory(config.directory).adapter_path
-        base, revision = config.model.path, config.model.revision
+        base, revision = located(config).model.path, config.model.revision
         trainer.save_adapter(path, state, base=base, revision=revision, hyperparameters=values)
         return {"path": str(path), "trial": trial.id, "step": int(state.step)}
 

@@ -38,7 +38,7 @@ STUDY = "transfer"
 FULL = "full"
 """The setting that the others are to foretell: the configuration as it is."""
 
-_NOT_OVERRIDDEN = ("name", "run_dir", "search", "study", "telemetry")
+_NOT_OVERRIDDEN = ("name", "run_dir", "paths_from", "search", "study", "telemetry")
 """Sections that make no setting cheaper: they are the study's own."""
 
 

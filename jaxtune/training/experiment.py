@@ -8,12 +8,14 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import numpy as np
 
 from jaxtune.config import Config, with_overrides
+from jaxtune.config.paths import check_there, located
 from jaxtune.data import (
     BatchIterator,
     Example,
@@ -66,6 +68,7 @@ class Experiment:
     def __init__(self, config: Config, parts: Sequence[Part] = PARTS):
         # The cheap checks come first: a wrong mesh should not wait for gigabytes of weights.
         mesh = make_mesh(**config.parallel.model_dump())
+        check_there(config, "model")
         _check_context(config)
         config = with_date(config)
         self.tokenizer: Any = _tokenizer(config)
@@ -183,17 +186,20 @@ def read_fingerprints(config: Config) -> dict[str, dict[str, Any]]:
 
 
 def _tokenizer(config: Config) -> Any:
-    return dated(load_tokenizer(*config.model.tokenizer_source), config.data.date)
+    return dated(load_tokenizer(*located(config).model.tokenizer_source), config.data.date)
 
 
 def _open_splits(config: Config, tokenizer: Any, parts: Sequence[Part]) -> dict[Part, Sequence[Example]]:
     """The examples of those splits that the configuration names."""
     opened: dict[Part, Sequence[Example]] = {}
+    data = located(config).data
     for part in parts:
-        key, source = f"data.{part}", getattr(config.data, part)
+        key, source = f"data.{part}", getattr(data, part)
         if source is not None:
+            check_there(config, key)
+            check_there(config, "data.explode")
             rows, length = open_source(source, key=key), config.train.sequence_length
-            opened[part] = make_examples(rows, config.data, tokenizer, sequence_length=length, key=key)
+            opened[part] = make_examples(rows, data, tokenizer, sequence_length=length, key=key)
     return opened
 
 
@@ -204,9 +210,19 @@ def _fingerprints(splits: Mapping[Part, Sequence[Example]]) -> dict[str, dict[st
 def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
     dtype = compute_dtype(config.model.dtype, mesh)
     if config.model.initialize == "random":
-        decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
+        decoder = read_config(_model_directory(config))
         return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)
-    return load_model(config.model.path, mesh, dtype=dtype, revision=config.model.revision)
+    return load_model(located(config).model.path, mesh, dtype=dtype, revision=config.model.revision)
+
+
+def _model_directory(config: Config) -> Path:
+    """Where the model's configuration and tokenizer lie; its weights too, unless it has a Hub id."""
+    model = located(config).model
+    try:
+        return resolve_path(model.path, model.revision, weights=False)
+    except UserError as error:
+        looked = f" (looked for in {' and '.join(config.paths_from)}, as paths_from says)" if config.paths_from else ""
+        raise UserError(f"model.path: {error}{looked}") from error
 
 
 def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: int) -> None:
@@ -223,7 +239,7 @@ def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: in
 def _check_end(tokenizer: Any, config: Config) -> None:
     """Finds a token to end completions with, where the tokenizer has none of its own, or says that nothing does."""
     if tokenizer.eos_token is None:
-        name_end_token(tokenizer, resolve_path(config.model.path, config.model.revision, weights=False))
+        name_end_token(tokenizer, _model_directory(config))
     if tokenizer.eos_token is None and not config.data.templated:
         logger.warning(
             "neither the tokenizer nor config.json names an end-of-text token, so nothing ends a completion: an answer "
@@ -233,8 +249,7 @@ def _check_end(tokenizer: Any, config: Config) -> None:
 
 def _check_context(config: Config) -> None:
     """Refuses rows longer than the model was made for."""
-    decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
-    limit = decoder.max_position_embeddings
+    limit = read_config(_model_directory(config)).max_position_embeddings
     if config.train.sequence_length > limit:
         raise UserError(
             f"train.sequence_length: {config.train.sequence_length} is above the model's context of {limit} positions"

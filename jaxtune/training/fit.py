@@ -20,8 +20,8 @@ from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.loop_state import LoopState
-from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on
+from jaxtune.training.loop_state import LoopState, Planned
+from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on, tell_planned_anew
 from jaxtune.training.state import TrainState
 from jaxtune.training.step_log import StepLog
 
@@ -107,6 +107,7 @@ class FitResult:
       examples: examples seen in this call; one cut over several rows counts in each.
       examples_per_step: their mean over the whole run; None before its first step.
       seconds: wall-clock time of this call.
+      planned: how long the run was to be, and from which step on; more than one where it was taken further.
     """
 
     state: TrainState
@@ -118,6 +119,7 @@ class FitResult:
     examples: int
     examples_per_step: float | None
     seconds: float
+    planned: Sequence[Planned]
 
 
 def fit(
@@ -213,6 +215,7 @@ class Run:
         self.config = trainer.config if config is None else config
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
         self.past = LoopState()
+        self.past.plan(0, self.total)
         self.throughput = trainer.throughput(self.values)
         self.log = StepLog(writer, listener, self.throughput)
         self.examples = 0
@@ -300,6 +303,7 @@ class Run:
             examples=self.examples,
             examples_per_step=trained.examples_per_step,
             seconds=time.perf_counter() - begin,
+            planned=self.past.planned,
         )
 
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
@@ -314,6 +318,8 @@ class Run:
         self.past = LoopState.read(loop, step)
         self.log.metrics = self.past.metrics
         tell_going_on(step, self.total, self.checkpoints.directory, loop.get("why"))
+        if (before := self.past.plan(step, self.total)) is not None:
+            tell_planned_anew(step, before, self.total)
         return restored, step
 
     def _due(self, step: int, every: int | None) -> bool:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+Planned = tuple[int, int]
+"""The step from which on a schedule counted, and the number of steps that it was made for."""
 
 
 @dataclasses.dataclass
@@ -20,6 +23,7 @@ class LoopState:
       evaluated: the step of that; None before the first.
       steps: optimizer steps whose examples are counted: not those before a checkpoint of an earlier version.
       examples: seen in them; one cut over several rows counts in each.
+      planned: how long the run was to be, and from which step on; more than one where it was taken further.
     """
 
     best: float = math.inf
@@ -29,6 +33,7 @@ class LoopState:
     evaluated: int | None = None
     steps: int = 0
     examples: int = 0
+    planned: Sequence[Planned] = ()
 
     @classmethod
     def read(cls, record: Mapping[str, Any], step: int) -> LoopState:
@@ -47,6 +52,7 @@ class LoopState:
             evaluated=record.get("evaluated", step if evaluation else None),
             steps=record.get("steps", 0),
             examples=record.get("examples", 0),
+            planned=tuple((since, total) for since, total in record.get("planned", ())),
         )
 
     def record(self) -> dict[str, Any]:
@@ -59,6 +65,21 @@ class LoopState:
             self.best, self.misses = score, 0
         else:
             self.misses += 1
+
+    def plan(self, step: int, total: int) -> int | None:
+        """Notes how long the run is to be from a step on.
+
+        Returns:
+          How long it was to be, where that was something else.
+        """
+        before = self.planned[-1][1] if self.planned else None
+        if before == total:
+            return None
+        self.planned = (*self.planned, (0 if before is None else step, total))
+        if before is not None:
+            # Whoever takes a run further that had run out of patience wants to see more of it.
+            self.misses = 0
+        return before
 
     @property
     def examples_per_step(self) -> float | None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from jaxtune.config import Config
+from jaxtune.config.paths import located
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
 from jaxtune.telemetry.writers import (
@@ -56,6 +57,9 @@ def train(
 ) -> dict[str, Any]:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
 
+    A run that differs from the one in its directory in more ``train.steps`` alone takes that one further: from its last
+    checkpoint on, the learning rate is what the longer schedule has at those steps.
+
     Args:
       config: the run.
       listener: is told the progress.
@@ -79,7 +83,7 @@ def train(
     experiment = Experiment(config)
     config = experiment.config
     directory.check(config)
-    if (finished := directory.read_summary()) is not None:
+    if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
         return finished
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
@@ -90,6 +94,7 @@ def train(
         return _run(experiment, trainer, directory, listener, should_stop)
     directory.claim(config)
     with directory.locked():
+        directory.take_further(config)
         directory.write_data(data)
         return _run(experiment, trainer, directory, listener, should_stop)
 
@@ -134,7 +139,7 @@ def _run(
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
     if trainer.plan.is_low_rank_only:
-        base, revision = config.model.path, config.model.revision
+        base, revision = located(config).model.path, config.model.revision
         trainer.save_adapter(directory.adapter_path, state, base=base, revision=revision)
         summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}
     if is_writer():
@@ -163,6 +168,7 @@ def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, dire
         "run_dir": str(directory.path),
         "stopped": result.stopped,
         "steps": result.step,
+        "planned": [{"from_step": since, "steps": steps} for since, steps in result.planned],
         "metrics": finite,
         "trained_parameters": trainer.plan.trainable_parameters(trainer.hyperparameters),
         "examples": {part: len(examples) for part, examples in experiment.examples.items()},

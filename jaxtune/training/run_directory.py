@@ -12,6 +12,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.config.hyperparameters import HOST_KEYS
+from jaxtune.config.paths import PATHS_FROM, recorded
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 from jaxtune.training.data_history import DataHistory, Fingerprints
@@ -26,7 +27,7 @@ def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
 
     A date that one of them leaves open is the other's.
     """
-    keys = (there.keys() | here.keys()) - {"run_dir"}
+    keys = {key for key in there.keys() | here.keys() if key != "run_dir" and not key.startswith(PATHS_FROM)}
     if there.get("data.date") is None or here.get("data.date") is None:
         keys -= {"data.date"}
     return sorted(key for key in keys if there.get(key) != here.get(key))
@@ -162,19 +163,32 @@ class RunDirectory:
 
         Raises:
           UserError: as :meth:`check_place`, or another run's configuration stands there (the differing keys are named).
+            A single run may have become longer.
         """
         self.check_place()
         if not self.config_path.exists():
             return
         there, here = dotted(load_config(self.config_path)), dotted(config)
-        different = [key for key in different_keys(there, here) if not key.startswith(_FREE)]
-        if different:
+        different = self._different(there, here)
+        if different and not self.taken_further(config):
             shown = "\n".join(f"  {key}: there {there.get(key)!r}, now {here.get(key)!r}" for key in different[:8])
             more = f"\n  … and {len(different) - 8} more" if len(different) > 8 else ""
             raise UserError(
                 f"run_dir: {self.path} holds another run; it differs in\n{shown}{more}\n"
                 f"choose another directory with run_dir=…, or remove that one{self._extensible(different)}"
             )
+
+    def taken_further(self, config: Config) -> bool:
+        """Whether a configuration is that of the run in here with more ``train.steps``, and nothing else."""
+        if self.study or not self.config_path.exists():
+            return False
+        before, now = load_config(self.config_path), config
+        longer = (before.train.steps or 0) < (now.train.steps or 0)
+        return longer and self._different(dotted(before), dotted(now)) == ["train.steps"]
+
+    def _different(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
+        """The keys in which another run differs from the one in here."""
+        return [key for key in different_keys(there, here) if not key.startswith(_FREE)]
 
     def _extensible(self, different: list[str]) -> str:
         """How a study that differs only in what may change after its start goes on."""
@@ -206,7 +220,17 @@ class RunDirectory:
         """
         self.check(config)
         if not self.config_path.exists():
-            write_atomically(self.config_path, dump_config(config))
+            write_atomically(self.config_path, dump_config(recorded(config, self.path)))
+
+    def take_further(self, config: Config) -> None:
+        """Makes the run in here a longer one, which has not ended; its checkpoints and metrics stay as they are.
+
+        Called where no other process can run it; does nothing unless :meth:`taken_further`.
+        """
+        if self.taken_further(config):
+            # In this order: with the new length and the old summary, the run would count as finished.
+            self.summary_path.unlink(missing_ok=True)
+            write_atomically(self.config_path, dump_config(recorded(config, self.path)))
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         """Writes ``summary.json`` atomically."""
@@ -218,10 +242,10 @@ class RunDirectory:
         Raises:
           UserError: the file is damaged.
         """
-        if not self.summary_path.exists():
-            return None
         try:
             summary = json.loads(self.summary_path.read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
         except ValueError as error:
             summary = error
         if not isinstance(summary, dict) or not summary:

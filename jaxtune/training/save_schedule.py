@@ -39,6 +39,21 @@ def tell_going_on(step: int, total: int, folder: Path, why: str | None) -> None:
     logger.info("going on from step %d of %d, %s (%s)", step, total, _TOLD.get(why, "saved"), folder / str(step))
 
 
+def tell_planned_anew(step: int, before: int, total: int) -> None:
+    """Tells that a run is to have another length than its checkpoint was made for.
+
+    Args:
+      step: of the checkpoint.
+      before: the length that its learning rates were planned for.
+      total: the length now.
+    """
+    logger.info(
+        "train.steps was %d and is %d: from step %d on, the learning rate is planned anew, as the schedule of %d steps "
+        "has it there; optimizer state and order of the data go on",
+        before, total, step, total,
+    )  # fmt: skip
+
+
 class SaveSchedule:
     """Tells after which steps a checkpoint is due: at evaluations, every so many steps, and by time.
 

@@ -6,6 +6,7 @@ import datetime
 from pathlib import Path
 
 from jaxtune.config import Config, with_overrides
+from jaxtune.config.paths import located
 from jaxtune.data.template_date import asks_for_date
 from jaxtune.models import resolve_path
 from jaxtune.training.run_directory import RunDirectory
@@ -27,7 +28,7 @@ def with_date(config: Config, like: str | Path | None = None) -> Config:
     """
     if not config.data.templated or config.data.date is not None:
         return config
-    if not asks_for_date(resolve_path(*config.model.tokenizer_source, weights=False)):
+    if not asks_for_date(resolve_path(*located(config).model.tokenizer_source, weights=False)):
         return config
     begun = RunDirectory(config.directory if like is None else like).date()
     return with_overrides(config, {"data.date": begun or today().isoformat()})

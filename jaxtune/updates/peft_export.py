@@ -33,8 +33,10 @@ from jaxtune.models.config import DecoderConfig
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import architecture_of
 from jaxtune.models.hf_config import read_architecture
+from jaxtune.models.loading import PACKAGED
 from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, rule_value, uses_rslora
+from jaxtune.updates.peft_base import named_base
 from jaxtune.updates.peft_format import (
     CONFIG_FILE,
     TENSOR_FILE,
@@ -54,6 +56,14 @@ tags:
 ---
 
 A LoRA adapter for `{base}`{revision}; load it with `peft.PeftModel.from_pretrained`.
+"""
+_WITH_BASE = """
+Its base lies beside it, in the folder `base`, and `peft.AutoPeftModelForCausalLM.from_pretrained` loads both. PEFT
+takes no path from an adapter's own folder: where this one was moved, set `base_model_name_or_path` in
+`adapter_config.json` to the new place of `base`, or give it yourself:
+
+    base = transformers.AutoModelForCausalLM.from_pretrained("THIS_FOLDER/base")
+    model = peft.PeftModel.from_pretrained(base, "THIS_FOLDER")
 """
 
 
@@ -93,7 +103,7 @@ def save_adapter(
       trainable: the trained arrays.
       hyperparameters: those of the training; a rule's own value where a key is missing.
       model: the base model, or its configuration.
-      base: its path or Hub id, as the adapter will name it.
+      base: its path or Hub id, which the adapter will name; a model of the package is written beside the adapter.
       revision: of a Hub id.
 
     Raises:
@@ -111,8 +121,8 @@ def save_adapter(
     config = model if isinstance(model, DecoderConfig) else model.config
     rooted = {uses_rslora(plan.rules[i]) for module in plan.modules for i in module.used_rules}
     rslora = rooted == {True}
-    if base.startswith("~"):
-        base = str(Path(base).expanduser())  # PEFT and transformers would look for a folder of that name
+    packaged = base if base.startswith(PACKAGED) else None
+    base = named_base(base, directory, write=jax.process_index() == 0)
     architecture = _architecture(base, config)
     exported = _exported(plan, hyperparameters, all_modules(config, architecture.layout), rslora)
     tensors = {
@@ -132,11 +142,17 @@ def save_adapter(
     write_tensors(directory / TENSOR_FILE, to_write, {"format": "pt"})
     for name, text in (
         (CONFIG_FILE, json.dumps(written.model_dump(), indent=2, sort_keys=True) + "\n"),
-        ("README.md", _README.format(base=base, revision="" if revision is None else f" at revision `{revision}`")),
+        ("README.md", _readme(packaged or base, revision, written=packaged is not None)),
     ):
         with replaced(directory / name) as file:
             file.write(text.encode())
     _check_written(directory, all_modules(config, architecture.layout), exported, tensors)
+
+
+def _readme(base: str, revision: str | None, *, written: bool) -> str:
+    """What the directory says of itself to people."""
+    at = "" if revision is None else f" at revision `{revision}`"
+    return _README.format(base=base, revision=at) + (_WITH_BASE if written else "")
 
 
 def _architecture(base: str, config: DecoderConfig) -> Architecture:

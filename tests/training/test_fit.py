@@ -194,6 +194,23 @@ def test_patience_counts_evaluations_without_improvement(variant, batches, check
     assert (again.stopped, again.step, again.steps_run) == ("patience", 4, 0)
 
 
+def test_a_run_that_is_taken_further_follows_the_longer_schedule_with_patience_anew(variant, batches, checkpoints):
+    trainer = variant(evaluate_every=1, patience=2, steps=4)
+    result = fit(trainer, batches(), evaluate=scripted([1.0, 2.0, 3.0]), checkpoints=checkpoints)
+    assert (result.stopped, result.step, result.planned) == ("patience", 3, ((0, 4),))
+    longer, record = variant(evaluate_every=1, patience=2, steps=10), Record()
+    further = fit(longer, batches(), evaluate=scripted([2.0, 3.0]), checkpoints=checkpoints, writer=record)
+    assert (further.stopped, further.step, further.planned) == ("patience", 5, ((0, 4), (3, 10)))
+    rates = {step: metrics["learning_rate"] for step, metrics in record.lines}
+    peak, warmup = trainer.hyperparameters["optimizer.learning_rate"], 10 * trainer.hyperparameters["optimizer.warmup"]
+    for step in (4, 5):
+        # Half a cosine over the longer length, from the end of its warm-up on.
+        expected = peak * (1 + math.cos(math.pi * (step - 1 - warmup) / (10 - warmup))) / 2
+        assert rates[step] == pytest.approx(expected, rel=1e-6)
+    again = fit(longer, batches(), evaluate=scripted([]), checkpoints=checkpoints)
+    assert (again.stopped, again.steps_run, again.planned) == ("patience", 0, further.planned)
+
+
 def test_an_improvement_starts_patience_anew_and_it_survives_a_resume(variant, batches, checkpoints):
     trainer = variant(evaluate_every=1, patience=2)
     first = fit(trainer, batches(), evaluate=scripted([3.0, 3.5, 2.0, 2.1]), checkpoints=checkpoints, until=4)

@@ -15,6 +15,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.models.saving import save_model
+from jaxtune.models.tokenizer import load_tokenizer
 from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 from jaxtune.updates.low_rank import NO_RULE
 
@@ -313,3 +314,43 @@ def test_merging_places_what_was_trained_in_full(checkpoint, random_trainable, t
         "layers.mlp.up.kernel",
         "final_norm.scale",
     ]
+
+
+def test_an_adapter_of_a_packaged_model_loads_with_its_base_also_where_it_was_moved(
+    random_trainable, torch_logits, tmp_path, monkeypatch
+):
+    peft = pytest.importorskip("peft")
+    import transformers
+
+    monkeypatch.chdir(tmp_path)
+    model = load_model("jaxtune:nano", dtype="float32")
+    plan, trainable = fixed([LowRankRule(match="layers.0.attention.{q,v}", rank=4)], model, random_trainable)
+    save_adapter("made", plan, trainable, {}, model, "jaxtune:nano")
+    tokens = np.arange(24, dtype=np.int32).reshape(2, 12)
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    # A name that only one working directory gives a meaning to would do here, and nowhere else.
+    monkeypatch.chdir("/")
+    whole = peft.AutoPeftModelForCausalLM.from_pretrained(tmp_path / "made").eval()
+    np.testing.assert_allclose(torch_logits(whole, tokens), ours, atol=1e-4)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "made" / "base")
+    assert tokenizer("size: 12")["input_ids"] == load_tokenizer("jaxtune:nano")("size: 12")["input_ids"]
+    moved = (tmp_path / "made").rename(tmp_path / "moved")
+    text = (moved / "README.md").read_text()
+    assert "base_model: jaxtune:nano" in text
+    assert "THIS_FOLDER/base" in text
+    base = transformers.AutoModelForCausalLM.from_pretrained(moved / "base")
+    theirs = torch_logits(peft.PeftModel.from_pretrained(base, moved).eval(), tokens)
+    np.testing.assert_allclose(theirs, ours, atol=1e-4)
+
+
+def test_a_base_that_was_named_from_the_working_directory_is_found_from_any(
+    checkpoint, random_trainable, tmp_path, monkeypatch
+):
+    directory = checkpoint("llama")
+    model = load_model(directory, dtype="float32")
+    plan, trainable = fixed([LowRankRule(match="layers.0.attention.q", rank=4)], model, random_trainable)
+    monkeypatch.chdir(directory.parent)
+    for base, named in ((directory.name, str(directory)), ("some/hub-id", "some/hub-id")):
+        save_adapter(tmp_path, plan, trainable, {}, model, base)
+        assert json.loads((tmp_path / "adapter_config.json").read_text())["base_model_name_or_path"] == named
+        assert not (tmp_path / "base").exists()
