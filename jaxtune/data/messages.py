@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.files import user_path
 
 TOOLS = "tools"
 """The field of a row with the tools of its conversation, as ``datasets`` for chats call it."""
@@ -80,7 +81,7 @@ def read_conversations(path: str, field: str) -> list[tuple[Conversation, str]]:
     """
     name = "standard input" if path == "-" else path
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+        content = sys.stdin.buffer.read() if path == "-" else Path(user_path(path)).read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"--messages: {name} cannot be read: {error.strerror or error}") from error
