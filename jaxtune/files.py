@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxtune.errors import UserError
+from jaxtune.places import local_path
 
 
 def user_path(path: str) -> str:
@@ -27,9 +28,9 @@ def user_path(path: str) -> str:
     used. (A shell does it for a word that begins with ``~``, and not for ``run_dir=~/runs`` or ``--peft=~/adapter``.)
 
     Raises:
-      UserError: there is no such user.
+      UserError: there is no such user, or it is a URL.
     """
-    expanded = os.path.expanduser(path)
+    expanded = os.path.expanduser(local_path(path))
     if expanded.startswith("~"):
         raise UserError(f"{path}: there is no user {expanded.split('/')[0][1:]!r}; a file of that name is ./{path}")
     return expanded

@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from jaxtune.config.section import PositiveInt, Probability, Section, Seed, Traced, UserPath, located
+from jaxtune.config.section import LocalPath, PositiveInt, Probability, Section, Seed, Traced, UserPath, located
 from jaxtune.config.studies import StudiesConfig
 from jaxtune.errors import nearest
 
@@ -24,9 +24,9 @@ LONGEST_NAME = 240
 class ModelConfig(Section):
     """The pretrained model."""
 
-    path: str = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
+    path: LocalPath = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
     revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
-    tokenizer: str | None = Field(
+    tokenizer: LocalPath | None = Field(
         default=None,
         description="Directory or Hub id of the tokenizer, if not the model's own; revision is not asked of it.",
     )
@@ -54,7 +54,7 @@ class ExplodeConfig(Section):
     field: str = Field(description="The field that holds the mapping.")
     key: str = Field(default="attribute", description="Name under which the prompt sees an entry's key.")
     value: str = Field(default="value", description="Name under which the prompt sees an entry's value.")
-    schema_path: str | None = Field(
+    schema_path: LocalPath | None = Field(
         default=None,
         description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well.",
     )
@@ -71,7 +71,7 @@ class ExplodeConfig(Section):
 class SourceConfig(Section):
     """Where rows come from. In YAML a plain string means ``path``."""
 
-    path: str = Field(
+    path: LocalPath = Field(
         description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk."
     )
     split: str | None = Field(default=None, description="A split's name or slice: train, train[:200], train[10%:20%].")
@@ -81,7 +81,7 @@ class SourceConfig(Section):
     hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
     hash_seed: Seed = 0
     limit: PositiveInt | None = Field(default=None, description="Keep the first rows only.")
-    data_dir: str | None = Field(default=None, description="Directory of prepared TFDS data.")
+    data_dir: LocalPath | None = Field(default=None, description="Directory of prepared TFDS data.")
 
     @model_validator(mode="after")
     def _used(self) -> SourceConfig:

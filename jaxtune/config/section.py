@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from jaxtune.files import user_path
+from jaxtune.places import local_path
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,3 +69,5 @@ Seed = Annotated[int, Field(ge=0, lt=2**32)]
 Probability = Annotated[float, Field(ge=0.0, lt=1.0)]
 UserPath = Annotated[str, AfterValidator(user_path)]
 """A path on the machine of whoever gave it: ``~`` is expanded when it is read, once and for all."""
+LocalPath = Annotated[str, AfterValidator(local_path)]
+"""A path or a name, kept as it stands; of what is nowhere on this machine, only names without ``://`` are known."""

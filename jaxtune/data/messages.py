@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from jaxtune.data.values import read_json
 from jaxtune.errors import UserError, nearest
+from jaxtune.files import user_path
 
 TOOLS = "tools"
 """The field of a row with the tools of its conversation, as ``datasets`` for chats call it."""
@@ -81,7 +82,7 @@ def read_conversations(path: str, field: str) -> list[tuple[Conversation, str]]:
     """
     name = "standard input" if path == "-" else path
     try:
-        content = sys.stdin.buffer.read() if path == "-" else Path(path).expanduser().read_bytes()
+        content = sys.stdin.buffer.read() if path == "-" else Path(user_path(path)).read_bytes()
         text = content.decode("utf-8-sig")
     except OSError as error:
         raise UserError(f"--messages: {name} cannot be read: {error.strerror or error}") from error

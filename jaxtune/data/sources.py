@@ -15,6 +15,7 @@ from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.data.tfds_source import TFDS_PREFIX, tfds_splits
 from jaxtune.data.values import read_json
 from jaxtune.errors import UserError, nearest
+from jaxtune.places import hub_data_advice, is_hub_name, local_path
 
 # The name of a file's only split, as in the `datasets` library.
 FILE_SPLIT = "train"
@@ -123,9 +124,9 @@ def _splits(config: SourceConfig, key: str) -> Mapping[str, Callable[[], Source]
     if config.path.startswith(TFDS_PREFIX):
         opened = tfds_splits(config.path, config.data_dir, key=key)
         return {name: _named(split, f"{config.path} {name}") for name, split in opened.items()}
-    path = Path(config.path).expanduser()
+    path = Path(local_path(config.path)).expanduser()
     if not path.exists():
-        raise UserError(f"{key}: {_missing(path)}")
+        raise UserError(f"{key}: {_missing(path)}{_on_the_hub(config.path)}")
     if path.is_dir():
         return _saved_dataset(path, key)
     if path.name.endswith((".jsonl", ".jsonl.gz")):
@@ -149,6 +150,13 @@ def _missing(path: Path) -> str:
     what = f"{path} does not exist"
     entries = sorted(entry.name for entry in folder.iterdir() if not entry.name.startswith("."))
     return what + nearest(path.name, entries, listed=False)
+
+
+def _on_the_hub(path: str) -> str:
+    """What to do where a path that is not there is the name of a data set of the Hub."""
+    name = path.removeprefix("hf:").removeprefix("datasets/")
+    owner = Path(name.partition("/")[0])
+    return f"; {hub_data_advice(name)}" if is_hub_name(name) and not owner.exists() else ""
 
 
 def _read_jsonl(path: Path, key: str) -> Source:

@@ -17,6 +17,7 @@ from jaxtune.models.declarations import random_params
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.hf_config import read_config
 from jaxtune.parallel.platform import compute_dtype
+from jaxtune.places import local_path
 
 PACKAGED = "jaxtune:"
 """Prefix of the models inside the package: ``jaxtune:nano``."""
@@ -99,7 +100,7 @@ def resolve_path(path: str | Path, revision: str | None = None, *, weights: bool
         UserError: There is no such directory or Hub id, the Hub cannot be reached, or a revision is asked of what is no
             Hub id.
     """
-    name = str(path)
+    name = local_path(str(path))
     packaged, directory = name.startswith(PACKAGED), Path(path).expanduser()
     if revision is not None and (packaged or directory.is_dir()):
         what = "is in the package" if packaged else "is a directory"

@@ -20,6 +20,7 @@ from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.hf_config import checkpoint_config
 from jaxtune.models.loading import TOKENIZER_FILES, resolve_path
 from jaxtune.models.tokenizer import FIELDS, WHOLE, differing_parts, load_tokenizer, read_fields
+from jaxtune.places import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -56,7 +57,7 @@ def save_model(
         UserError: The family's ``config.json`` cannot express the configuration, ``tokenizer_from`` has no tokenizer,
             or transformers reads another one from its files beside this model, whatever they say.
     """
-    directory = Path(directory)
+    directory = Path(local_path(str(directory)))
     _, params = split(model)
     dtype = params["embed.table"].dtype.name
     if tokenizer_from is None:

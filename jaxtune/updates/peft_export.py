@@ -35,6 +35,7 @@ from jaxtune.models.families import architecture_of
 from jaxtune.models.hf_config import read_architecture
 from jaxtune.models.loading import PACKAGED
 from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
+from jaxtune.places import local_path
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, rule_value, uses_rslora
 from jaxtune.updates.peft_base import named_base
 from jaxtune.updates.peft_format import (
@@ -117,7 +118,7 @@ def save_adapter(
             "(jaxtune export --merged, or jaxtune.merge_adapters and jaxtune.save_model)"
         )
     plan.check_ranks(hyperparameters)
-    directory = Path(directory)
+    directory = Path(local_path(str(directory)))
     config = model if isinstance(model, DecoderConfig) else model.config
     rooted = {uses_rslora(plan.rules[i]) for module in plan.modules for i in module.used_rules}
     rslora = rooted == {True}
