@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+from jaxtune_kernels.dropout import hash_words
 
 from jaxtune.config.schema import LowRankRule
 from jaxtune.errors import UserError
@@ -40,17 +42,20 @@ def test_a_row_without_segments_is_one_segment_whatever_has_weights(model, train
 
 def test_dropout_of_batches_without_ids_does_not_depend_on_microbatches(model):
     batch = own_batch()
-    losses = []
-    for accumulate in (1, 2):
-        trainer = tiny_trainer(model, rules=DROPS, accumulate=accumulate)
-        state, _ = trainer.step(trainer.init(), batch)
-        losses.append(float(trainer.step(state, batch)[1]["loss"]))
-    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
-    # Another place in the batch is another draw.
-    turned = {name: array[::-1] for name, array in batch.items()}
-    assert float(trainer.step(trainer.init(), batch)[1]["grad_norm"]) != pytest.approx(
-        float(trainer.step(trainer.init(), turned)[1]["grad_norm"]), rel=1e-4
-    )
+    shares = np.random.default_rng(0).random((ROWS, LENGTH), np.float32)
+
+    def drawn_by(model, batch, hyperparameters):
+        """What dropout draws by, as numbers."""
+        return Terms((model.rows % 1009).astype(np.float32), batch["shares"])
+
+    found = []
+    for accumulate in (1, 4):
+        trainer = tiny_trainer(model, rules=DROPS, accumulate=accumulate, objective=drawn_by)
+        found.append(float(trainer.step(trainer.init(), {**batch, "shares": shares})[1]["loss"]))
+    ids = np.repeat(np.arange(ROWS, dtype=np.uint32)[:, None] * LENGTH, LENGTH, axis=1)
+    draws = np.asarray(hash_words(jnp.asarray(ids), jnp.arange(LENGTH, dtype=jnp.uint32)[None])) % 1009
+    assert len(np.unique(draws)) == ROWS * LENGTH
+    assert found == pytest.approx([np.average(draws, weights=shares)] * 2, rel=1e-5)
 
 
 def test_what_is_made_up_of_segments():
@@ -183,8 +188,11 @@ def test_a_state_that_was_used_up_says_so(trainer, tmp_path):
 
 def test_an_objective_may_read_other_arrays_than_tokens(model):
     def pairs(model, batch, hyperparameters):
-        margins = [model(batch[side])[:, -1, 0] for side in ("better", "worse")]
-        return Terms((margins[1] - margins[0]), 1.0)
+        scores = [model.head.matrix[0, batch[side][:, -1]] for side in ("better", "worse")]
+        return Terms(scores[1] - scores[0], 1.0)
+
+    def called(model, batch, hyperparameters):
+        return Terms(model(batch["better"])[:, 0, 0], 1.0)
 
     tokens = own_batch()["tokens"]
     batch = {"better": tokens, "worse": tokens[:, ::-1].copy()}
@@ -192,9 +200,9 @@ def test_an_objective_may_read_other_arrays_than_tokens(model):
     result = trainer.fit([batch], until=2)
     assert result.metrics.keys() >= {"loss", "grad_norm"}
     assert not result.metrics.keys() & {"tokens", "tokens_per_second"}
-    logits = [np.asarray(model(np.asarray(batch[side], np.int32)))[:, -1, 0] for side in ("better", "worse")]
-    assert trainer.evaluate(trainer.init(), [batch]).loss == pytest.approx((logits[1] - logits[0]).mean(), rel=1e-4)
-    dropping = tiny_trainer(model, objective=pairs, rules=DROPS)
+    scores = [np.asarray(model.lm_head.kernel)[0, batch[side][:, -1]] for side in ("better", "worse")]
+    assert trainer.evaluate(trainer.init(), [batch]).loss == pytest.approx((scores[1] - scores[0]).mean(), rel=1e-5)
+    dropping = tiny_trainer(model, objective=called, rules=DROPS)
     with pytest.raises(UserError, match=r"dropout is drawn for each of batch\['tokens'\], and the batch holds better"):
         dropping.step(dropping.init(), batch)
     with pytest.raises(UserError, match=r"tokens of the shape \(4, 6\), but dropout .* \(4, 5\)"):
