@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from jaxtune.parallel import make_mesh
     from jaxtune.search import Study, trials
     from jaxtune.training import Trainer, TrainState, train
+    from jaxtune.training.objectives import Forward, Terms
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
     __version__: str
@@ -81,6 +82,8 @@ _HOMES = {
     "trials": "search",
     "Trainer": "training",
     "TrainState": "training",
+    "Forward": "training.objectives",
+    "Terms": "training.objectives",
     "train": "training",
     "UpdatePlan": "updates",
     "load_adapter": "updates",
@@ -93,12 +96,14 @@ __all__ = [
     "DataConfig",
     "Decoder",
     "DecoderConfig",
+    "Forward",
     "FrozenRule",
     "FullRule",
     "LowRankRule",
     "OptimizerConfig",
     "SourceConfig",
     "Study",
+    "Terms",
     "TrainConfig",
     "TrainState",
     "Trainer",

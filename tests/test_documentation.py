@@ -65,7 +65,9 @@ def test_python_page(data, capsys):
     logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
     log_p = np.take_along_axis(logs, batch["targets"][..., None], axis=-1)[..., 0]
     expected = np.average(-((1 - np.exp(log_p)) ** 2) * log_p, weights=batch["weights"])
-    assert trainer.evaluate(trainer.init(), [batch]).loss == pytest.approx(expected, rel=1e-4)
+    result = trainer.evaluate(trainer.init(), [batch])
+    assert result.loss == pytest.approx(expected, rel=1e-4)
+    assert result.metrics["sure"] == pytest.approx(np.average(np.exp(log_p) > 0.9, weights=batch["weights"]))
 
 
 @pytest.mark.parametrize("example", range(4), ids=["layout", "low_rank", "masked_update", "linear_cross_entropy"])

@@ -5,6 +5,7 @@ from jaxtune.evaluation.extraction import ExtractionResult, extraction_metrics, 
 from jaxtune.evaluation.generation import Generator
 from jaxtune.evaluation.loss import LossResult, LossTotals, evaluate_loss
 from jaxtune.evaluation.statistics import PairedDifference, paired_bootstrap, ratio
+from jaxtune.evaluation.terms import Terms
 from jaxtune.evaluation.text import answer_texts, stop_token_ids
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "LossResult",
     "LossTotals",
     "PairedDifference",
+    "Terms",
     "answer_generator",
     "answer_texts",
     "documents",

@@ -305,6 +305,11 @@ def _default_positions(segments: Int32[Array, "b s"], cache: Cache | None) -> In
     if cache is not None:
         counted = jnp.cumsum(segments != 0, axis=1, dtype=jnp.int32) - 1
         return jnp.maximum(cache.lengths[:, None] + counted, 0)
+    return segment_positions(segments)
+
+
+def segment_positions(segments: Int32[Array, "b s"]) -> Int32[Array, "b s"]:
+    """Positions counted from the start of each segment of a row."""
     slots = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     return slots - lax.cummax(jnp.where(starts, slots, 0), axis=1)

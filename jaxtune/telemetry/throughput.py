@@ -59,7 +59,7 @@ class Throughput:
         return window
 
     def rates(self, window: Window) -> dict[str, float]:
-        """Its ``tokens_per_second``, ``flops_per_second`` and, where the peak is known, ``mfu``.
+        """Its ``tokens_per_second`` (none without tokens), ``flops_per_second`` and, where the peak is known, ``mfu``.
 
         MFU is model FLOPs over the peak (arXiv:2204.02311, appendix B): what rematerialisation computes again does not
         count.
@@ -69,7 +69,9 @@ class Throughput:
         if self._since is not None:
             self._since = self._clock()
         flops = window.steps * self._flops / seconds
-        rates = {"tokens_per_second": window.tokens / seconds, "flops_per_second": flops}
+        rates = {"flops_per_second": flops}
+        if window.tokens:
+            rates = {"tokens_per_second": window.tokens / seconds, **rates}
         return rates if self._peak is None else {**rates, "mfu": flops / self._peak}
 
     def _elapsed(self) -> float:

@@ -7,6 +7,7 @@ import dataclasses
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
+from jaxtune.errors import UserError
 from jaxtune.models import Adapters, Decoder, Head
 
 Integers = Array | np.ndarray
@@ -22,6 +23,7 @@ class BoundModel:
       rows: identity of each position, for dropout; None where nothing is dropped.
       remat: what the backward pass recomputes.
       kernels: what computes products with adapters.
+      start: the model as the run began; None for itself.
     """
 
     decoder: Decoder
@@ -29,6 +31,7 @@ class BoundModel:
     rows: UInt32[Integers, "b s"] | None
     remat: str
     kernels: str
+    start: BoundModel | None = None
 
     def __call__(
         self,
@@ -45,7 +48,16 @@ class BoundModel:
         positions: Int32[Integers, "b s"] | None = None,
         segment_ids: Int32[Integers, "b s"] | None = None,
     ) -> Float[Array, "b s d"]:
-        """States after the final norm, in the compute dtype."""
+        """States after the final norm, in the compute dtype.
+
+        Raises:
+          UserError: dropout, which is drawn for each token of the batch, has nothing to draw by.
+        """
+        if self.rows is not None and self.rows.shape != tokens.shape:
+            raise UserError(
+                f"the objective calls the model with tokens of the shape {tokens.shape}, but dropout is drawn for each "
+                f"of batch['tokens'], {self.rows.shape}: call it with that shape, or set the dropout of all rules to 0"
+            )
         return self.decoder.hidden(
             tokens,
             positions,
@@ -60,3 +72,8 @@ class BoundModel:
     def head(self) -> Head:
         """What makes logits, or losses, of these states."""
         return self.decoder.head(adapters=self.adapters, rows=self.rows)
+
+    @property
+    def reference(self) -> BoundModel:
+        """The model as the run began, without dropout or gradient."""
+        return self if self.start is None else self.start

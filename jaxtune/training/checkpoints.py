@@ -120,13 +120,13 @@ class Checkpoints:
         link.symlink_to(self.directory)
         return link
 
-    def save(self, step: int, state: PyTree, loop: dict[str, Any], score: float | None = None) -> None:
+    def save(self, step: int, state: PyTree, loop: dict[str, Any] | None = None, score: float | None = None) -> None:
         """Starts writing a checkpoint; returns once the arrays are copied from the device.
 
         Args:
           step: optimizer steps done.
           state: arrays.
-          loop: JSON-able record of the loop: data position, early-stopping count.
+          loop: JSON-able record of the loop: data position, early-stopping count; empty by default.
           score: validation score, lower is better; the best one is kept.
 
         Raises:
@@ -137,7 +137,7 @@ class Checkpoints:
         with self._full_disk():
             self._manager.save(
                 step,
-                args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop)),
+                args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop or {})),
                 metrics=None if score is None or not math.isfinite(score) else {"score": score},
             )
 

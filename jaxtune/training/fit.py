@@ -9,20 +9,21 @@ from __future__ import annotations
 import dataclasses
 import functools
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
-import numpy as np
 
 from jaxtune.config.schema import TrainConfig
+from jaxtune.errors import UserError
 from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import CutBack, MetricWriter
+from jaxtune.training.batches import Batches, HostBatch, as_batches, count_examples, count_tokens
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.loop_state import LoopState, Planned
 from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on, tell_planned_anew
-from jaxtune.training.state import TrainState
+from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step_log import StepLog
 
 
@@ -55,21 +56,6 @@ class Steps(Protocol):
 
 
 @runtime_checkable
-class Batches(Protocol):
-    """An endless iterator of global host batches whose position can be saved."""
-
-    def __next__(self) -> Mapping[str, np.ndarray]: ...
-
-    def get_state(self) -> dict[str, Any]:
-        """The position behind the last batch, JSON-able."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Goes to a position."""
-        ...
-
-
-@runtime_checkable
 class Listener(Protocol):
     """Is told what the loop does: a progress display."""
 
@@ -92,7 +78,7 @@ Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
 """What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class FitResult:
     """How a call of :func:`fit` ended.
 
@@ -121,15 +107,20 @@ class FitResult:
     seconds: float
     planned: Sequence[Planned]
 
+    def __repr__(self) -> str:
+        shown = {name: value for name, value in {**self.metrics, **self.evaluation}.items() if "loss" in name}
+        losses = "".join(f", {name}={value:.6g}" for name, value in shown.items())
+        return f"FitResult({self.stopped} at step {self.step}{losses}, seconds={self.seconds:.3g})"
+
 
 def fit(
     trainer: Steps,
-    batches: Batches,
+    batches: Batches | Iterable[HostBatch],
     *,
     state: TrainState | None = None,
     hyperparameters: Mapping[str, float] | None = None,
     until: int | None = None,
-    validation: Sequence[Mapping[str, np.ndarray]] | None = None,
+    validation: Iterable[HostBatch] | None = None,
     evaluate: Evaluate | None = None,
     checkpoints: Checkpoints | None = None,
     writer: MetricWriter | None = None,
@@ -141,17 +132,23 @@ def fit(
 
     Args:
       trainer: what a step is.
-      batches: endless; its position is part of every checkpoint.
+      batches: mappings of arrays by name, rows first, as :meth:`jaxtune.Trainer.step` takes them; an iterator without
+        end, or an iterable that is begun again at its end. The position among them is part of every checkpoint: their
+        own ``get_state()``, or else their number, and as many are passed over to go on.
       state: where to start if there is no checkpoint; a fresh one if None.
       hyperparameters: overrides of single values by dotted key.
       until: stop after this many steps in all; the schedule stays planned for ``train.steps``.
-      validation: batches whose loss is the ``validation_loss`` of an evaluation.
+      validation: batches whose loss is the ``validation_loss`` of an evaluation; the objective's metrics are logged
+        beside it, as ``validation_…``.
       evaluate: further metrics of an evaluation; a ``validation_loss`` among them replaces that of ``validation``.
       checkpoints: where to resume from and write to.
       writer: takes the metrics of every logged step.
       listener: is told the same, for people.
       should_stop: asked after every step; when true the loop saves a checkpoint and returns.
       evaluate_at_end: evaluate after the last step as well.
+
+    Raises:
+      UserError: batches end too early or do not fit, or an earlier step has used the state up.
     """
     run = Run(
         trainer,
@@ -180,7 +177,9 @@ class Run:
 
     Args:
       trainer: what a step is.
-      batches: endless; its position is part of every checkpoint.
+      batches: mappings of arrays by name, rows first, as :meth:`jaxtune.Trainer.step` takes them; an iterator without
+        end, or an iterable that is begun again at its end. The position among them is part of every checkpoint: their
+        own ``get_state()``, or else their number, and as many are passed over to go on.
       hyperparameters: overrides of single values by dotted key.
       validation: see :func:`fit`, as the others.
       evaluate: further metrics of an evaluation.
@@ -198,10 +197,10 @@ class Run:
     def __init__(
         self,
         trainer: Steps,
-        batches: Batches,
+        batches: Batches | Iterable[HostBatch],
         *,
         hyperparameters: Mapping[str, float] | None = None,
-        validation: Sequence[Mapping[str, np.ndarray]] | None = None,
+        validation: Iterable[HostBatch] | None = None,
         evaluate: Evaluate | None = None,
         checkpoints: Checkpoints | None = None,
         writer: MetricWriter | None = None,
@@ -209,8 +208,10 @@ class Run:
         should_stop: Callable[[], bool] = lambda: False,
         config: TrainConfig | None = None,
     ):
-        self.trainer, self.batches, self.values = trainer, batches, dict(hyperparameters or {})
-        self.validation, self.further = validation, evaluate
+        self.trainer, self.batches, self.values = trainer, as_batches(batches), dict(hyperparameters or {})
+        # They are gone through at every evaluation.
+        self.validation = list(validation) if isinstance(validation, Iterator) else validation
+        self.further = evaluate
         self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
         self.config = trainer.config if config is None else config
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
@@ -229,9 +230,7 @@ class Run:
         self._state = functools.partial(_same, begun)
         return begun
 
-    def loop(
-        self, until: int | None = None, evaluate_at_end: bool = True
-    ) -> Generator[Mapping[str, np.ndarray], Taken, FitResult]:
+    def loop(self, until: int | None = None, evaluate_at_end: bool = True) -> Generator[HostBatch, Taken, FitResult]:
         """Yields the batch of each step, is sent what the step came to, and returns how it ended.
 
         Args:
@@ -244,7 +243,7 @@ class Run:
             if self.listener:
                 self.listener.on_end()
 
-    def _loop(self, until: int | None, evaluate_at_end: bool) -> Generator[Mapping[str, np.ndarray], Taken, FitResult]:
+    def _loop(self, until: int | None, evaluate_at_end: bool) -> Generator[HostBatch, Taken, FitResult]:
         assert self._state is not None, "start() comes first"
         begin = time.perf_counter()
         start, state, self._state = self._first, self._state, None
@@ -259,8 +258,8 @@ class Run:
             batch = next(self.batches)
             state, metrics = yield batch
             step += 1
-            self.throughput.count(int(np.count_nonzero(batch["segment_ids"])))
-            self.examples += int(sum(len(np.unique(row[row >= 0])) for row in batch["example_ids"]))
+            self.throughput.count(count_tokens(batch))
+            self.examples += count_examples(batch)
             self.log.launched(step, metrics, logged=step % self.config.log_every == 0 or step == last)
             evaluated = self._due(step, self.config.evaluate_every) and step < last and not self.log.diverged(step)
             if evaluated:
@@ -309,11 +308,17 @@ class Run:
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
         latest = self.checkpoints.latest_step if self.checkpoints else None
         state = self.trainer.init(self.values) if state is None else state
+        check_alive(state)
         if self.checkpoints is None or (found := self.checkpoints.resume(state)) is None:
             return state, int(state.step)
         step, restored, loop = found
         if step != latest and isinstance(self.writer, CutBack):
             self.writer.cut_back(step)
+        if "data" not in loop:
+            raise UserError(
+                f"{self.checkpoints.directory / str(step)}: no checkpoint of fit: it does not tell the position among "
+                "the batches; restore it and give its state as state=, with other checkpoints"
+            )
         self.batches.set_state(loop["data"])
         self.past = LoopState.read(loop, step)
         self.log.metrics = self.past.metrics
@@ -336,6 +341,7 @@ class Run:
             evaluation = {"validation_loss": result.loss, "validation_tokens": result.tokens}
             if result.standard_error is not None:
                 evaluation["validation_loss_standard_error"] = result.standard_error
+            evaluation |= {f"validation_{name}": value for name, value in result.metrics.items()}
         if self.further is not None:
             evaluation |= self.further(state)
         self.past.evaluation, self.past.evaluated = evaluation, step

@@ -49,6 +49,7 @@ class AdamW:
         trainable: PyTree,
         learning_rate: Float[Array, ""],
         hyperparameters: Hyperparameters,
+        loss: Float[Array, ""] | None = None,
     ) -> tuple[PyTree, PyTree, Float[Array, ""]]:
         """One step.
 
@@ -59,6 +60,7 @@ class AdamW:
           learning_rate: of this step.
           hyperparameters: ``optimizer.clip_norm``, ``beta1``, ``beta2``, ``epsilon`` and ``weight_decay``, and the
             rules' ``learning_rate_scale`` and ``weight_decay``.
+          loss: of this step; AdamW does not ask for it.
 
         Returns:
           The new parameters, the new moments, and the gradients' norm before clipping.

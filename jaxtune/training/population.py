@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -23,7 +23,8 @@ from jaxtyping import Array, Bool, Float
 
 from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import RULES, place
-from jaxtune.training.state import TrainState
+from jaxtune.training.batches import checked
+from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics
 from jaxtune.training.trainer import Trainer, Values
 
@@ -91,6 +92,7 @@ class Population:
         Raises:
           UserError, ValueError: as :meth:`Trainer.traced_values`.
         """
+        check_alive(state)
         self.trainer.traced_values(hyperparameters)
         self._values[slot] = {**self.trainer.hyperparameters, **(hyperparameters or {})}
         self._stacked_values = None
@@ -127,8 +129,9 @@ class Population:
         read = _Read(metrics)
         return {slot: _MetricsOf(read, slot) for slot in batches}
 
-    def place(self, batches: list[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
+    def place(self, batches: Sequence[Mapping[str, np.ndarray]]) -> dict[str, jax.Array]:
         """Host batches of all slots as arrays with a leading axis of slots, cut over the mesh."""
+        batches = [checked(batch, self.trainer.config.accumulate) for batch in batches]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
         return {
             name: place(array, (TRIALS, "batch") + (None,) * (array.ndim - 2), self.trainer.mesh)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
-Schedule = Literal["cosine", "linear", "constant"]
+from jaxtune.errors import UserError
+
+ScheduleFunction = Callable[[Any], Any]
+"""From the steps done so far (an int32 scalar, traced; 0 for the first step) to a factor on the learning rate."""
+
+Schedule = Literal["cosine", "linear", "constant"] | ScheduleFunction
 
 
 def learning_rate(
@@ -23,8 +28,10 @@ def learning_rate(
     Args:
       step: steps done so far, 0 for the first.
       hyperparameters: ``train.steps``, ``optimizer.learning_rate``, ``optimizer.warmup``, ``optimizer.final_scale``.
-      schedule: the shape of the decay.
+      schedule: the shape of the decay; or a function of the step alone, whose value is the factor on the peak.
     """
+    if callable(schedule):
+        return hyperparameters["optimizer.learning_rate"] * scale_of(schedule, step)
     total = hyperparameters["train.steps"]
     warmup = hyperparameters["optimizer.warmup"] * total
     now = step.astype(jnp.float32)
@@ -39,3 +46,18 @@ def learning_rate(
             return hyperparameters["optimizer.learning_rate"] * rise
     final = hyperparameters["optimizer.final_scale"]
     return hyperparameters["optimizer.learning_rate"] * rise * (final + (1.0 - final) * decay)
+
+
+def scale_of(schedule: ScheduleFunction, step: Int[Array, ""]) -> Float[Array, ""]:
+    """A schedule function's factor at one step.
+
+    Raises:
+      UserError: it does not return one number.
+    """
+    try:
+        scale = jnp.asarray(schedule(step), jnp.float32)
+    except TypeError as error:
+        raise UserError(f"schedule: a function of the step that returns one number is needed ({error})") from error
+    if scale.shape:
+        raise UserError(f"schedule: the function returned an array of the shape {scale.shape}; one number is needed")
+    return scale

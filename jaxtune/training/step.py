@@ -4,22 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import optax
 from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
 
+from jaxtune.errors import UserError
 from jaxtune.models import Params, merge
+from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel
-from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Objective
+from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
 from jaxtune.training.optimizer import AdamW
-from jaxtune.training.schedules import Schedule, learning_rate
+from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
+from jaxtune.training.transformation import Transformation
 from jaxtune.updates import ResolvedPlan
 
 Metrics = dict[str, Float[Array, ""]]
+
+Sum = tuple[Float[Array, ""], Float[Array, ""]]
+"""Of weighted values, and of their weights."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,13 +37,15 @@ class Program:
     Attributes:
       static: the decoder without its arrays.
       plan: what is trained.
-      objective: losses and weights from model and batch.
+      objective: terms from model and batch.
       schedule: the shape of the learning rate.
       accumulate: microbatches that a batch is computed in.
       remat: what the backward pass recomputes.
       dropout: whether dropout is compiled in (its rates are traced).
       kernels: what computes products with adapters and the update, one of :data:`jaxtune.models.linear.KERNELS`.
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
+      transformation: what moves the parameters instead of AdamW, learning rate included; the schedule then counts only
+        where it is a function.
     """
 
     static: Any
@@ -47,35 +57,58 @@ class Program:
     dropout: bool
     kernels: str
     mesh: jax.sharding.Mesh
+    transformation: optax.GradientTransformation | None = None
 
     @property
-    def optimizer(self) -> AdamW:
+    def optimizer(self) -> AdamW | Transformation:
         """What moves the trainable parameters."""
+        if self.transformation is not None:
+            return Transformation(self.plan, self.transformation)
         return AdamW(self.plan, self.kernels)
 
     def forward(
         self, params: Params, trainable: Any, batch: Batch, hyperparameters: Hyperparameters, seed: Array | None
-    ) -> Forward:
-        """The model with the trainable parameters in place; ``seed`` is None where nothing is dropped."""
+    ) -> BoundModel:
+        """The model with the trainable parameters in place; ``seed`` is None where nothing is dropped.
+
+        Raises:
+          UserError: there is a seed, and the batch holds nothing to draw by.
+        """
         merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=seed)
         rows = None
         if seed is not None:
+            if "tokens" not in batch:
+                raise UserError(
+                    f"dropout is drawn for each of batch['tokens'], and the batch holds {', '.join(batch)}: name them "
+                    "so, or set the dropout of all rules to 0"
+                )
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        return BoundModel(merge(self.static, merged), adapters, rows, self.remat, self.kernels)
+        start = self.reference(params)
+        return BoundModel(merge(self.static, merged), adapters, rows, self.remat, self.kernels, start)
 
-    def losses(
+    def reference(self, params: Params) -> BoundModel:
+        """The model as the run began: the base itself, without adapters, dropout or gradient."""
+        base = merge(self.static, jax.lax.stop_gradient(dict(params)))
+        return BoundModel(base, {}, None, "none", self.kernels)
+
+    def terms(
         self,
         params: Params,
         trainable: Any,
         batch: Batch,
         hyperparameters: Hyperparameters,
         seed: Array | None = None,
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """The objective's losses and weights; without a seed nothing is dropped (evaluation)."""
+    ) -> Terms:
+        """The objective's terms; without a seed nothing is dropped (evaluation).
+
+        Raises:
+          UserError: see :func:`jaxtune.training.objectives.calling.call`.
+        """
+        batch = completed(batch)
         with self._mesh_in_context():
             model = self.forward(params, trainable, batch, hyperparameters, seed)
-            return self.objective(model, batch, hyperparameters)
+            return call(self.objective, model, batch, hyperparameters)
 
     def step(
         self, params: Params, state: TrainState, batch: Batch, hyperparameters: Hyperparameters
@@ -85,39 +118,54 @@ class Program:
         Args:
           params: the base, in the compute dtype; never changed.
           state: the state before.
-          batch: arrays of ``[b, …]``; ``b`` divides into the microbatches.
+          batch: arrays of ``[b, …]``; ``b`` divides into the microbatches. Of its own the step reads ``tokens``,
+            ``segment_ids``, ``positions`` and ``example_ids``, and makes up what is missing; all else is for the
+            objective. See :func:`jaxtune.training.batches.completed`.
           hyperparameters: float32 scalars by dotted key.
 
         Returns:
-          The state after, and float32 scalars: ``loss``, ``learning_rate``, ``grad_norm``, ``weight`` (the sum of the
-          loss weights) and ``tokens`` (positions that are no padding).
+          The state after, and float32 scalars: ``loss``, ``learning_rate`` (not with an optax transformation, whose
+          rate is its own matter), ``grad_norm``, ``weight`` (the sum of the loss weights), ``tokens`` (positions that
+          are no padding, where the batch has any) and the objective's own metrics.
         """
+        batch = completed(batch)
         seed = hash_words(state.seed, state.step.astype(jnp.uint32)) if self.dropout else None
 
-        def summed(trainable: Any, microbatch: Batch) -> tuple[Float[Array, ""], Float[Array, ""]]:
-            losses, weights = self.losses(params, trainable, microbatch, hyperparameters, seed)
-            return jnp.sum(losses * weights), jnp.sum(weights)
+        def summed(
+            trainable: Any, microbatch: Batch
+        ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], dict[str, Sum]]]:
+            terms = self.terms(params, trainable, microbatch, hyperparameters, seed)
+            weight = jnp.sum(terms.weights)
+            denominator = weight if terms.denominators is None else jnp.sum(terms.denominators)
+            metrics = {
+                name: (jnp.sum(values * weights), jnp.sum(weights)) for name, (values, weights) in terms.metrics.items()
+            }
+            return jnp.sum(terms.losses * terms.weights), (denominator, weight, metrics)
 
         # The backward pass is traced here, so this too needs the mesh.
         with self._mesh_in_context():
-            (loss, weight), gradients = self._accumulated(jax.value_and_grad(summed, has_aux=True), state, batch)
+            (loss, (denominator, weight, further)), gradients = self._accumulated(summed, state, batch)
         # A batch without a single weighted token must not turn the parameters into NaN.
-        denominator = jnp.maximum(weight, 1e-8)
+        denominator = jnp.maximum(denominator, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient / denominator, gradients)
-        rate = learning_rate(state.step, hyperparameters, self.schedule)
+        rate = self._rate(state, hyperparameters)
         with self._mesh_in_context():
             trainable, moments, norm = self.optimizer.apply(
-                gradients, state.moments, state.trainable, rate, hyperparameters
+                gradients, state.moments, state.trainable, rate, hyperparameters, loss / denominator
             )
         after = TrainState(step=state.step + 1, trainable=trainable, moments=moments, seed=state.seed)
-        metrics = {
-            "loss": loss / denominator,
-            "learning_rate": rate,
-            "grad_norm": norm,
-            "weight": weight,
-            "tokens": jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32),
-        }
-        return after, metrics
+        metrics = {"loss": loss / denominator, "grad_norm": norm, "weight": weight}
+        if self.transformation is None:
+            metrics["learning_rate"] = rate
+        if "segment_ids" in batch:
+            metrics["tokens"] = jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32)
+        return after, metrics | {name: total / shares for name, (total, shares) in further.items()}
+
+    def _rate(self, state: TrainState, hyperparameters: Hyperparameters) -> Float[Array, ""]:
+        """What the optimizer's step is multiplied by."""
+        if self.transformation is None:
+            return learning_rate(state.step, hyperparameters, self.schedule)
+        return scale_of(self.schedule, state.step) if callable(self.schedule) else jnp.float32(1.0)
 
     def _mesh_in_context(self) -> contextlib.AbstractContextManager[Any]:
         """Tells Pallas kernels of the mesh: XLA does not partition them, and its platform is the one they are for."""
@@ -125,8 +173,9 @@ class Program:
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-    def _accumulated(self, value_and_grad: Any, state: TrainState, batch: Batch) -> Any:
-        """Sums of loss, weight and gradients over the microbatches."""
+    def _accumulated(self, summed: Callable[[Any, Batch], Any], state: TrainState, batch: Batch) -> Any:
+        """Sums of what ``summed`` gives, and of its gradients, over the microbatches."""
+        value_and_grad = jax.value_and_grad(summed, has_aux=True)
         if self.accumulate == 1:
             return value_and_grad(state.trainable, batch)
 
@@ -138,6 +187,10 @@ class Program:
         def body(sums: Any, microbatch: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, value_and_grad(state.trainable, microbatch)), None
 
-        zeros = jax.tree.map(jnp.zeros_like, state.trainable)
-        start = ((jnp.float32(0.0), jnp.float32(0.0)), zeros)
-        return jax.lax.scan(body, start, jax.tree.map(cut, dict(batch)))[0]
+        microbatches = jax.tree.map(cut, dict(batch))
+        # Which metrics there are is the objective's to say.
+        sums = jax.eval_shape(
+            lambda: summed(state.trainable, jax.tree.map(lambda rows: rows[0], microbatches)),
+        )
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, state.trainable))
+        return jax.lax.scan(body, zeros, microbatches)[0]

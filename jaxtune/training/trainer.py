@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 
 from jaxtune.config.hyperparameters import hyperparameters as values_of
 from jaxtune.config.schema import OptimizerConfig, TrainConfig
@@ -20,9 +21,11 @@ from jaxtune.parallel import make_mesh, named_sharding, place, replicated
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.throughput import Throughput
+from jaxtune.training.batches import HostBatch, checked
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.objectives import Objective, cross_entropy
-from jaxtune.training.state import TrainState
+from jaxtune.training.schedules import ScheduleFunction
+from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics, Program
 from jaxtune.updates import UpdatePlan, save_adapter
 
@@ -40,8 +43,11 @@ class Trainer:
       model: the base, on its mesh.
       plan: which parameters are trained, and how.
       train: length, batch, seed; ``train.steps`` must be set.
-      optimizer: learning rate and AdamW's numbers.
-      objective: losses and weights from model and batch; next-token cross-entropy by default.
+      optimizer: learning rate and AdamW's numbers; or any optax transformation, which then has its own rate, schedule,
+        clipping and decay: ``optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-4))``.
+      objective: from model and batch to :class:`~jaxtune.evaluation.terms.Terms`; next-token cross-entropy by default.
+      schedule: from the steps done (0 for the first) to a factor: on ``optimizer.learning_rate``, instead of
+        ``optimizer.schedule`` and its warm-up, or on what an optax transformation adds.
       capacity: largest rank per dotted key (``{"update.0.rank": 64}``) that states of this trainer may use.
       dropout: compile dropout in; by default exactly when a rule's rate is above 0.
       remat: what the backward pass recomputes: ``none``, ``dots``, ``full``.
@@ -61,15 +67,18 @@ class Trainer:
         model: Decoder,
         plan: UpdatePlan,
         train: TrainConfig,
-        optimizer: OptimizerConfig | None = None,
+        optimizer: OptimizerConfig | optax.GradientTransformation | None = None,
         *,
         objective: Objective = cross_entropy,
+        schedule: ScheduleFunction | None = None,
         capacity: Mapping[str, int] | None = None,
         dropout: bool | None = None,
         remat: str = "none",
         kernels: str = "auto",
     ):
-        optimizer = optimizer or OptimizerConfig()
+        if optimizer is None:
+            optimizer = OptimizerConfig()
+        configured = optimizer if isinstance(optimizer, OptimizerConfig) else None
         if train.steps is None:
             raise UserError(
                 "train.steps: the trainer needs a number of steps (epochs are turned into steps by the data)"
@@ -84,19 +93,23 @@ class Trainer:
         self.plan = plan.resolve(model, capacity or {})
         self.hyperparameters: dict[str, float] = {
             **values_of(train, "train."),
-            **values_of(optimizer, "optimizer."),
+            **({} if configured is None else values_of(configured, "optimizer.")),
             **values_of(list(plan.rules), "update."),
         }
+        if schedule is not None:
+            for name in ("optimizer.warmup", "optimizer.final_scale"):
+                self.hyperparameters.pop(name, None)
         self.program = Program(
             static=static,
             plan=self.plan,
             objective=objective,
-            schedule=optimizer.schedule,
+            schedule=schedule or (configured or OptimizerConfig()).schedule,
             accumulate=train.accumulate,
             remat=remat,
             dropout=_drops(self.hyperparameters) if dropout is None else dropout,
             kernels=kernels,
             mesh=self.mesh,
+            transformation=None if isinstance(optimizer, OptimizerConfig) else optimizer,
         )
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
@@ -109,7 +122,7 @@ class Trainer:
             out_shardings=(self.state_shardings, everywhere),
         )
         self._apply = jax.jit(self.plan.apply)
-        self._losses = jax.jit(self._counted("evaluate", self.program.losses), out_shardings=everywhere)
+        self._losses = jax.jit(self._counted("evaluate", self.program.terms), out_shardings=everywhere)
 
     def init(self, hyperparameters: Values | None = None, seed: int | None = None) -> TrainState:
         """A state at step 0, born sharded.
@@ -122,34 +135,54 @@ class Trainer:
         return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values)
 
     def step(
-        self, state: TrainState, batch: Mapping[str, Any], hyperparameters: Values | None = None
+        self, state: TrainState, batch: HostBatch, hyperparameters: Values | None = None
     ) -> tuple[TrainState, Metrics]:
         """One optimizer step; the given state's buffers are reused for the new one.
 
         Args:
           state: from :meth:`init` or an earlier step.
-          batch: a global batch on the host (the same in every process), or arrays placed already.
+          batch: a global batch on the host (the same in every process), or arrays placed already; rows first. The
+            default objective reads ``tokens``, ``targets`` and ``weights``, all ``[b, s]``. ``segment_ids`` (0 is
+            padding; a row is one segment without), ``positions`` and ``example_ids`` may be left out.
           hyperparameters: overrides of single values by dotted key.
 
         Returns:
-          The new state, and float32 scalars on the device: ``loss``, ``learning_rate``, ``grad_norm``, ``weight``,
-          ``tokens``.
+          The new state, and float32 scalars on the device: ``loss``, ``learning_rate`` (not with an optax
+          transformation), ``grad_norm``, ``weight``, ``tokens`` and the objective's metrics.
+
+        Raises:
+          UserError: the batch lacks what the objective reads, or its arrays do not fit; or an earlier step has used the
+            state up.
         """
-        return self._step(self.params, state, self.place(batch), self.traced_values(hyperparameters))
+        check_alive(state)
+        placed = self.place(checked(batch, self.config.accumulate))
+        return self._step(self.params, state, placed, self.traced_values(hyperparameters))
 
     def evaluate(
-        self, state: TrainState, batches: Iterable[Mapping[str, np.ndarray]], hyperparameters: Values | None = None
+        self, state: TrainState, batches: Iterable[HostBatch], hyperparameters: Values | None = None
     ) -> LossResult:
-        """The objective over ``batches`` without dropout, label smoothing or z-loss, with its standard error."""
+        """The objective over ``batches`` without dropout, label smoothing or z-loss, with its standard error.
+
+        Args:
+          state: of this trainer.
+          batches: as for :meth:`step`; see :func:`jaxtune.evaluation.loss.evaluate_loss` for which losses are one
+            example's.
+          hyperparameters: overrides of single values by dotted key.
+
+        Raises:
+          UserError: as :meth:`step`.
+        """
+        check_alive(state)
         values = self.traced_values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
         return evaluate_loss(
-            lambda batch: self._losses(self.params, state.trainable, self.place(batch), values), batches
+            lambda batch: self._losses(self.params, state.trainable, self.place(checked(batch)), values), batches
         )
 
     def apply(
         self, state: TrainState, hyperparameters: Values | None = None
     ) -> tuple[Params, dict[str, LowRankAdapter]]:
         """What a state makes of the model: its parameters with the trained ones in place, and its adapters."""
+        check_alive(state)
         return self._apply(self.params, state.trainable, self.traced_values(hyperparameters))
 
     def fit(self, batches: Any, **options: Any) -> FitResult:
@@ -189,6 +222,7 @@ class Trainer:
           revision: branch, tag or commit of a Hub id, as the adapter will name it.
           hyperparameters: overrides of single values by dotted key, as in training.
         """
+        check_alive(state)
         values = {**self.hyperparameters, **(hyperparameters or {})}
         save_adapter(directory, self.plan, state.trainable, values, self.model_config, base, revision)
 
@@ -204,6 +238,7 @@ class Trainer:
 
     def compile_step(self, batch: Mapping[str, Any]) -> jax.stages.Compiled:
         """The step compiled for batches of these shapes, without running it: for memory and cost analysis."""
+        batch = checked(batch, self.config.accumulate)
         shapes = {
             name: jax.ShapeDtypeStruct(
                 np.shape(array),

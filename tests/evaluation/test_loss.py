@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from jaxtune.evaluation.loss import LossTotals, evaluate_loss
+from jaxtune.evaluation.terms import Terms
 
 
 def batch(losses, weights, ids):
@@ -13,7 +14,7 @@ def batch(losses, weights, ids):
 
 
 def forward(batch):
-    return jnp.asarray(batch["losses"]), jnp.asarray(batch["weights"])
+    return Terms(jnp.asarray(batch["losses"]), jnp.asarray(batch["weights"]))
 
 
 def test_loss_and_error_by_hand():
@@ -76,7 +77,7 @@ def test_a_batch_is_launched_before_the_one_before_it_is_read():
 
     class Launched:
         def __init__(self, number):
-            self.number, self.ndim = number, 2
+            self.number = number
 
         def __array__(self, *_, **__):
             order.append(f"read {self.number}")
@@ -85,7 +86,7 @@ def test_a_batch_is_launched_before_the_one_before_it_is_read():
     def launch(batch):
         number = int(batch["example_ids"][0, 0])
         order.append(f"launch {number}")
-        return Launched(number), np.ones((1, 1))
+        return Terms(Launched(number), np.ones((1, 1)))
 
     evaluate_loss(launch, [{"example_ids": np.array([[n]])} for n in range(3)])
     assert order == ["launch 0", "launch 1", "read 0", "launch 2", "read 1", "read 2"]
@@ -101,3 +102,40 @@ def test_nothing_to_evaluate():
 def test_a_diverged_model_gives_nan_not_a_number_that_looks_fine():
     result = evaluate_loss(forward, [batch([[np.nan, 1.0]], [[1.0, 1.0]], [[0, 1]])])
     assert np.isnan(result.loss)
+
+
+def test_examples_of_batches_that_name_none():
+    """Packed by hand, of two lengths; then rows without segments; then one loss a row; then losses of pairs."""
+    losses, segments = np.array([[1.0, 2.0, 3.0, 9.0], [4.0, 5.0, 6.0, 7.0]]), np.array([[1, 1, 2, 0], [1, 2, 2, 2]])
+    packed = {"losses": losses, "weights": np.ones((2, 4)), "segment_ids": segments}
+    short = {"losses": losses[:, :2], "weights": np.ones((2, 2)), "segment_ids": segments[:, :2]}
+    result = evaluate_loss(forward, [packed, short])
+    assert result.example_sums.tolist() == [3.0, 3.0, 4.0, 18.0, 3.0, 4.0, 5.0]
+    bare = {"losses": losses, "weights": np.ones((2, 4))}
+    assert evaluate_loss(forward, [bare, bare]).example_sums.tolist() == [15.0, 22.0] * 2
+    # The row's padding may stand on the left.
+    left = np.array([[0, 1, 1, 1], [0, 0, 1, 1]])
+    rows = {"losses": np.array([1.0, 3.0]), "weights": np.ones(2), "segment_ids": left}
+    assert evaluate_loss(forward, [rows, rows]).example_sums.tolist() == [1.0, 3.0, 1.0, 3.0]
+    pairs = {"losses": np.array([1.0, 3.0, 5.0]), "weights": np.ones(3), "segment_ids": left}
+    result = evaluate_loss(forward, [pairs])
+    assert (result.loss, len(result.example_ids)) == (3.0, 3)
+
+
+def test_denominators_and_metrics_are_summed_before_anything_is_divided():
+    def terms(batch):
+        losses = jnp.asarray(batch["losses"])
+        right = (losses < 3, jnp.asarray(batch["weights"]))
+        first = jnp.zeros_like(losses).at[:, 0].set(8.0)
+        return Terms(losses, batch["weights"], first, {"right": right, "never": (losses, 0.0)})
+
+    batches = [batch([[1.0, 2.0]], [[1.0, 1.0]], [[0, 0]]), batch([[5.0, 6.0]], [[1.0, 3.0]], [[1, 2]])]
+    result = evaluate_loss(terms, batches)
+    assert (result.loss, result.tokens) == ((1 + 2 + 5 + 18) / 16, 16)
+    assert result.metrics["right"] == pytest.approx(2 / 6)
+    assert np.isnan(result.metrics["never"])
+
+
+def test_a_result_is_told_in_one_line():
+    result = evaluate_loss(forward, [batch(np.ones((40, 30)), np.ones((40, 30)), np.arange(1200).reshape(40, 30))])
+    assert repr(result) == str(result) == "LossResult(loss=1, standard_error=0, tokens=1200, examples=1200)"

@@ -11,6 +11,7 @@ from jaxtune.config.schema import FullRule, LowRankRule, OptimizerConfig, TrainC
 from jaxtune.errors import UserError
 from jaxtune.models import load_model, merge
 from jaxtune.training import Trainer
+from jaxtune.training.objectives import Terms
 from jaxtune.updates import UpdatePlan
 
 TRAIN = TrainConfig(steps=8, batch_size=4, sequence_length=12)
@@ -188,7 +189,7 @@ def test_one_loss_per_row(model, batches, validation):
         picked = jnp.take_along_axis(jax.nn.log_softmax(logits), batch["targets"][..., None], axis=-1)[..., 0]
         counts = batch["weights"].sum(axis=1)
         losses = -(picked * batch["weights"]).sum(axis=1) / jnp.maximum(counts, 1.0)
-        return losses, jnp.sqrt(counts)
+        return Terms(losses, jnp.sqrt(counts))
 
     def expected(batch):
         logits = np.asarray(jax.jit(model)(batch["tokens"], batch["positions"], batch["segment_ids"]), np.float64)

@@ -7,11 +7,12 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtyping import Array, Float, Int
 
+from jaxtune.evaluation.terms import Terms
 from jaxtune.models import Head
 
 Batch = Mapping[str, Any]
-"""Arrays of ``[b, s]`` by name: ``tokens``, ``targets``, ``positions``, ``segment_ids`` and ``example_ids`` int32,
-``weights`` float32."""
+"""Arrays by name, rows first: ``tokens``, ``targets``, ``positions``, ``segment_ids`` and ``example_ids`` int32 and
+``weights`` float32, all ``[b, s]``, and whatever else an objective of one's own reads."""
 
 Hyperparameters = Mapping[str, Any]
 """Traced float32 scalars by dotted configuration key."""
@@ -48,13 +49,16 @@ class Forward(Protocol):
         """What makes logits, or losses, of these states."""
         ...
 
+    @property
+    def reference(self) -> Forward:
+        """The model as the run began, without dropout, adapters or gradient: the same base, no copy of it."""
+        ...
+
 
 @runtime_checkable
 class Objective(Protocol):
-    """Losses and weights of one shape, float32."""
+    """Any function from a model and a batch to :class:`~jaxtune.evaluation.terms.Terms`."""
 
-    def __call__(
-        self, model: Forward, batch: Batch, hyperparameters: Hyperparameters
-    ) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
-        """Losses and their weights."""
+    def __call__(self, model: Forward, batch: Batch, hyperparameters: Hyperparameters) -> Terms:
+        """Losses, their weights, and metrics."""
         ...

@@ -10,7 +10,7 @@ import pytest
 from jaxtune.config.schema import FullRule, LowRankRule, TrainConfig
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.training import Trainer
-from jaxtune.training.objectives import Forward, cross_entropy
+from jaxtune.training.objectives import Forward, Terms, cross_entropy
 from jaxtune.updates import UpdatePlan
 
 VALUES = {"train.label_smoothing": 0.1, "train.z_loss": 0.01}
@@ -30,7 +30,8 @@ def by_logits(model, batch, hyperparameters):
     target = jnp.take_along_axis(logits, batch["targets"][..., None], axis=-1)[..., 0]
     smoothing = hyperparameters["train.label_smoothing"]
     expected = (1.0 - smoothing) * target + smoothing * logits.mean(axis=-1)
-    return log_total - expected + hyperparameters["train.z_loss"] * jnp.square(log_total), batch["weights"]
+    losses = log_total - expected + hyperparameters["train.z_loss"] * jnp.square(log_total)
+    return Terms(losses, batch["weights"])
 
 
 def made_batch(rows=4, length=12, vocabulary=37, seed=0):
@@ -122,7 +123,7 @@ def test_the_bound_model_is_what_an_objective_is_promised():
         seen.append(isinstance(model, Forward))
         states = model.hidden(batch["tokens"], batch["positions"], batch["segment_ids"])
         logits = model(batch["tokens"], batch["positions"], batch["segment_ids"])
-        return jnp.abs(model.head.logits(states) - logits).sum(axis=-1), batch["weights"]
+        return Terms(jnp.abs(model.head.logits(states) - logits).sum(axis=-1), batch["weights"])
 
     trainer = Trainer(
         random_model(config(), jax.random.key(0)),
@@ -130,8 +131,8 @@ def test_the_bound_model_is_what_an_objective_is_promised():
         TrainConfig(steps=1, batch_size=4, sequence_length=12),
         objective=objective,
     )
-    losses, _ = trainer.program.losses(
+    losses = trainer.program.terms(
         trainer.params, trainer.init().trainable, trainer.place(made_batch()), trainer.hyperparameters
-    )
+    ).losses
     assert seen == [True]
     np.testing.assert_allclose(losses, 0.0, atol=1e-4)
