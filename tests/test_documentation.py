@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import importlib
+import inspect
 import json
 import re
 from pathlib import Path
@@ -75,3 +78,37 @@ def test_kernels_page(example):
     code = python_blocks("kernels/README.md")
     assert len(code) == 4
     exec(code[example], {"__name__": "example"})  # each asserts what it claims
+
+
+def public_classes() -> dict[str, type]:
+    found = {}
+    for module in (
+        *("jaxtune", "jaxtune.config", "jaxtune.data", "jaxtune.evaluation", "jaxtune.models", "jaxtune.parallel"),
+        *("jaxtune.search", "jaxtune.training", "jaxtune.updates", "jaxtune_kernels"),
+        *("jaxtune_kernels.masked_update", "jaxtune_kernels.low_rank", "jaxtune_kernels.linear_cross_entropy"),
+    ):
+        home = importlib.import_module(module)
+        for name in getattr(home, "__all__", None) or [name for name in vars(home) if not name.startswith("_")]:
+            kind = getattr(home, name)
+            if inspect.isclass(kind) and kind.__module__.startswith("jaxtune"):
+                found[f"{kind.__module__}.{name}"] = kind
+    return found
+
+
+def test_every_field_of_a_public_record_says_what_it_is():
+    lacking, seen = [], 0
+    for place, kind in public_classes().items():
+        fields = (
+            [field.name for field in dataclasses.fields(kind)]
+            if dataclasses.is_dataclass(kind)
+            else getattr(kind, "_fields", [])
+        )
+        seen += len(fields)
+        told = inspect.getdoc(kind) or ""
+        lacking += [
+            f"{place}.{field}"
+            for field in fields
+            if not re.search(rf"^ +(\w+, )*{field}(, \w+)*: \S", told, re.MULTILINE)
+        ]
+    assert seen > 80
+    assert not lacking, "\n".join(lacking)

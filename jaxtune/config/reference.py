@@ -9,7 +9,6 @@ from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
-from pydantic_core import PydanticUndefined
 
 from jaxtune.config.hyperparameters import field_marker
 from jaxtune.config.schema import (
@@ -30,6 +29,7 @@ from jaxtune.config.schema import (
     TelemetryConfig,
     TrainConfig,
 )
+from jaxtune.config.section import default_text
 from jaxtune.config.studies import AblationConfig, DataSizeConfig, EarlyScoreConfig, StudiesConfig, TransferConfig
 
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
@@ -75,13 +75,8 @@ def _type(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.is_required():
-        return "required"
-    if field.default is None:
-        return ""
-    if field.default is PydanticUndefined or isinstance(field.default, BaseModel):
-        return "see below"
-    return f"`{str(field.default).lower() if isinstance(field.default, bool) else field.default!r}`".replace("'", "")
+    text = default_text(field)
+    return text if text in ("required", "", "see below") else f"`{text}`"
 
 
 def markdown() -> str:

@@ -9,11 +9,23 @@ from __future__ import annotations
 
 import datetime
 import re
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, field_validator, model_validator
 
-from jaxtune.config.section import LocalPath, PositiveInt, Probability, Section, Seed, Traced, UserPath, located
+from jaxtune.config.section import (
+    LocalPath,
+    Parsed,
+    PositiveInt,
+    Probability,
+    Section,
+    Seed,
+    Traced,
+    UserPath,
+    located,
+    parsed,
+)
 from jaxtune.config.studies import StudiesConfig
 from jaxtune.errors import nearest
 
@@ -25,7 +37,9 @@ class ModelConfig(Section):
     """The pretrained model."""
 
     path: LocalPath = Field(description="Directory, Hub id, or 'jaxtune:nano' for the model inside the package.")
-    revision: str | None = Field(default=None, description="Branch, tag or commit of a Hub model.")
+    revision: str | None = Field(
+        default=None, description="Branch, tag or commit of a Hub model; its main branch if unset."
+    )
     tokenizer: LocalPath | None = Field(
         default=None,
         description="Directory or Hub id of the tokenizer, if not the model's own; revision is not asked of it.",
@@ -56,9 +70,13 @@ class ExplodeConfig(Section):
     value: str = Field(default="value", description="Name under which the prompt sees an entry's value.")
     schema_path: LocalPath | None = Field(
         default=None,
-        description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well.",
+        description="JSON file: a list of keys, or keys per category; absent keys are then asked for as well. "
+        "If unset, the keys that a row has.",
     )
-    schema_by: str | None = Field(default=None, description="Field that picks the row's list of keys from schema_path.")
+    schema_by: str | None = Field(
+        default=None,
+        description="Field that picks the row's list of keys from schema_path; unset where that holds one list.",
+    )
     absent: str = Field(default="n/a", description="The value of a key that the row lacks.")
 
     @model_validator(mode="after")
@@ -74,14 +92,21 @@ class SourceConfig(Section):
     path: LocalPath = Field(
         description="*.jsonl[.gz], *.parquet, 'tfds:name[/config]', or a datasets directory saved to disk."
     )
-    split: str | None = Field(default=None, description="A split's name or slice: train, train[:200], train[10%:20%].")
+    split: str | None = Field(
+        default=None,
+        description="A split's name or slice: train, train[:200], train[10%:20%]; unset for files without splits.",
+    )
     hash_split: tuple[float, float] | None = Field(
-        default=None, description="Rows whose seeded hash of hash_by lies in [low, high), for data without splits."
+        default=None,
+        description="[low, high], parts of 1: rows whose seeded hash of hash_by lies from low to below high, for data "
+        "without splits; all rows if unset.",
     )
     hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
-    hash_seed: Seed = 0
-    limit: PositiveInt | None = Field(default=None, description="Keep the first rows only.")
-    data_dir: LocalPath | None = Field(default=None, description="Directory of prepared TFDS data.")
+    hash_seed: Seed = Field(default=0, description="Seed of the hash: another one draws other rows.")
+    limit: PositiveInt | None = Field(default=None, description="Keep this many rows, the first ones; all if unset.")
+    data_dir: LocalPath | None = Field(
+        default=None, description="Directory of prepared TFDS data; TFDS's own if unset."
+    )
 
     @model_validator(mode="after")
     def _used(self) -> SourceConfig:
@@ -111,27 +136,46 @@ def _iso_date(value: str) -> str:
 class DataConfig(Section):
     """Rows, how they become text, and how text becomes batches."""
 
-    train: Source
-    validation: Source | None = None
-    test: Source | None = None
-    prompt: str | None = Field(default=None, description="Template with named fields: '{text}\\n{attribute}:'.")
-    completion: str | None = Field(default=None, description="Template of what is to be learnt: ' {value}'.")
+    train: Parsed[Source, str | Mapping[str, Any]] = Field(description="Rows to train on.")
+    validation: Parsed[Source | None, str | Mapping[str, Any]] = parsed(
+        "Rows that a run is evaluated on and trials are scored on; none if unset.", default=None
+    )
+    test: Parsed[Source | None, str | Mapping[str, Any]] = parsed(
+        "Rows that the winner, the reference and the untuned model are measured on at the end of a study, once each; "
+        "none if unset.",
+        default=None,
+    )
+    prompt: str | None = Field(
+        default=None,
+        description="Template with named fields: '{text}\\n{attribute}:'; if unset, completions follow nothing.",
+    )
+    completion: str | None = Field(
+        default=None,
+        description="Template of what is to be learnt: ' {value}'; required unless messages is given, instead of it.",
+    )
     messages: str | None = Field(
         default=None,
-        description="Field of chat messages, rendered by the tokenizer's chat template with the row's tools, if any.",
+        description="Field of chat messages, rendered by the tokenizer's chat template with the row's tools, if any; "
+        "instead of prompt and completion.",
     )
     chat: bool = Field(
         default=False,
         description="Prompt and completion are the user's turn and the assistant's in the tokenizer's chat template, "
         "as instruction models were taught.",
     )
-    explode: ExplodeConfig | None = None
+    explode: Parsed[ExplodeConfig | None, Mapping[str, Any]] = parsed(
+        "Makes several examples of one row, one for each entry of a mapping in it; one example a row if unset.",
+        default=None,
+    )
     date: Annotated[str, AfterValidator(_iso_date)] | None = Field(
         default=None,
         description="Day that chat templates show which ask for today's (strftime_now): 2026-01-31, or with a time. If "
         "unset, the day that the run directory was begun on.",
     )
-    loss_on: Literal["completion", "all"] = "completion"
+    loss_on: Literal["completion", "all"] = Field(
+        default="completion",
+        description="Tokens whose loss counts: those of completions (in a chat, of the assistant's turns), or all.",
+    )
     packing: bool = Field(default=True, description="Several examples in a row; they never see each other.")
     too_long: Literal["error", "drop", "truncate", "split"] = Field(
         default="error",
@@ -166,11 +210,14 @@ class KeepConfig(Section):
     """Which checkpoints of a run stay."""
 
     latest: PositiveInt = Field(
-        default=2, description="The newest ones; where the last cannot be read, a run goes on from the one before."
+        default=2,
+        description="So many of the newest checkpoints; where the last cannot be read, a run goes on from the one "
+        "before.",
     )
-    best: PositiveInt = Field(default=1, description="Those with the lowest validation loss.")
+    best: PositiveInt = Field(default=1, description="So many of the checkpoints with the lowest validation loss.")
     every: PositiveInt | None = Field(
-        default=None, description="Those of steps that are multiples of this, which are then written as well."
+        default=None,
+        description="Checkpoints of steps that are multiples of this, which are then written as well; none if unset.",
     )
 
 
@@ -178,13 +225,17 @@ class TrainConfig(Section):
     """The training loop."""
 
     steps: Annotated[PositiveInt, Traced()] | None = Field(default=None, description="Optimizer steps; or give epochs.")
-    epochs: Annotated[float, Field(gt=0)] | None = None
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Passes over data.train, parts of one as well; or give steps."
+    )
     batch_size: PositiveInt = Field(
         default=16, description="Rows per optimizer step, over all devices and microbatches."
     )
     accumulate: PositiveInt = Field(default=1, description="Microbatches that one step's rows are computed in.")
-    sequence_length: PositiveInt = 512
-    seed: Seed = 0
+    sequence_length: PositiveInt = Field(default=512, description="Tokens of a row.")
+    seed: Seed = Field(
+        default=0, description="Seed of the order of examples, of what is trained from random values, and of dropout."
+    )
     evaluate_every: PositiveInt | None = Field(
         default=None, description="Steps between evaluations on data.validation; only at the end if unset."
     )
@@ -194,13 +245,18 @@ class TrainConfig(Section):
     checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
         default=5.0, description="Minutes after which a checkpoint is written in any case; null: never by time."
     )
-    keep: KeepConfig = KeepConfig()
-    log_every: PositiveInt = 10
+    keep: Parsed[KeepConfig, Mapping[str, Any]] = parsed("Which checkpoints stay.", default=KeepConfig())
+    log_every: PositiveInt = Field(default=10, description="Steps between records of the training metrics.")
     patience: PositiveInt | None = Field(
-        default=None, description="Stop after this many evaluations (by evaluate_every) without improvement."
+        default=None,
+        description="Stop after this many evaluations (by evaluate_every) without improvement; never if unset.",
     )
-    label_smoothing: Annotated[Probability, Traced()] = 0.0
-    z_loss: Annotated[float, Field(ge=0.0), Traced()] = 0.0
+    label_smoothing: Annotated[Probability, Traced()] = Field(
+        default=0.0, description="Share of a target's probability that goes to all tokens of the vocabulary alike."
+    )
+    z_loss: Annotated[float, Field(ge=0.0), Traced()] = Field(
+        default=0.0, description="Factor of log(Z)^2, which is added to a token's loss; Z is the softmax's denominator."
+    )
 
     @model_validator(mode="after")
     def _length(self) -> TrainConfig:
@@ -217,16 +273,29 @@ class TrainConfig(Section):
 class OptimizerConfig(Section):
     """AdamW and its schedule. The defaults are the paper's reference configuration (arXiv:2407.13906)."""
 
-    learning_rate: Annotated[float, Field(gt=0), Traced()] = 1e-4
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    learning_rate: Annotated[float, Field(gt=0), Traced()] = Field(
+        default=1e-4, description="Learning rate at its peak, after the warm-up."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up, down to final_scale."
+    )
     warmup: Annotated[Probability, Traced()] = Field(default=0.1, description="Share of all steps spent warming up.")
     final_scale: Annotated[float, Field(ge=0, le=1), Traced()] = Field(
         default=0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
     )
-    weight_decay: Annotated[float, Field(ge=0), Traced()] = 0.0
-    beta1: Annotated[Probability, Traced()] = 0.9
-    beta2: Annotated[Probability, Traced()] = 0.999
-    epsilon: Annotated[float, Field(gt=0), Traced()] = 1e-8
+    weight_decay: Annotated[float, Field(ge=0), Traced()] = Field(
+        default=0.0,
+        description="Share of a parameter, times the learning rate, that a step takes off it (AdamW).",
+    )
+    beta1: Annotated[Probability, Traced()] = Field(
+        default=0.9, description="Share of the mean of gradients that a step keeps."
+    )
+    beta2: Annotated[Probability, Traced()] = Field(
+        default=0.999, description="Share of the mean of squared gradients that a step keeps."
+    )
+    epsilon: Annotated[float, Field(gt=0), Traced()] = Field(
+        default=1e-8, description="Added to the root of the mean of squared gradients, by which a step divides."
+    )
     clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(default=1.0, description="Largest global gradient norm.")
 
 
@@ -236,31 +305,41 @@ class RuleConfig(Section):
     match: str = Field(
         description="Path pattern: 'layers.*.attention.{q,v}', 'layers.{0..3}.**'; '*' is one part, '**' any number."
     )
-    learning_rate_scale: Annotated[float, Field(ge=0), Traced()] = 1.0
+    learning_rate_scale: Annotated[float, Field(ge=0), Traced()] = Field(
+        default=1.0, description="Factor on optimizer.learning_rate for these parameters."
+    )
     weight_decay: Annotated[float, Field(ge=0), Traced()] | None = Field(
-        default=None, description="Instead of optimizer.weight_decay."
+        default=None, description="Share, as optimizer.weight_decay, which holds if this is unset."
     )
 
 
 class FrozenRule(RuleConfig):
     """Parameters that do not change."""
 
-    method: Literal["frozen"] = "frozen"
+    method: Literal["frozen"] = Field(default="frozen", description="These parameters do not change.")
 
 
 class FullRule(RuleConfig):
     """Parameters that are trained themselves."""
 
-    method: Literal["full"] = "full"
+    method: Literal["full"] = Field(default="full", description="These parameters are trained themselves.")
 
 
 class LowRankRule(RuleConfig):
     """Linear layers that get a trained low-rank term (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732)."""
 
-    method: Literal["low_rank"] = "low_rank"
-    rank: Annotated[PositiveInt, Traced(capacity=True)] = 16
-    alpha: Annotated[float, Field(gt=0), Traced()] = 32.0
-    dropout: Annotated[Probability, Traced()] = 0.0
+    method: Literal["low_rank"] = Field(
+        default="low_rank", description="These linear layers get a trained low-rank term."
+    )
+    rank: Annotated[PositiveInt, Traced(capacity=True)] = Field(
+        default=16, description="Rank of the term: columns of A and rows of B."
+    )
+    alpha: Annotated[float, Field(gt=0), Traced()] = Field(
+        default=32.0, description="The term is scaled by alpha / rank, or as use_rslora says."
+    )
+    dropout: Annotated[Probability, Traced()] = Field(
+        default=0.0, description="Share of the term's inputs that are left out of a training step."
+    )
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
 
 
@@ -277,32 +356,48 @@ class ParallelConfig(Section):
         description="In a search: parts of the population, each on devices of its own with a copy of the model. Set "
         "data to what one model needs, and this to -1.",
     )
-    data: int = -1
-    fsdp: int = 1
-    tensor: int = 1
+    data: int = Field(default=-1, description="Devices that a batch is divided over, each with all of the model.")
+    fsdp: int = Field(default=1, description="Devices that a batch and the model's parameters are divided over.")
+    tensor: int = Field(default=1, description="Devices that each layer's heads and features are divided over.")
 
 
 class EvaluationConfig(Section):
     """The task metric, measured by generating answers."""
 
-    task: Literal["none", "extraction"] = "none"
-    batch_size: PositiveInt = 32
-    max_new_tokens: PositiveInt = 32
+    task: Literal["none", "extraction"] = Field(
+        default="none",
+        description="'extraction' compares generated answers with the completions: exact match and F1. 'none' measures "
+        "the loss alone.",
+    )
+    batch_size: PositiveInt = Field(default=32, description="Prompts that are answered at the same time.")
+    max_new_tokens: PositiveInt = Field(default=32, description="Tokens after which an answer ends in any case.")
     stop: str | None = Field(
         default="\n",
         description="Generation of an answer ends here, and at the end tokens of model, tokenizer and chat template.",
     )
-    limit: PositiveInt | None = Field(default=None, description="Evaluate on the first examples only.")
+    limit: PositiveInt | None = Field(
+        default=None, description="Evaluate on this many examples, the first ones; on all if unset."
+    )
 
 
 class DimensionConfig(Section):
     """One searched key: exactly one of the five kinds."""
 
-    log_uniform: tuple[float, float] | None = None
-    uniform: tuple[float, float] | None = None
-    integer: tuple[int, int] | None = None
-    power_of_two: tuple[int, int] | None = None
-    choice: list[Any] | None = None
+    log_uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
+        "[low, high]: numbers between them, in equal ratios; unset: another kind.", default=None
+    )
+    uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
+        "[low, high]: numbers between them; unset: another kind.", default=None
+    )
+    integer: Parsed[tuple[int, int] | None, Sequence[int]] = parsed(
+        "[low, high]: whole numbers from one to the other; unset: another kind.", default=None
+    )
+    power_of_two: Parsed[tuple[int, int] | None, Sequence[int]] = parsed(
+        "[low, high]: numbers that are powers of two, from one to the other; unset: another kind.", default=None
+    )
+    choice: Parsed[list[Any] | None, Sequence[Any]] = parsed(
+        "Two values or more, without an order; unset: another kind.", default=None
+    )
 
     @model_validator(mode="after")
     def _one_kind(self) -> DimensionConfig:
@@ -332,13 +427,15 @@ class DimensionConfig(Section):
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
-    space: dict[str, DimensionConfig] = Field(default_factory=dict, description="Dotted key -> what to try.")
+    space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
+        "Dotted key -> what to try.", default_factory=dict
+    )
     method: Literal["gp", "random", "tpe", "hyperband"] = Field(
         default="gp",
         description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
         "stops trials before the fraction. tpe and hyperband need the extra optuna.",
     )
-    trials: PositiveInt = 16
+    trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."
     )
@@ -362,12 +459,13 @@ class SearchConfig(Section):
     start_from: UserPath | None = Field(
         default=None,
         description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
-        "model: its best finished trials come first, in the places of the design (initial less the reference).",
+        "model: its best finished trials come first, in the places of the design (initial less the reference). If "
+        "unset, the design is drawn.",
     )
     objective: Literal["loss", "exact_match", "f1"] = Field(
         default="loss", description="Validation loss, or a task metric."
     )
-    seed: Seed = 0
+    seed: Seed = Field(default=0, description="Seed of the proposals; every trial trains with train.seed.")
     reference: Literal["own", "paper"] | dict[str, Any] = Field(
         default="own",
         description="Trial 0, which the others are compared with: 'own' is the configuration as it stands, 'paper' the "
@@ -426,8 +524,10 @@ class SearchConfig(Section):
 class TelemetryConfig(Section):
     """Where metrics go, besides metrics.jsonl."""
 
-    tensorboard: bool = True
-    wandb: str | None = Field(default=None, description="Weights & Biases project; needs the wandb package.")
+    tensorboard: bool = Field(default=True, description="Event files for TensorBoard, in the run directory.")
+    wandb: str | None = Field(
+        default=None, description="Weights & Biases project; needs the wandb package; nothing goes there if unset."
+    )
 
 
 def _listed(value: Any) -> Any:
@@ -437,7 +537,12 @@ def _listed(value: Any) -> Any:
 class Config(Section):
     """One run or one study."""
 
-    name: str = Field(default="run", pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$", max_length=LONGEST_NAME)
+    name: str = Field(
+        default="run",
+        pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
+        max_length=LONGEST_NAME,
+        description="Name of the run or study, and of its folder where run_dir is unset.",
+    )
     run_dir: UserPath | None = Field(
         default=None,
         description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
@@ -448,21 +553,34 @@ class Config(Section):
         "empty, the folder of the configuration's file, then the working directory; a run directory keeps them. "
         "Folders that are relative themselves are meant from that file.",
     )
-    model: ModelConfig
-    data: DataConfig
-    train: TrainConfig
-    optimizer: OptimizerConfig = OptimizerConfig()
-    update: list[Rule] = Field(default_factory=lambda: list(REFERENCE_UPDATE), min_length=1)
-    parallel: ParallelConfig = ParallelConfig()
+    model: Parsed[ModelConfig, Mapping[str, Any]] = Field(description="The pretrained model.")
+    data: Parsed[DataConfig, Mapping[str, Any]] = Field(description="Rows, and how they become text and batches.")
+    train: Parsed[TrainConfig, Mapping[str, Any]] = Field(description="The training loop.")
+    optimizer: Parsed[OptimizerConfig, Mapping[str, Any]] = parsed("AdamW and its schedule.", default=OptimizerConfig())
+    update: Parsed[list[Rule], Sequence[Rule | Mapping[str, Any]]] = parsed(
+        "What is trained: rules, the first that matches a parameter decides; by default a low-rank term of the "
+        "queries and values (rank 16, alpha 32, dropout 0.1).",
+        default_factory=lambda: list(REFERENCE_UPDATE),
+        min_length=1,
+    )
+    parallel: Parsed[ParallelConfig, Mapping[str, Any]] = parsed("The device mesh.", default=ParallelConfig())
     kernels: Literal["auto", "xla", "pallas", "interpret"] = Field(
         default="auto",
         description="What computes products with adapters: the best for platform and shape, XLA, or the platform's own "
         "Pallas kernel (TPU, Hopper). 'interpret' runs that of TPUs anywhere, for tests, very slowly.",
     )
-    evaluation: EvaluationConfig = EvaluationConfig()
-    search: SearchConfig | None = None
-    study: StudiesConfig = StudiesConfig()
-    telemetry: TelemetryConfig = TelemetryConfig()
+    evaluation: Parsed[EvaluationConfig, Mapping[str, Any]] = parsed(
+        "The task metric, measured by generating answers.", default=EvaluationConfig()
+    )
+    search: Parsed[SearchConfig | None, Mapping[str, Any]] = parsed(
+        "What `jaxtune search` tries; one configuration is trained if unset.", default=None
+    )
+    study: Parsed[StudiesConfig, Mapping[str, Any]] = parsed(
+        "The experiments of `jaxtune study`.", default=StudiesConfig()
+    )
+    telemetry: Parsed[TelemetryConfig, Mapping[str, Any]] = parsed(
+        "Where metrics go, besides metrics.jsonl.", default=TelemetryConfig()
+    )
 
     @field_validator("run_dir")
     @classmethod

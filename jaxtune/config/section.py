@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import typing
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
-from pydantic_core import InitErrorDetails, PydanticCustomError
+from pydantic.fields import FieldInfo
+from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
 
 from jaxtune.files import user_path
 from jaxtune.places import local_path
@@ -25,10 +27,66 @@ class Traced:
     capacity: bool = False
 
 
+Value = TypeVar("Value")
+Given = TypeVar("Given")
+
+if TYPE_CHECKING:
+
+    class Parsed(Generic[Value, Given]):
+        """A field that is a ``Value`` and is also made from a ``Given``, as YAML has it.
+
+        Type checkers know fields that are descriptors: what ``Section(field=…)`` takes and what ``section.field`` is.
+        pydantic sees the ``Value`` alone.
+        """
+
+        @typing.overload
+        def __get__(self, instance: None, owner: type) -> Any: ...
+        @typing.overload
+        def __get__(self, instance: object, owner: type) -> Value: ...
+        def __get__(self, instance: object | None, owner: type) -> Any: ...
+        def __set__(self, instance: object, value: Value | Given) -> None: ...
+
+else:
+
+    class Parsed:
+        """A field that is of the first type and is also made from the second."""
+
+        def __class_getitem__(cls, types: tuple[Any, Any]) -> Any:
+            return types[0]
+
+
+def parsed(description: str, **options: Any) -> Any:
+    """``Field`` for a :class:`Parsed` one with a default, whose type is not that of the descriptor."""
+    return Field(description=description, **options)
+
+
+def default_text(field: FieldInfo) -> str:
+    """A field's default as YAML has it: ``required``, empty where it is unset, ``see below`` for a section or list."""
+    if field.is_required():
+        return "required"
+    if field.default is None:
+        return ""
+    if field.default is PydanticUndefined or isinstance(field.default, BaseModel):
+        return "see below"
+    text = str(field.default).lower() if isinstance(field.default, bool) else repr(field.default)
+    return text.replace("'", "")
+
+
 class Section(BaseModel):
     """A part of the configuration: unknown keys are errors, numbers are finite and instances are immutable."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **options: Any) -> None:
+        """Says in the docstring, for ``help`` and notebooks, what the schema says of every key."""
+        super().__pydantic_init_subclass__(**options)
+        lines = [inspect.cleandoc(cls.__doc__ or ""), "", "Attributes:"]
+        for name, field in cls.model_fields.items():
+            default = default_text(field).replace("see below", "its own defaults")
+            note = "" if not default else " Required." if default == "required" else f" Default: {default}."
+            lines.append(f"  {name}: {field.description}{note}")
+        cls.__doc__ = "\n".join(lines)
 
     @model_validator(mode="before")
     @classmethod

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from jaxtune.config.section import PositiveInt, Section, Seed, UserPath
+from jaxtune.config.section import Parsed, PositiveInt, Section, Seed, UserPath, parsed
 
 
 def _no_seed_twice(seeds: list[int]) -> list[int]:
@@ -113,7 +114,13 @@ class StudiesConfig(Section):
         default=2000, description="Draws of a bootstrap interval."
     )
     confidence: Annotated[float, Field(gt=0, lt=1)] = Field(default=0.95, description="Coverage of the intervals.")
-    early_score: EarlyScoreConfig = EarlyScoreConfig()
-    data_size: DataSizeConfig = DataSizeConfig()
-    transfer: TransferConfig = TransferConfig()
-    ablation: AblationConfig = AblationConfig()
+    early_score: Parsed[EarlyScoreConfig, Mapping[str, Any]] = parsed(
+        "What early scores foretell.", default=EarlyScoreConfig()
+    )
+    data_size: Parsed[DataSizeConfig, Mapping[str, Any]] = parsed(
+        "How the score grows with the data.", default=DataSizeConfig()
+    )
+    transfer: Parsed[TransferConfig, Mapping[str, Any]] = parsed(
+        "What cheaper settings foretell.", default=TransferConfig()
+    )
+    ablation: Parsed[AblationConfig, Mapping[str, Any]] = parsed("What made the winner.", default=AblationConfig())

@@ -38,12 +38,16 @@ __all__ = ["BlockState", "MaskedUpdate", "Selection", "masked_update", "put_bloc
 
 
 class BlockState(NamedTuple):
-    """The optimizer state of one tensor: nothing of it belongs to a block that is not selected."""
+    """The optimizer state of one tensor: nothing of it belongs to a block that is not selected.
+
+    Attributes:
+      indices: numbers of the selected blocks; None if all are.
+      steps: updates that each has had since it was selected, which AdamW's bias correction goes by.
+      moments: the rule's running means over each selected block (AdamW has two, Lion and SGD one).
+    """
 
     indices: Int32[Array, " n"] | None
-    """The numbers of the selected blocks; None if all are."""
     steps: Int32[Array, " n"]
-    """How many updates each has had since it was selected, which AdamW's bias correction goes by."""
     moments: tuple[Float[Array, "n block_rows block_columns"], ...]
 
     @property
@@ -54,14 +58,17 @@ class BlockState(NamedTuple):
 
 
 class MaskedUpdate(NamedTuple):
-    """What :func:`masked_update` gives."""
+    """What :func:`masked_update` gives.
+
+    Attributes:
+      init: ``init(params, selection) -> state``.
+      apply: ``apply(grads, state, params, learning_rate, …) -> (params, state)``.
+      reselect: ``reselect(state, params, selection) -> state``.
+    """
 
     init: Callable[..., PyTree]
-    """``init(params, selection) -> state``."""
     apply: Callable[..., tuple[PyTree, PyTree]]
-    """``apply(grads, state, params, learning_rate, …) -> (params, state)``."""
     reselect: Callable[..., PyTree]
-    """``reselect(state, params, selection) -> state``."""
 
 
 def masked_update(
