@@ -2,6 +2,7 @@
 # make test         sets up the test environment and runs all tests
 # make test-compile compiles the kernels for TPUs and NVIDIA GPUs that are not here: hundreds of programs, an hour or two
 # make lint         style and types
+# make docs         builds the site of the documentation in site/ (open site/index.html)
 # make test-installed builds the wheel and runs it where nothing of this folder is in reach, with the newest and the
 #                   lowest versions that it admits
 #
@@ -17,7 +18,7 @@ PYTEST_ARGS ?=
 WORKERS ?= 2
 export JAX_PLATFORMS ?= cpu
 
-.PHONY: quickstart test test-compile test-installed lint format clean
+.PHONY: quickstart test test-compile test-installed docs lint format clean
 
 quickstart: $(VENV)/.installed
 	$(VENV)/bin/jaxtune search configs/quickstart.yaml
@@ -30,6 +31,9 @@ test-compile: $(VENV)/.installed-test
 
 test-installed: $(VENV)/bin/python
 	tests/installation/run.sh $(VENV)/bin/python
+
+docs: $(VENV)/.installed-docs
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
@@ -61,5 +65,9 @@ $(VENV)/.installed-lint: $(VENV)/.installed-test
 	$(PIP) install --quiet --editable '.[lint]'
 	touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed
+	$(PIP) install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis

@@ -6,7 +6,8 @@ configurations is said in benchmarks/replay.py, how Optuna is run in benchmarks/
 
 Regret is the final validation loss of the best trial that a strategy has finished, less that of the best recorded one;
 the reference trial that a study finishes besides is left out for all. Bands are 95 % bootstrap intervals of the mean
-over seeds; a star says that ``gp, fraction`` is ahead, seed by seed, with 95 % of the resamplings.
+over seeds; a star says that ``gp, fraction`` is ahead, seed by seed, with 95 % of the resamplings. One in twenty such
+stars is luck, so the comparisons are also tested together (sign flips, Holm's correction): two stars are left by that.
 
     python benchmarks/surrogates.py                    # a table for each task
     python benchmarks/surrogates.py --json > benchmarks/results/surrogates.json
@@ -27,6 +28,7 @@ from typing import Any
 
 import numpy as np
 from common import machine
+from comparisons import holm, sign_flips
 from optuna_rivals import tpe_with
 from replay import CURVES, Fractional, Strategy, Table, full, read_table
 
@@ -85,21 +87,58 @@ def interval(values: np.ndarray, generator: np.random.Generator) -> tuple[float,
     return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def described(values: Mapping[str, np.ndarray], ours: np.ndarray) -> dict[str, Any]:
+def described(values: Mapping[str, np.ndarray], ours: Mapping[str, np.ndarray]) -> dict[str, Any]:
     """Means over seeds with their bands, for each budget; and how much is lost against ours (positive: ours leads)."""
-    generator = np.random.default_rng(0)
-    validation = values["validation"]
-    bands = [interval(column, generator) for column in validation.T]
-    behind = [interval(column, generator) for column in (validation - ours).T]
-    return {
-        "mean": validation.mean(0).tolist(),
-        "low": [low for low, _ in bands],
-        "high": [high for _, high in bands],
-        "test_mean": values["test"].mean(0).tolist(),
-        "behind_ours": (validation - ours).mean(0).tolist(),
-        "behind_ours_low": [low for low, _ in behind],
-        "behind_ours_high": [high for _, high in behind],
-    }
+    generator, row = np.random.default_rng(0), {}
+    for split, prefix in (("validation", ""), ("test", "test_")):
+        regret, behind = values[split], values[split] - ours[split]
+        bands = [interval(column, generator) for column in regret.T]
+        leads = [interval(column, generator) for column in behind.T]
+        row |= {
+            f"{prefix}mean": regret.mean(0).tolist(),
+            f"{prefix}low": [low for low, _ in bands],
+            f"{prefix}high": [high for _, high in bands],
+            f"{prefix}behind_ours": behind.mean(0).tolist(),
+            f"{prefix}behind_ours_low": [low for low, _ in leads],
+            f"{prefix}behind_ours_high": [high for _, high in leads],
+        }
+    return row
+
+
+def compare(result: Mapping[str, Any], tasks: Mapping[str, Any]) -> dict[str, Any]:
+    """Tests all that ``ours`` is compared with together, and notes in each row which differences are left.
+
+    The strategies and what goes beyond them are two families of hypotheses: the second was chosen after the first.
+
+    Returns:
+      For each family and split: the comparisons, those whose 95 % interval leaves zero out, and those left by Holm's
+      correction at 5 %, with the number of them in which ours is ahead.
+    """
+    counts: dict[str, Any] = {}
+    for family, names in (("strategies", STRATEGIES), ("extras", EXTRAS)):
+        counts[family] = {}
+        for split, prefix in (("validation", ""), ("test", "test_")):
+            cells, differences = [], []
+            for task, measured in tasks.items():
+                ours = np.array(result["regrets"][task][result["ours"]][split])
+                for name in (name for name in names if name in measured["strategies"] and name != result["ours"]):
+                    differences.append(np.array(result["regrets"][task][name][split]) - ours)
+                    measured["strategies"][name][f"{prefix}after_holm"] = [False] * len(result["budgets"])
+                    cells += [(measured["strategies"][name], at) for at in range(len(result["budgets"]))]
+            p_values = sign_flips(np.concatenate(differences, axis=1)) if cells else []
+            for (row, at), left in zip(cells, holm(p_values), strict=True):
+                row[f"{prefix}after_holm"][at] = left
+            ahead = [row[f"{prefix}behind_ours_low"][at] > 0 for row, at in cells]
+            behind = [row[f"{prefix}behind_ours_high"][at] < 0 for row, at in cells]
+            left = [row[f"{prefix}after_holm"][at] for row, at in cells]
+            counts[family][split] = {
+                "comparisons": len(cells),
+                "ahead": sum(ahead),
+                "behind": sum(behind),
+                "ahead_after_holm": sum(one and lead for one, lead in zip(left, ahead, strict=True)),
+                "behind_after_holm": sum(one and lag for one, lag in zip(left, behind, strict=True)),
+            }
+    return counts
 
 
 def facts(table: Table) -> dict[str, Any]:
@@ -158,13 +197,13 @@ def summarised(result: dict[str, Any]) -> dict[str, Any]:
     tasks = {}
     for task, strategies in sorted(result["regrets"].items()):
         values = {name: {split: np.array(v) for split, v in strategies[name].items()} for name in strategies}
-        ours = values[result["ours"]]["validation"]
+        ours = values[result["ours"]]
         order = [name for name in (*STRATEGIES, *EXTRAS) if name in values]
         tasks[task] = {
             "table": facts(read_table(task)),
             "strategies": {name: described(values[name], ours) for name in order},
         }
-    return {**result, "tasks": tasks}
+    return {**result, "tasks": tasks, "comparisons": compare(result, tasks)}
 
 
 def as_text(result: Mapping[str, Any]) -> str:
@@ -190,18 +229,38 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def as_markdown(result: Mapping[str, Any], task: str, names: Sequence[str]) -> str:
-    """A task's rows for a page."""
-    budgets = result["budgets"]
-    lines = ["| strategy |" + "".join(f" {budget:g} |" for budget in budgets), "|---|" + "---|" * len(budgets)]
+def as_markdown(
+    result: Mapping[str, Any], names: Sequence[str], *, prefix: str = "", bands: bool = True, tasks: Sequence[str] = ()
+) -> str:
+    """Rows for a page: each strategy's mean regret at each budget, on one task or on several side by side.
+
+    Args:
+      result: a summarised one.
+      names: the strategies.
+      prefix: of the numbers, ``test_`` for those of the test split.
+      bands: half of each 95 % band beside its mean.
+      tasks: which; all if empty.
+    """
+    tasks, budgets = tasks or list(result["tasks"]), result["budgets"]
+    named = [f"{task}, " if len(tasks) > 1 else "" for task in tasks]
+    columns = [f"{'' if at else name}{budget:g}" for name in named for at, budget in enumerate(budgets)]
+    lines = [f"| strategy | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
     for name in names:
-        row = result["tasks"][task]["strategies"][name]
         cells = ""
-        for at in range(len(budgets)):
-            star = " ★" if row["behind_ours_low"][at] > 0 else ""
-            cells += f" {row['mean'][at]:.3f} ± {(row['high'][at] - row['low'][at]) / 2:.3f}{star} |"
+        for row in (result["tasks"][task]["strategies"][name] for task in tasks):
+            for at in range(len(budgets)):
+                band = f" ± {(row[f'{prefix}high'][at] - row[f'{prefix}low'][at]) / 2:.3f}" if bands else ""
+                cells += f" {row[f'{prefix}mean'][at]:.3f}{band}{_stars(row, prefix, at)} |"
         lines.append(f"| {name} |{cells}")
     return "\n".join(lines)
+
+
+def _stars(row: Mapping[str, Any], prefix: str, at: int) -> str:
+    """Whether ours is ahead (full) or behind (hollow); two if that is left by Holm's correction."""
+    ahead, behind = row[f"{prefix}behind_ours_low"][at] > 0, row[f"{prefix}behind_ours_high"][at] < 0
+    if not (ahead or behind):
+        return ""
+    return " " + ("★" if ahead else "☆") * (2 if row[f"{prefix}after_holm"][at] else 1)
 
 
 # How each strategy is drawn: colour and dashes. Strategies that share a family share a colour.
@@ -292,8 +351,11 @@ def main() -> None:
         for task in result["tasks"]:
             (arguments.figures / f"surrogates-{task}.svg").write_text(figure(task, result), encoding="utf-8")
     if arguments.markdown:
-        for task, row in result["tasks"].items():
-            print(f"{task}\n\n{as_markdown(result, task, list(row['strategies']))}\n")
+        measured = [set(row["strategies"]) for row in result["tasks"].values()]
+        names = [name for name in (*STRATEGIES, *EXTRAS) if all(name in one for one in measured)]
+        for task in result["tasks"]:
+            print(f"{task}\n\n{as_markdown(result, names, tasks=[task])}\n")
+        print(f"test\n\n{as_markdown(result, names, prefix='test_', bands=False)}")
         return
     print(json.dumps(result) if arguments.json else as_text(result))
 

@@ -79,6 +79,17 @@ def _default(field: FieldInfo) -> str:
     return text if text in ("required", "", "see below") else f"`{text}`"
 
 
+def table(section: type[BaseModel]) -> list[str]:
+    """The rows of a section's keys: name, type, default and meaning."""
+    lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
+    for name, field in section.model_fields.items():
+        traced = "*traced* " if field_marker(field) else ""
+        meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
+        cells = (f"`{name}`", f"{traced}{_type(field.annotation)}", _default(field), meaning)
+        lines.append("| " + " | ".join(cells) + " |")
+    return lines
+
+
 def markdown() -> str:
     """The page, as text."""
     lines = [
@@ -90,12 +101,7 @@ def markdown() -> str:
     for title, section in _SECTIONS:
         heading = f"`{title}`" if title and " " not in title else title or "Top level"
         summary = (inspect.getdoc(section) or "").splitlines()[0]
-        lines += ["", f"## {heading}", "", summary, "", "| key | type | default | meaning |", "|---|---|---|---|"]
-        for name, field in section.model_fields.items():
-            traced = "*traced* " if field_marker(field) else ""
-            meaning = (field.description or "").replace("|", "\\|")
-            cells = (f"`{name}`", f"{traced}{_type(field.annotation)}", _default(field), meaning)
-            lines.append("| " + " | ".join(cells) + " |")
+        lines += ["", f"## {heading}", "", summary, "", *table(section)]
     return "\n".join(lines) + "\n"
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
+import comparisons
 import numpy as np
 import pytest
 import record_curves
@@ -13,6 +16,7 @@ from replay import Fractional, Pool, Table, best_of, full, normalised, read_tabl
 from jaxtune.config.schema import DimensionConfig
 from jaxtune.search.space import Space
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 SPACE = Space(
     {
         "rate": DimensionConfig(log_uniform=(1e-4, 1e-1)),
@@ -100,9 +104,12 @@ def test_learning_beats_chance_on_made_curves(table):
     learnt = surrogates.regrets(table, Fractional("gp"), seeds, [5])["validation"]
     chance = surrogates.regrets(table, full("random"), seeds, [5])["validation"]
     assert learnt.mean() < 0.5 * chance.mean()
-    row = surrogates.described(surrogates.regrets(table, full("random"), seeds, [5]), learnt)
+    row = surrogates.described(
+        surrogates.regrets(table, full("random"), seeds, [5]), {"validation": learnt, "test": learnt}
+    )
     assert row["low"][0] <= row["mean"][0] <= row["high"][0]
     assert row["behind_ours"][0] == pytest.approx(chance.mean() - learnt.mean())
+    assert row["test_behind_ours"][0] == pytest.approx(row["test_mean"][0] - learnt.mean())
 
 
 @pytest.mark.parametrize("task", ["attr_oamine", "slots_restaurant8k"])
@@ -119,3 +126,38 @@ def test_recorded_tables_hold_whole_curves(task):
     assert (table.errors[finished] > 0).all()
     assert table.steps == tuple(round(share * table.steps[-1]) for share in record_curves.SHARES)
     assert not math.isclose(table.final[finished].min(), np.median(table.final[finished]), rel_tol=0.01)
+
+
+def test_sign_flips_agree_with_all_signs_there_are():
+    """Twelve pairs have 4,096 signs: the exact p-value is a count of them."""
+    differences = np.random.default_rng(1).normal([0.0, 0.6, -1.5], 1.0, (12, 3))
+    signs = np.array(np.meshgrid(*[[-1, 1]] * 12)).reshape(12, -1)
+    exact = (np.abs(differences.T @ signs) >= np.abs(differences.sum(0))[:, None] - 1e-9).mean(1)
+    assert comparisons.sign_flips(differences) == pytest.approx(exact, abs=0.006)
+    assert comparisons.sign_flips(np.zeros((12, 1))) == [1.0]
+
+
+def test_holm_goes_down_the_ordered_p_values():
+    # 0.01 ≤ 0.05/4 and 0.016 ≤ 0.05/3; 0.03 > 0.05/2 ends it, so that 0.04 does not count either.
+    assert comparisons.holm([0.03, 0.01, 0.04, 0.016]) == [False, True, False, True]
+    assert comparisons.holm([]) == []
+
+
+def test_the_committed_comparisons_are_those_of_the_committed_regrets():
+    result = json.loads((ROOT / "benchmarks/results/surrogates.json").read_text())
+    regrets = result["regrets"]
+    again = surrogates.compare(result, result["tasks"])
+    assert again == result["comparisons"]
+    # What the page says beside its tables.
+    for task in regrets.values():
+        plain, median = (np.array(task[name]["validation"]) for name in ("TPE, full", "TPE, median pruner"))
+        assert (plain[:, :2] == median[:, :2]).all()
+        assert (plain[:, 2:] != median[:, 2:]).any(axis=0).all()
+    stars = [
+        (name, left)
+        for task in result["tasks"].values()
+        for name in surrogates.STRATEGIES
+        for left in task["strategies"][name].get("after_holm", [])
+        if left
+    ]
+    assert sum("fraction" not in name for name, _ in stars) == len(stars) - 1
