@@ -11,7 +11,9 @@ import datetime
 import fcntl
 import os
 import re
+import shutil
 import socket
+import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,13 +57,34 @@ def replaced(path: Path) -> Iterator[BinaryIO]:
     # A name may be as long as the file system takes; its beginning is enough to tell what a torn file was to be.
     temporary = path.with_name(f".{path.name[:40]}.{os.getpid()}.part")
     try:
-        with open(temporary, "wb") as file:
+        with naming(path), open(temporary, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except BaseException:
         temporary.unlink(missing_ok=True)
+        raise
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Within the block an error of the system names the file: one of an open file does not by itself."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            error.filename = str(path)
+        raise
+
+
+@contextlib.contextmanager
+def whole_or_nothing(directory: Path) -> Iterator[None]:
+    """Removes a directory, which was missing or empty before, where the block that fills it does not end well."""
+    try:
+        yield
+    except BaseException:
+        shutil.rmtree(directory, ignore_errors=True)
         raise
 
 
@@ -84,7 +107,7 @@ def write_atomically(path: Path, text: str) -> None:
 
 
 def check_writable(path: str | Path, key: str) -> None:
-    """Refuses a file or folder that could not be made, before hours of work end there. Writes nothing.
+    """Refuses a file or folder that could not be made, before hours of work end there. Leaves nothing.
 
     Args:
       path: what is to be made.
@@ -107,7 +130,20 @@ def check_writable(path: str | Path, key: str) -> None:
     if existing != place and not existing.is_dir():
         raise UserError(f"{key}: {path} cannot be made, as {existing} is no folder")
     if not os.access(existing, os.W_OK):
-        raise UserError(f"{key}: {path} cannot be written: there is no permission to write to {existing}")
+        raise UserError(f"{key}: {path} cannot be written: {_why_not(existing)}")
+    if existing.is_dir():
+        # The super-user has every permission, and still no file in what can only be read, or in /proc.
+        try:
+            tempfile.TemporaryFile(dir=existing).close()
+        except OSError as error:
+            reason = f"no file can be made in {existing} ({error.strerror})"
+            raise UserError(f"{key}: {path} cannot be written: {reason}") from error
+
+
+def _why_not(existing: Path) -> str:
+    """Why something cannot be written to."""
+    read_only = os.statvfs(existing).f_flag & os.ST_RDONLY
+    return f"{existing} can only be read" if read_only else f"there is no permission to write to {existing}"
 
 
 def cache_directory() -> Path:
@@ -176,7 +212,8 @@ def acquire_lock(path: Path, what: str, advice: str = "stop that first, or wait"
     os.ftruncate(descriptor, 0)
     # With its zone: the machine that reads it may stand in another one.
     started = datetime.datetime.now().astimezone().isoformat(sep=" ", timespec="seconds")
-    os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
+    with naming(path):
+        os.pwrite(descriptor, f"process {os.getpid()} on {socket.gethostname()}, started {started}\n".encode(), 0)
     return descriptor
 
 

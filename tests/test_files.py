@@ -4,6 +4,7 @@ import os
 import threading
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -24,6 +25,19 @@ def test_a_folder_without_permission_is_refused(tmp_path, monkeypatch):
     # The super-user, who runs tests in a container, may write everywhere: the answer is made up.
     monkeypatch.setattr(os, "access", lambda path, mode: False)
     with pytest.raises(UserError, match=f"no permission to write to {tmp_path}"):
+        check_writable(tmp_path / "run", "run_dir")
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_where_even_the_super_user_makes_no_file_is_refused():
+    with pytest.raises(UserError, match=r"^run_dir: /proc/run/a cannot be written: no file can be made in /proc"):
+        check_writable("/proc/run/a", "run_dir")
+
+
+def test_what_can_only_be_read_is_told(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "access", lambda path, mode: False)
+    monkeypatch.setattr(os, "statvfs", lambda path: SimpleNamespace(f_flag=os.ST_RDONLY))
+    with pytest.raises(UserError, match=rf"^run_dir: .* cannot be written: {tmp_path} can only be read$"):
         check_writable(tmp_path / "run", "run_dir")
 
 

@@ -39,6 +39,9 @@ _ALL = Commands(
     ),
 )
 
+_NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_NO_PLACE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENAMETOOLONG)
+
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs one command.
@@ -60,12 +63,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
     except OSError as error:
-        if error.errno == errno.ENAMETOOLONG:
-            print(f"jaxtune: {error.filename}: {error.strerror}", file=sys.stderr)
-            return 2
+        where = f"{error.filename}: " if error.filename else ""
         again = "; what is written stays, and the same command goes on once there is room"
-        print(f"jaxtune: {error}{again if error.errno == errno.ENOSPC else ''}", file=sys.stderr)
-        return 1
+        text = f"{where}{error.strerror or error}{again if error.errno in _NO_ROOM else ''}"
+        print(f"jaxtune: {text}", file=sys.stderr)
+        return 2 if error.errno in (*_NO_ROOM, *_NO_PLACE) else 1
     except KeyboardInterrupt:
         print("jaxtune: interrupted", file=sys.stderr)
         return 1

@@ -28,7 +28,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jaxtune.config.paths import located
     from jaxtune.errors import UserError
-    from jaxtune.files import check_writable
+    from jaxtune.files import check_writable, whole_or_nothing
     from jaxtune.models import save_model
     from jaxtune.training.experiment import Experiment
     from jaxtune.updates import merge_adapters
@@ -44,13 +44,14 @@ def run(arguments: argparse.Namespace) -> int:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would write {subject.origin} to {target}")
         return 0
     trainer, trainable = subject.trainer, subject.state.trainable
-    if arguments.merged:
-        merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
-        source, revision = located(config).model.tokenizer_source
-        save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
-    else:
-        base, revision = located(config).model.path, config.model.revision
-        trainer.save_adapter(target, subject.state, base=base, revision=revision)
+    with whole_or_nothing(target):
+        if arguments.merged:
+            merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
+            source, revision = located(config).model.tokenizer_source
+            save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
+        else:
+            base, revision = located(config).model.path, config.model.revision
+            trainer.save_adapter(target, subject.state, base=base, revision=revision)
     emit(
         {"subject": subject.origin, "kind": kind, "path": str(target)},
         arguments.json,

@@ -153,9 +153,7 @@ class Journal:
             # A full disk must not leave half a record before the next one.
             os.ftruncate(self._file, self._end)
             os.lseek(self._file, self._end, os.SEEK_SET)
-            raise OSError(
-                error.errno, f"{error.strerror}; the study can be continued once it can write", str(self.path)
-            ) from error
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._end += len(data)
 
     def append(self, event: str, **fields: Any) -> dict[str, Any]:

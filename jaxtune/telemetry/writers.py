@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import json
 import math
+import os
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.errors import UserError
-from jaxtune.files import write_atomically
+from jaxtune.files import naming, write_atomically
+
+_FLUSH_SECONDS = 10.0
+"""How long TensorBoard may wait for what was written."""
 
 
 @runtime_checkable
@@ -57,8 +63,9 @@ class JsonlWriter:
             name: value if not isinstance(value, float) or math.isfinite(value) else None
             for name, value in metrics.items()
         }
-        self._file.write(json.dumps(record) + "\n")
-        self._file.flush()
+        with naming(self.path):
+            self._file.write(json.dumps(record) + "\n")
+            self._file.flush()
 
     def cut_back(self, step: int) -> None:
         """Removes the lines after a step."""
@@ -68,7 +75,8 @@ class JsonlWriter:
 
     def close(self) -> None:
         """Closes the file."""
-        self._file.close()
+        with naming(self.path):
+            self._file.close()
 
 
 def read_metrics(path: str | Path) -> list[dict[str, Any]]:
@@ -92,27 +100,51 @@ class TensorBoardWriter:
 
     Args:
       directory: of the event files.
+      resume_at: a step; TensorBoard leaves out what an earlier process logged after it.
     """
 
     def __init__(self, directory: str | Path, resume_at: int = 0):
-        from tensorboardX import SummaryWriter
+        self._directory, self._opened = Path(directory), 0
+        self._open(resume_at + 1 if resume_at else None)
 
-        self._directory, self._make = str(directory), SummaryWriter
-        self._writer = SummaryWriter(self._directory, purge_step=resume_at + 1 if resume_at else None)
+    def _open(self, purge_step: int | None) -> None:
+        # tensorboardX's SummaryWriter writes in a thread of its own: what fails there is told as a traceback, and by
+        # nobody to the run. This is what it writes with.
+        from tensorboardX.event_file_writer import EventsWriter
+        from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+        self._directory.mkdir(parents=True, exist_ok=True)
+        self._opened += 1
+        with naming(self._directory):
+            self._events = EventsWriter(str(self._directory / "events"), f".{os.getpid()}.{self._opened}")
+            if purge_step is not None:
+                self._events.write_event(Event(step=purge_step, session_log=SessionLog(status=SessionLog.START)))
+            self._flush()
+
+    def _flush(self) -> None:
+        self._events.flush()
+        self._flushed = time.monotonic()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one scalar for each number."""
-        for name, value in metrics.items():
-            self._writer.add_scalar(name, value, step)
+        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.summary import scalar
+
+        with naming(self._directory):
+            for name, value in metrics.items():
+                self._events.write_event(Event(step=step, wall_time=time.time(), summary=scalar(name, value)))
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
+                self._flush()
 
     def cut_back(self, step: int) -> None:
         """Tells TensorBoard, in a new event file, to leave out what stands after a step."""
-        self._writer.close()
-        self._writer = self._make(self._directory, purge_step=step + 1)
+        self.close()
+        self._open(step + 1)
 
     def close(self) -> None:
         """Flushes the event file."""
-        self._writer.close()
+        with naming(self._directory):
+            self._events.close()
 
 
 def check_wandb(project: str | None) -> None:
@@ -184,6 +216,7 @@ class Writers:
                 writer.cut_back(step)
 
     def close(self) -> None:
-        """Closes every writer."""
-        for writer in self._writers:
-            writer.close()
+        """Closes every writer, whatever becomes of the others."""
+        with contextlib.ExitStack() as stack:
+            for writer in reversed(self._writers):
+                stack.callback(writer.close)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import functools
 import logging
 import math
@@ -12,7 +10,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxtune.config.schema import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.parallel.distributed import is_writer
+from jaxtune.training.storage import quiet_storage, system_errors
 
 PyTree = Any
 
@@ -63,12 +62,6 @@ class _Manager(ocp.CheckpointManager):
             return None
 
 
-def _not_of_storage(record: logging.LogRecord) -> bool:
-    """Orbax raises the first error of a damaged checkpoint; asyncio tells of the others, with their tracebacks."""
-    error = record.exc_info[1] if record.exc_info else None
-    return "tensorstore" not in str(error)
-
-
 @functools.cache
 def _tell_lost_score(checkpoint: str) -> None:
     """Once in a process: a score is read often."""
@@ -89,10 +82,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | Path, *, read_only: bool = False, keep: KeepConfig | None = None):
-        # Orbax tells of every save on the root logger's absl child; a run prints its own line. What goes wrong there is
-        # raised here as well.
-        logging.getLogger("absl").setLevel(logging.CRITICAL)
-        logging.getLogger("asyncio").addFilter(_not_of_storage)
+        quiet_storage()
         self.directory = Path(directory).absolute()
         self._alias: tempfile.TemporaryDirectory[str] | None = None
         self._manager = _Manager(
@@ -134,7 +124,7 @@ class Checkpoints:
         """
         if step in self._manager.all_steps():
             return
-        with self._full_disk():
+        with system_errors(self.directory):
             self._manager.save(
                 step,
                 args=ocp.args.Composite(state=ocp.args.StandardSave(state), loop=ocp.args.JsonSave(loop or {})),
@@ -258,31 +248,21 @@ class Checkpoints:
         """Blocks until all checkpoints are on disk.
 
         Raises:
-          OSError: the disk is full; the checkpoints before are whole.
+          OSError: the disk is full, or gone; the checkpoints before are whole.
         """
-        with self._full_disk():
+        with system_errors(self.directory):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
         """Waits and releases the writer.
 
         Raises:
-          OSError: the disk is full; the checkpoints before are whole.
+          OSError: the disk is full, or gone; the checkpoints before are whole.
         """
         self.wait()
         self._manager.close()
         if self._alias is not None:
             self._alias.cleanup()
-
-    @contextlib.contextmanager
-    def _full_disk(self) -> Iterator[None]:
-        """Orbax's storage reports a full disk as a ``ValueError`` that quotes the system's error number."""
-        try:
-            yield
-        except ValueError as error:
-            if f"os_error_code='{errno.ENOSPC}'" not in str(error):
-                raise
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(self.directory)) from error
 
 
 def load_checkpoint(

@@ -126,8 +126,9 @@ def test_a_full_disk_leaves_whole_records(tmp_path, monkeypatch):
             raise OSError(errno.ENOSPC, "No space left on device")
 
         monkeypatch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(OSError, match="No space left") as raised:
             journal.append("scored", trial=1)
+        assert raised.value.filename == str(tmp_path / "trials.jsonl")
         monkeypatch.setattr(os, "write", write)
         journal.append("scored", trial=2)
     assert [record["trial"] for record in read_journal(tmp_path)] == [0, 2]
