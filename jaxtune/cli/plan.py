@@ -33,6 +33,7 @@ def check(
     checked = preflight(config, directory=directory, accept_changed_data=accept_changed_data)
     examples = ", ".join(f"{count:,} {part}" for part, count in checked.examples.items())
     memory = checked.memory
+    free = f" (an estimate), of {memory['free'] / 2**20:,.0f} MiB free" if "free" in memory else " (an estimate)"
     text = "\n".join(
         [
             table(checked.plan, title="what is trained"),
@@ -40,7 +41,8 @@ def check(
             f"{checked.steps:,} steps over {examples} examples",
             f"{checked.flops_per_step:.3g} FLOPs per step",
             f"{memory['total'] / 2**20:,.0f} MiB per device: {memory['arguments'] / 2**20:,.0f} arguments, "
-            f"{memory['temporaries'] / 2**20:,.0f} temporaries, {memory['outputs'] / 2**20:,.0f} outputs",
+            f"{memory['temporaries'] / 2**20:,.0f} temporaries, {memory['outputs'] / 2**20:,.0f} outputs{free}",
+            *(f"never acts: {message}" for message in checked.warnings),
             "everything that can be checked before training is in order",
         ]
     )

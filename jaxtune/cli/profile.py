@@ -32,7 +32,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.parallel.platform import device_memory_peak, peak_flops
     from jaxtune.telemetry.profiling import record_trace, time_steps
     from jaxtune.training.experiment import Experiment
-    from jaxtune.training.preflight import compiled_memory
+    from jaxtune.training.memory import checked_memory, compiled_memory
 
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
@@ -43,13 +43,13 @@ def run(arguments: argparse.Namespace) -> int:
             raise UserError(f"--trace: {folder} is a file, not a directory")
     experiment = Experiment(config, parts=("train",))
     trainer = experiment.trainer()
+    if arguments.dry_run:
+        emit({"checked": True, "memory": checked_memory(experiment, trainer)}, arguments.json, "the step compiles")
+        return 0
     batches = experiment.batches()
     host_batch = next(batches)
     batches.close()
     compiled = trainer.compile_step(host_batch)
-    if arguments.dry_run:
-        emit({"checked": True, "memory": compiled_memory(compiled)}, arguments.json, "the step compiles")
-        return 0
     batch, state = trainer.place(host_batch), trainer.init()
 
     def step() -> object:

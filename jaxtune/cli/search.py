@@ -138,7 +138,8 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
             f"({checked['early_steps']} at first), {checked['population']} at a time, {checked['promote']} finished: "
             f"{checked['steps']:,} steps in all",
-            f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device",
+            f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
+            *(f"never acts: {message}" for message in checked["warnings"]),
             "everything that can be checked before training is in order",
         ]
     )

@@ -5,7 +5,7 @@ from jaxtune.data.encoding import encode_continuations, encode_prompts
 from jaxtune.data.examples import Example, Examples, make_examples
 from jaxtune.data.fingerprint import fingerprint
 from jaxtune.data.messages import one_turn, read_conversations
-from jaxtune.data.packing import Batch
+from jaxtune.data.packing import Batch, batch_shapes
 from jaxtune.data.pipeline import (
     BatchIterator,
     EvaluationBatches,
@@ -24,6 +24,7 @@ __all__ = [
     "Examples",
     "Source",
     "Template",
+    "batch_shapes",
     "chat_prompt",
     "encode_continuations",
     "encode_prompts",

@@ -79,3 +79,14 @@ def make_batch(examples: Sequence[Example], rows: Sequence[Sequence[int]], seque
             batch["example_ids"][place] = example.index
             start += count
     return batch
+
+
+def batch_shapes(batch_size: int, sequence_length: int) -> Batch:
+    """A batch's arrays by name, shape and dtype, for what looks at no more; they take no memory, however large.
+
+    Args:
+      batch_size: rows.
+      sequence_length: positions in a row.
+    """
+    empty = make_batch([], [[]], 1)
+    return {name: np.broadcast_to(array, (batch_size, sequence_length)) for name, array in empty.items()}

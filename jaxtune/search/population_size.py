@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
 from jaxtune.parallel.platform import memory_bytes
 from jaxtune.search.journal import FILENAME, read_journal
 from jaxtune.search.trainer_runner import TrainerRunner
+from jaxtune.training.memory import compiled_memory
 from jaxtune.training.population import Population
-from jaxtune.training.preflight import compiled_memory
 from jaxtune.training.trainer import Trainer
 
 # The rest is left for evaluations, checkpoints on their way to the host, and the allocator.
@@ -47,17 +47,14 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
     if (run_dir / FILENAME).exists() and (records := read_journal(run_dir)):
         return int(records[0].get("population", 1))
     wanted = max(1, runner.search.trials // (4 * parts * runner.search.workers))
-    batches = runner.experiment.batches()
-    batch = next(batches)
-    batches.close()
     memory = memory_bytes(mesh)
     fits = wanted
     if memory is not None:
-        fits = min(fitting(trainer, batch, _SHARE * memory, wanted) for trainer in runner.trainers)
+        fits = min(fitting(trainer, _SHARE * memory, wanted) for trainer in runner.trainers)
     return parts * 2 ** int(np.log2(max(1, fits)))
 
 
-def fitting(trainer: Trainer, batch: Mapping[str, np.ndarray], limit: float, most: int) -> int:
+def fitting(trainer: Trainer, limit: float, most: int) -> int:
     """How many slots on a device fit its memory, at least 1.
 
     The memory of a population's step is affine in its size (the base is held once, everything else by slot), so two
@@ -65,12 +62,12 @@ def fitting(trainer: Trainer, batch: Mapping[str, np.ndarray], limit: float, mos
 
     Args:
       trainer: the program of one run.
-      batch: of its shape.
       limit: bytes of a device that may be used.
       most: the answer is at most this.
     """
     if most == 1:
         return 1
     parts = trainer.mesh.shape["trial"]
+    batch = batch_shapes(trainer.config.batch_size, trainer.config.sequence_length)
     one, two = (compiled_memory(Population(trainer, parts * size).compile_step(batch))["total"] for size in (1, 2))
     return int(np.clip((limit - one) // max(two - one, 1) + 1, 1, most))

@@ -16,6 +16,7 @@ from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import FILENAME, check_free, read_journal
+from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import milestones
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
@@ -26,7 +27,8 @@ from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
-from jaxtune.training.population import Population
+from jaxtune.training.idle_keys import tell_idle_keys
+from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
@@ -109,7 +111,9 @@ def _open_runner(
         workers = RayRunner(config, should_stop=should_stop)
         return workers, workers.plan, workers.fingerprints
     runner = checked_runner(config, listener=listener, should_stop=should_stop)
-    return runner, runner.experiment.trainer().plan.table(), runner.experiment.fingerprints
+    plan = runner.experiment.trainer().plan
+    tell_idle_keys(runner.experiment.config, plan)
+    return runner, plan.table(), runner.experiment.fingerprints
 
 
 def make_study(
@@ -194,21 +198,20 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
       accept_changed_data: see :func:`search`.
 
     Raises:
-      UserError: anything that would stop the study is wrong.
+      UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
     directory = RunDirectory(config.directory, study=True)
     directory.check(config)
+    check_base(config)
     runner = checked_runner(config)
     experiment = runner.experiment
     what = f"the study in {directory.path}"
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
     make_study(config, runner, on_event=None, stop=lambda: False)
-    # The program that trials run: compiled for the largest rank of the space.
-    trainer = runner.trainer(experiment.config)
-    checked = examine(experiment, trainer, Population(trainer, runner.slots_of(trainer)).compile_step)
+    checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
     settings = search_config(config)
     early = early_steps(experiment.config)
     finished = settings.promote + 1  # the reference is finished as well

@@ -27,7 +27,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
 from jaxtune.studies.output import publish
 from jaxtune.studies.paired import paired_interval
-from jaxtune.studies.run import Hooks, claim, open_runner
+from jaxtune.studies.run import Hooks, checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.run_directory import RunDirectory, different_keys
 from jaxtune.training.template_date import with_date
@@ -62,7 +62,8 @@ def check(config: Config) -> dict[str, Any]:
 
     Returns:
       ``trials`` and ``steps``: at most so many, the search included where it is yet to be run. A key in which the
-      winner equals the reference needs no trials.
+      winner equals the reference needs no trials. Of ``memory`` and ``warnings`` see
+      :func:`~jaxtune.studies.run.checked`.
 
     Raises:
       UserError: the input is wrong.
@@ -76,9 +77,10 @@ def check(config: Config) -> dict[str, Any]:
     planned = {"trials": trials, "steps": trials * steps}
     if config.study.ablation.search is not None:
         _read_search(config, Path(config.study.ablation.search))
-        return planned
+        return {**planned, **checked(runner)}
     searched = preflight_search(_search_of(config))
-    return {name: planned[name] + searched[name] for name in planned}
+    told = {name: searched[name] for name in ("memory", "warnings")}
+    return {**{name: planned[name] + searched[name] for name in planned}, **told}
 
 
 def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:

@@ -34,6 +34,8 @@ from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
 from jaxtune.studies.size_runner import SEED, SIZE, SizeRunner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.idle_keys import idle_keys
+from jaxtune.training.memory import check_base, checked_memory
 from jaxtune.training.template_date import with_date
 
 STUDY = "data-size"
@@ -52,7 +54,8 @@ def check(config: Config) -> dict[str, Any]:
     """Everything that can be checked before training; trains and writes nothing.
 
     Returns:
-      ``trials`` and ``steps``, the most that the experiment would train.
+      ``trials`` and ``steps``, the most that the experiment would train; of a step's ``memory`` and of ``warnings`` see
+      :func:`~jaxtune.studies.run.checked`.
 
     Raises:
       UserError: the input is wrong.
@@ -61,7 +64,10 @@ def check(config: Config) -> dict[str, Any]:
     trials = sum(size > 0 for size in sizes) * len(config.study.data_size.seeds)
     steps = runner.experiment.config.train.steps
     assert steps is not None
-    return {"trials": trials, "steps": trials * steps}
+    experiment = runner.experiment
+    trainer = experiment.trainer()
+    told = {"memory": checked_memory(experiment, trainer), "warnings": idle_keys(experiment.config, trainer.plan)}
+    return {"trials": trials, "steps": trials * steps, **told}
 
 
 def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
@@ -126,6 +132,7 @@ def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[
             "the rows, or data.explode"
         )
     check_places(config, STUDY)
+    check_base(config)
     experiment = Experiment(config)
     experiment.data_changed = read_data(Path(config.directory)).training_changed(experiment.fingerprints)
     hooks = hooks or Hooks()

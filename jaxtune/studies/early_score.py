@@ -24,7 +24,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, claim, open_runner
+from jaxtune.studies.run import Hooks, checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.template_date import with_date
 
@@ -37,15 +37,17 @@ def check(config: Config) -> dict[str, Any]:
     """Everything that can be checked before training; trains and writes nothing.
 
     Returns:
-      ``trials`` and ``steps``, what the experiment would train.
+      ``trials`` and ``steps``, what the experiment would train; of a step's ``memory`` and of ``warnings`` see
+      :func:`~jaxtune.studies.run.checked`.
 
     Raises:
       UserError: the input is wrong.
     """
     config = with_date(config)
     configurations = design(config)
-    ladders = _ladders(config, open_runner(config, STUDY), configurations)
-    return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders)}
+    runner = open_runner(config, STUDY)
+    ladders = _ladders(config, runner, configurations)
+    return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders), **checked(runner)}
 
 
 def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:

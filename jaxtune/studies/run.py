@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.files import check_writable
 from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.memory import check_memory
 from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.studies.output import output_directory
 from jaxtune.training.fit import Listener
+from jaxtune.training.idle_keys import idle_keys
+from jaxtune.training.memory import check_base
 from jaxtune.training.run_directory import RunDirectory
 
 
@@ -59,7 +63,21 @@ def open_runner(config: Config, study: str, hooks: Hooks | None = None) -> Train
     search_config(config)
     check_space(config)
     check_places(config, study)
+    check_base(config)
     return checked_runner(config, listener=hooks.listener, should_stop=hooks.should_stop)
+
+
+def checked(runner: TrainerRunner) -> dict[str, Any]:
+    """What a dry run tells of the step and the keys of an experiment's trials.
+
+    Returns:
+      ``memory`` (see :func:`~jaxtune.search.memory.check_memory`) and ``warnings``, of keys that never act.
+
+    Raises:
+      UserError: the step does not fit the memory.
+    """
+    config = runner.experiment.config
+    return {"memory": check_memory(runner), "warnings": idle_keys(config, runner.trainer(config).plan)}
 
 
 def claim(config: Config) -> None:

@@ -29,7 +29,7 @@ from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.early_score import design
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, check_places, claim
+from jaxtune.studies.run import Hooks, check_places, checked, claim
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.template_date import with_date
 
@@ -46,7 +46,8 @@ def check(config: Config) -> dict[str, Any]:
     """Everything that can be checked before training; trains and writes nothing.
 
     Returns:
-      ``trials`` and ``steps``, what the experiment would train.
+      ``trials`` and ``steps``, what the experiment would train; of ``memory`` and ``warnings``, in the full setting,
+      see :func:`~jaxtune.studies.run.checked`.
 
     Raises:
       UserError: the input is wrong.
@@ -54,11 +55,12 @@ def check(config: Config) -> dict[str, Any]:
     configurations = design(config, STUDY)
     settings = _settings(config)
     check_places(config, STUDY)
-    steps = 0
+    steps, told = 0, {}
     for name, changed in settings.items():
         runner = _open(changed, name)
+        told = told or checked(runner)  # the first is the full setting
         steps += sum(runner.total_steps(Trial(0, values, Path())) for values in configurations)
-    return {"trials": len(configurations) * len(settings), "steps": steps}
+    return {"trials": len(configurations) * len(settings), "steps": steps, **told}
 
 
 def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:

@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxtune.parallel.platform import platform
-from jaxtune.parallel.sharding import RULES, place
+from jaxtune.parallel.sharding import RULES, named_sharding, place
 from jaxtune.training.batches import checked
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics
@@ -133,10 +133,7 @@ class Population:
         """Host batches of all slots as arrays with a leading axis of slots, cut over the mesh."""
         batches = [checked(batch, self.trainer.config.accumulate) for batch in batches]
         stacked = {name: np.stack([batch[name] for batch in batches]) for name in batches[0]}
-        return {
-            name: place(array, (TRIALS, "batch") + (None,) * (array.ndim - 2), self.trainer.mesh)
-            for name, array in stacked.items()
-        }
+        return {name: place(array, _axes(array.ndim - 1), self.trainer.mesh) for name, array in stacked.items()}
 
     def compile_step(self, batch: Mapping[str, np.ndarray]) -> jax.stages.Compiled:
         """The step compiled for batches of this shape, without running it: for memory and cost analysis."""
@@ -149,8 +146,16 @@ class Population:
             name: jax.ShapeDtypeStruct((self.size,), jnp.float32, sharding=self._per_slot)
             for name in self.trainer.hyperparameters
         }
+        batches = {
+            name: jax.ShapeDtypeStruct(
+                (self.size, *array.shape),
+                array.dtype,
+                sharding=named_sharding(_axes(array.ndim), (self.size, *array.shape), self.trainer.mesh),
+            )
+            for name, array in batch.items()
+        }
         active = np.ones(self.size, bool)
-        return self._step.lower(self.trainer.params, state, self.place([batch] * self.size), values, active).compile()
+        return self._step.lower(self.trainer.params, state, batches, values, active).compile()
 
     def _stepped(
         self,
@@ -197,6 +202,11 @@ class Population:
 
     def _stacked_sharding(self, sharding: NamedSharding) -> NamedSharding:
         return NamedSharding(sharding.mesh, PartitionSpec(*RULES[TRIALS], *sharding.spec))
+
+
+def _axes(dimensions: int) -> tuple[str | None, ...]:
+    """Logical axes of the slots' arrays of batches, each of so many dimensions."""
+    return (TRIALS, "batch") + (None,) * (dimensions - 1)
 
 
 def _put(states: TrainState, state: TrainState, slot: Array) -> TrainState:

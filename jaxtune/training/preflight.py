@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
 from typing import Any
-
-import jax
-import numpy as np
 
 from jaxtune.config import Config
 from jaxtune.telemetry.writers import check_wandb
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.idle_keys import idle_keys
+from jaxtune.training.memory import check_base, checked_memory
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
-
-CompileStep = Callable[[Mapping[str, np.ndarray]], jax.stages.Compiled]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +25,9 @@ class Preflight:
       examples: examples of each split.
       steps: optimizer steps.
       flops_per_step: model FLOPs of a step.
-      memory: bytes of the compiled step on one device: ``arguments``, ``temporaries``, ``outputs``, ``total``.
+      memory: bytes of the compiled step on one device: ``arguments``, ``temporaries``, ``outputs``, ``total``, and what
+        the device has ``free``, where the platform tells.
+      warnings: keys that never act.
     """
 
     name: str
@@ -39,6 +37,7 @@ class Preflight:
     steps: int
     flops_per_step: float
     memory: dict[str, int]
+    warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
         """For ``--json``."""
@@ -54,32 +53,28 @@ def preflight(config: Config, *, directory: RunDirectory | None = None, accept_c
       accept_changed_data: see :func:`~jaxtune.training.run.train`.
 
     Raises:
-      UserError: anything that would stop the run is wrong.
+      UserError: anything that would stop the run is wrong, or its step does not fit the memory.
     """
     check_wandb(config.telemetry.wandb)
     if directory is not None:
         directory.check_place()
+    check_base(config)
     experiment = Experiment(config)
     if directory is not None:
         directory.check(experiment.config)
         directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
-    return examine(experiment, experiment.trainer())
+    trainer = experiment.trainer()
+    return examine(experiment, trainer, checked_memory(experiment, trainer))
 
 
-def examine(experiment: Experiment, trainer: Trainer, compile_step: CompileStep | None = None) -> Preflight:
-    """What a trainer of an opened configuration would do; compiles its step.
+def examine(experiment: Experiment, trainer: Trainer, memory: dict[str, int]) -> Preflight:
+    """What a trainer of an opened configuration would do.
 
     Args:
       experiment: the opened configuration.
       trainer: of it.
-      compile_step: compiles what runs for a batch; the trainer's own step if None.
-
-    Raises:
-      UserError: the batch or what is trained does not fit.
+      memory: of its step.
     """
-    batches = experiment.batches()
-    compiled = (compile_step or trainer.compile_step)(next(batches))
-    batches.close()
     return Preflight(
         name=experiment.config.name,
         plan=trainer.plan.table(),
@@ -87,18 +82,6 @@ def examine(experiment: Experiment, trainer: Trainer, compile_step: CompileStep 
         examples={part: len(examples) for part, examples in experiment.examples.items()},
         steps=trainer.config.steps or 0,
         flops_per_step=trainer.step_flops().total,
-        memory=compiled_memory(compiled),
+        memory=memory,
+        warnings=idle_keys(experiment.config, trainer.plan),
     )
-
-
-def compiled_memory(compiled: Any) -> dict[str, int]:
-    """Bytes of a compiled program per device, from XLA's buffer assignment."""
-    analysis = compiled.memory_analysis()
-    arguments, temporaries = analysis.argument_size_in_bytes, analysis.temp_size_in_bytes
-    outputs = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
-    return {
-        "arguments": arguments,
-        "temporaries": temporaries,
-        "outputs": outputs,
-        "total": arguments + temporaries + outputs,
-    }

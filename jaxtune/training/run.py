@@ -22,6 +22,7 @@ from jaxtune.telemetry.writers import (
 from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
+from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
@@ -88,6 +89,8 @@ def train(
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
     trainer = experiment.trainer()
+    if is_writer():
+        tell_idle_keys(config, trainer.plan)
     if on_plan:
         on_plan(trainer, config)
     if not is_writer():

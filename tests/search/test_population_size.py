@@ -12,8 +12,8 @@ from jaxtune.search import population_size as module
 from jaxtune.search.population_size import fitting, population_size
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.memory import compiled_memory
 from jaxtune.training.population import Population
-from jaxtune.training.preflight import compiled_memory
 from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -63,12 +63,12 @@ def test_memory_is_affine_in_the_number_of_slots(memory):
 def test_what_fits(trainer, batch, limit, expected):
     """So many slots beyond the first as their bytes go into what the first leaves; never fewer than one."""
     one, two = (compiled_memory(Population(trainer, size).compile_step(batch))["total"] for size in (1, 2))
-    assert fitting(trainer, batch, one + (limit + 0.5) * (two - one), 40) == expected
+    assert fitting(trainer, one + (limit + 0.5) * (two - one), 40) == expected
 
 
 def test_auto_is_a_power_of_two_within_memory_and_a_quarter_of_the_trials(auto, tmp_path, monkeypatch):
     assert population_size(auto, tmp_path) == 16
-    monkeypatch.setattr(module, "fitting", lambda trainer, batch, limit, most: min(most, 7))
+    monkeypatch.setattr(module, "fitting", lambda trainer, limit, most: min(most, 7))
     assert population_size(auto, tmp_path) == 4
     monkeypatch.setattr(module, "memory_bytes", lambda mesh: None)
     assert population_size(auto, tmp_path) == 16

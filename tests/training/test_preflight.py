@@ -48,7 +48,7 @@ def test_memory_is_that_of_the_compiled_step(config):
     assert memory["temporaries"] > 0
     # The state is donated: what comes out anew are the metrics.
     assert memory["outputs"] < 2000
-    assert memory["total"] == memory["arguments"] + memory["temporaries"] + memory["outputs"]
+    assert memory["total"] == memory["arguments"] + memory["temporaries"] + memory["outputs"] < memory["free"]
 
 
 def test_a_directory_with_another_run_is_told(config):

@@ -21,9 +21,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_experiment(arguments: argparse.Namespace, study: str) -> int:
     """Runs an experiment, or goes on with it; with ``--dry-run`` only what can be checked before.
 
-    The experiment ``early-score`` is the module :mod:`jaxtune.studies.early_score`. It has
-    ``check(config) -> {"trials", "steps"}`` for a dry run, and ``run(config, command=…, hooks=…)``, which returns the
-    summary, or None if it was stopped. What people read of it comes from :mod:`jaxtune.studies.early_score_page`.
+    The experiment ``early-score`` is the module :mod:`jaxtune.studies.early_score`. It has ``check(config)`` for a dry
+    run, which returns ``{"trials", "steps", "memory", "warnings"}``, and ``run(config, command=…, hooks=…)``, which
+    returns the summary, or None if it was stopped. What people read of it comes from
+    :mod:`jaxtune.studies.early_score_page`.
 
     Args:
       arguments: of the command.
@@ -42,7 +43,9 @@ def run_experiment(arguments: argparse.Namespace, study: str) -> int:
     if arguments.dry_run:
         checked = experiment.check(config)
         planned = f"{checked['trials']:,} trials, {checked['steps']:,} steps in all"
-        emit(checked, arguments.json, f"{planned}\neverything that can be checked before training is in order")
+        lines = [planned, *(f"never acts: {message}" for message in checked["warnings"])]
+        lines.append("everything that can be checked before training is in order")
+        emit(checked, arguments.json, "\n".join(lines))
         return 0
     with stop_signals() as should_stop:
         summary = experiment.run(
