@@ -24,6 +24,7 @@ from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
 from jaxtune.training.population import Population
@@ -60,6 +61,7 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
+    config = with_adapter(config)
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -196,6 +198,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong.
     """
+    config = with_adapter(config)
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
