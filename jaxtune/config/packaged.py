@@ -8,7 +8,7 @@ from pathlib import Path
 
 import jaxtune
 from jaxtune.config.loading import load_config
-from jaxtune.config.paths import HUB_ID, named_paths
+from jaxtune.config.paths import may_be_id, named_paths
 from jaxtune.config.schema import Config
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import check_writable
@@ -84,7 +84,7 @@ def copy_config(name: str, folder: str | Path = "") -> Copied:
     to_set = {
         key: path
         for key, path in named_paths(parsed)
-        if not (key.startswith("model.") and HUB_ID.fullmatch(path)) and not Path(path).expanduser().exists()
+        if not may_be_id(key, path) and not Path(path).expanduser().exists()
     }
     return Copied(config, written, kept, to_set, f"jaxtune {_command(parsed)} {config}")
 

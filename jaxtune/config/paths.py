@@ -27,7 +27,7 @@ HUB_ID = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?")
 def named_paths(config: Config) -> Iterator[tuple[str, str]]:
     """Key and value of all that may name a file or a folder to be read; a model's may be a Hub id as well."""
     model, data, search = config.model, config.data, config.search
-    yield from _given({"model.path": model.path, "model.tokenizer": model.tokenizer})
+    yield from _given({"model.path": model.path, "model.tokenizer": model.tokenizer, "model.adapter": model.adapter})
     for part in ("train", "validation", "test"):
         if (source := getattr(data, part)) is not None:
             yield from _given({f"data.{part}.path": source.path, f"data.{part}.data_dir": source.data_dir})
@@ -35,6 +35,11 @@ def named_paths(config: Config) -> Iterator[tuple[str, str]]:
         yield from _given({"data.explode.schema_path": data.explode.schema_path})
     if search is not None:
         yield from _given({"search.start_from": search.start_from})
+
+
+def may_be_id(key: str, path: str) -> bool:
+    """Whether what a key names may be on the Hub."""
+    return key in ("model.path", "model.tokenizer") and HUB_ID.fullmatch(path) is not None
 
 
 def _given(paths: Mapping[str, str | None]) -> Iterator[tuple[str, str]]:
@@ -111,8 +116,7 @@ def check_there(config: Config, section: str) -> None:
     if not (Path(config.directory) / "config.yaml").is_file():
         return
     for key, path in named_paths(config):
-        may_be_id = key.startswith("model.") and HUB_ID.fullmatch(path)
-        if key.startswith(f"{section}.") and not may_be_id and _found(path, config.paths_from) is None:
+        if key.startswith(f"{section}.") and not may_be_id(key, path) and _found(path, config.paths_from) is None:
             raise UserError(f"{key}: {_gone(path, config)}")
 
 
@@ -121,8 +125,7 @@ def _relative(config: Config, folders: Sequence[str]) -> dict[str, str]:
     return {
         key: path
         for key, path in named_paths(config)
-        if not os.path.isabs(os.path.expanduser(path))
-        and not (key.startswith("model.") and HUB_ID.fullmatch(path) and _found(path, folders) is None)
+        if not os.path.isabs(os.path.expanduser(path)) and not (may_be_id(key, path) and _found(path, folders) is None)
     }
 
 

@@ -44,6 +44,11 @@ class ModelConfig(Section):
         default=None,
         description="Directory or Hub id of the tokenizer, if not the model's own; revision is not asked of it.",
     )
+    adapter: UserPath | None = Field(
+        default=None,
+        description="Directory of a PEFT adapter (a run's 'adapter' is one) that training starts from. Its modules, "
+        "ranks and alphas are those of update, which can be left out, and cannot be searched.",
+    )
     initialize: Literal["pretrained", "random"] = Field(
         default="pretrained",
         description="'random' reads only config.json and starts from random weights (pretraining).",
@@ -55,6 +60,13 @@ class ModelConfig(Section):
     remat: Literal["none", "dots", "full"] = Field(
         default="none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
     )
+
+    @model_validator(mode="after")
+    def _adapted(self) -> ModelConfig:
+        if self.adapter is not None and self.initialize == "random":
+            message = "an adapter was trained on pretrained weights: leave model.initialize out, or the adapter"
+            raise located(("adapter",), self.adapter, message)
+        return self
 
     @property
     def tokenizer_source(self) -> tuple[str, str | None]:

@@ -19,6 +19,9 @@ from jaxtune.training.fit import Listener
 VARIED = ("train", "optimizer", "update", "data.packing")
 """Sections and keys in which trials can differ."""
 
+_FREE_OF_ADAPTER = ("dropout", "learning_rate_scale", "weight_decay")
+"""Of a rule, what may differ between trials that start from one adapter."""
+
 
 def check_space(config: Config) -> None:
     """Tries values of every searched key, and the reference; opens nothing.
@@ -28,17 +31,27 @@ def check_space(config: Config) -> None:
     """
     settings = search_config(config)
     for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
-        _check_varied(dimension.key, "search.space")
+        _check_varied(dimension.key, "search.space", config)
         for value in dimension.samples():
             with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
     reference = reference_overrides(config)
     for key in reference:
-        _check_varied(key, "search.reference")
+        _check_varied(key, "search.reference", config)
     with_overrides(config, reference, origin="search.reference: ")
 
 
-def _check_varied(key: str, where: str) -> None:
-    """Refuses keys that a study reads once for all of its trials: differing there, they would do nothing."""
+def _check_varied(key: str, where: str, config: Config) -> None:
+    """Refuses keys that a study reads once for all of its trials: differing there, they would do nothing.
+
+    And those that the adapter has settled which trials start from: with another rank or alpha they would start from
+    something else.
+    """
+    section, *_, name = key.split(".")
+    if config.model.adapter is not None and section == "update" and name not in _FREE_OF_ADAPTER:
+        raise UserError(
+            f"{where}: {key!r} is settled by model.adapter, {config.model.adapter}, as its modules, ranks and alphas "
+            f"are what training starts from; of update only {', '.join(_FREE_OF_ADAPTER)} can differ"
+        )
     if key.split(".")[0] not in VARIED and key not in VARIED:
         raise UserError(
             f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "

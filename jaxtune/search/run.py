@@ -25,6 +25,7 @@ from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
 from jaxtune.training.idle_keys import tell_idle_keys
@@ -62,6 +63,7 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
+    config = with_adapter(config)
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -200,6 +202,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
+    config = with_adapter(config)
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)

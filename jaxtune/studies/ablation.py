@@ -29,6 +29,7 @@ from jaxtune.studies.output import publish
 from jaxtune.studies.paired import paired_interval
 from jaxtune.studies.run import Hooks, checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.run_directory import RunDirectory, different_keys
 from jaxtune.training.template_date import with_date
 
@@ -68,7 +69,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(config, config.study.ablation.search)
+    config = with_date(with_adapter(config), config.study.ablation.search)
     _check_keys(config)
     seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
     runner = open_runner(config, STUDY)
@@ -99,7 +100,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     """
     hooks = hooks or Hooks()
     # What is compared with a search is rendered for the search's day.
-    config = with_date(config, config.study.ablation.search)
+    config = with_date(with_adapter(config), config.study.ablation.search)
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
     if config.study.ablation.search is not None:

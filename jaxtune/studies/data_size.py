@@ -33,6 +33,7 @@ from jaxtune.studies.run import Hooks, check_places, claim
 from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
 from jaxtune.studies.size_runner import SEED, SIZE, SizeRunner
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.memory import check_base, checked_memory
@@ -84,7 +85,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or a run diverged before its first evaluation.
     """
-    config = with_date(_without_search(config))
+    config = with_date(with_adapter(_without_search(config)))
     settings = config.study.data_size
     runner, sizes = _open(config, hooks)
     decisive = {"sizes": sizes, **settings.model_dump(include={"seeds", "sampling", "group_by", "score"})}

@@ -26,6 +26,7 @@ from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.output import publish
 from jaxtune.studies.run import Hooks, checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.template_date import with_date
 
 STUDY = "early-score"
@@ -43,7 +44,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(config)
+    config = with_date(with_adapter(config))
     configurations = design(config)
     runner = open_runner(config, STUDY)
     ladders = _ladders(config, runner, configurations)
@@ -64,7 +65,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or fewer than two trials stayed finite.
     """
-    config = with_date(config)
+    config = with_date(with_adapter(config))
     configurations = design(config)
     runner = open_runner(config, STUDY, hooks)
     settings = {"fractions": config.study.early_score.fractions}

@@ -31,6 +31,7 @@ from jaxtune.studies.early_score import design
 from jaxtune.studies.output import publish
 from jaxtune.studies.run import Hooks, check_places, checked, claim
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.template_date import with_date
 
 STUDY = "transfer"
@@ -78,7 +79,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or fewer than two trials of the full setting stayed finite.
     """
-    config = with_date(config)
+    config = with_date(with_adapter(config))
     configurations = design(config, STUDY)
     settings = _settings(config)
     check_places(config, STUDY)

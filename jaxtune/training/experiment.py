@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -30,10 +29,11 @@ from jaxtune.data.template_date import dated
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import Evaluator, answer_generator
 from jaxtune.evaluation.generation import Generator
-from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config, resolve_path
+from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, read_config
 from jaxtune.models.tokenizer import name_end_token
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
+from jaxtune.training.adapter_start import load_start, model_directory, with_adapter
 from jaxtune.training.template_date import with_date
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import UpdatePlan
@@ -55,6 +55,7 @@ class Experiment:
       given: the configuration as read.
       config: resolved: ``train.steps`` is set, ``train.epochs`` is not.
       model: the base, on the configured mesh.
+      start: the arrays of ``model.adapter``, which training starts from; None without one.
       tokenizer: of the model.
       examples: the examples of each opened split.
       fingerprints: of each opened split, by its configuration key.
@@ -70,7 +71,7 @@ class Experiment:
         mesh = make_mesh(**config.parallel.model_dump())
         check_there(config, "model")
         _check_context(config)
-        config = with_date(config)
+        config = with_date(with_adapter(config))
         self.tokenizer: Any = _tokenizer(config)
         _check_end(self.tokenizer, config)
         self.examples = _open_splits(config, self.tokenizer, parts)
@@ -79,6 +80,7 @@ class Experiment:
         self.given = config
         self.config = self.resolve(config)
         self.model = _load(config, mesh)
+        self.start = load_start(config, self.model)
         _check_vocabulary(self.examples, self.model.config.vocab_size)
 
     def resolve(self, config: Config) -> Config:
@@ -126,6 +128,7 @@ class Experiment:
             dropout=dropout,
             remat=config.model.remat,
             kernels=config.kernels,
+            start=self.start,
         )
 
     def batches(self, config: Config | None = None) -> BatchIterator:
@@ -210,19 +213,9 @@ def _fingerprints(splits: Mapping[Part, Sequence[Example]]) -> dict[str, dict[st
 def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
     dtype = compute_dtype(config.model.dtype, mesh)
     if config.model.initialize == "random":
-        decoder = read_config(_model_directory(config))
+        decoder = read_config(model_directory(config))
         return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)
     return load_model(located(config).model.path, mesh, dtype=dtype, revision=config.model.revision)
-
-
-def _model_directory(config: Config) -> Path:
-    """Where the model's configuration and tokenizer lie; its weights too, unless it has a Hub id."""
-    model = located(config).model
-    try:
-        return resolve_path(model.path, model.revision, weights=False)
-    except UserError as error:
-        looked = f" (looked for in {' and '.join(config.paths_from)}, as paths_from says)" if config.paths_from else ""
-        raise UserError(f"model.path: {error}{looked}") from error
 
 
 def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: int) -> None:
@@ -239,7 +232,7 @@ def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: in
 def _check_end(tokenizer: Any, config: Config) -> None:
     """Finds a token to end completions with, where the tokenizer has none of its own, or says that nothing does."""
     if tokenizer.eos_token is None:
-        name_end_token(tokenizer, _model_directory(config))
+        name_end_token(tokenizer, model_directory(config))
     if tokenizer.eos_token is None and not config.data.templated:
         logger.warning(
             "neither the tokenizer nor config.json names an end-of-text token, so nothing ends a completion: an answer "
@@ -249,7 +242,7 @@ def _check_end(tokenizer: Any, config: Config) -> None:
 
 def _check_context(config: Config) -> None:
     """Refuses rows longer than the model was made for."""
-    limit = read_config(_model_directory(config)).max_position_embeddings
+    limit = read_config(model_directory(config)).max_position_embeddings
     if config.train.sequence_length > limit:
         raise UserError(
             f"train.sequence_length: {config.train.sequence_length} is above the model's context of {limit} positions"

@@ -19,6 +19,7 @@ from jaxtune.telemetry.writers import (
     Writers,
     check_wandb,
 )
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
@@ -79,6 +80,7 @@ def train(
     check_wandb(config.telemetry.wandb)
     directory = RunDirectory(config.directory)
     directory.check_place()
+    config = with_adapter(config)
     if config.train.epochs is None:
         directory.check(config)
     experiment = Experiment(config)

@@ -28,6 +28,7 @@ from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics, Program
 from jaxtune.updates import UpdatePlan, save_adapter
+from jaxtune.updates.plan import Trainable
 
 Values = Mapping[str, float]
 
@@ -52,8 +53,11 @@ class Trainer:
       dropout: compile dropout in; by default exactly when a rule's rate is above 0.
       remat: what the backward pass recomputes: ``none``, ``dots``, ``full``.
       kernels: what computes products with adapters: ``auto``, ``xla``, ``pallas``, ``interpret``.
+      start: arrays that the low-rank terms start from, as :func:`~jaxtune.updates.load_adapter` gives them, instead of
+        terms that change nothing.
 
     Attributes:
+      start: as given.
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
       traces: how often each program was traced (compiled): ``step``, ``evaluate``.
       state_shardings: how a state lies on the mesh.
@@ -75,6 +79,7 @@ class Trainer:
         dropout: bool | None = None,
         remat: str = "none",
         kernels: str = "auto",
+        start: Trainable | None = None,
     ):
         if optimizer is None:
             optimizer = OptimizerConfig()
@@ -111,6 +116,7 @@ class Trainer:
             mesh=self.mesh,
             transformation=None if isinstance(optimizer, OptimizerConfig) else optimizer,
         )
+        self.start = start
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
         self.state_shardings = self._shardings()
@@ -132,7 +138,7 @@ class Trainer:
           seed: of initialisation and dropout; ``train.seed`` by default.
         """
         values = self.traced_values(hyperparameters)
-        return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values)
+        return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values, self.start)
 
     def step(
         self, state: TrainState, batch: HostBatch, hyperparameters: Values | None = None
@@ -258,8 +264,13 @@ class Trainer:
         """Shapes and dtypes of a state."""
         return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self.traced_values(None))
 
-    def _make_state(self, params: Any, key: jax.Array, hyperparameters: Mapping[str, jax.Array]) -> TrainState:
+    def _make_state(
+        self, params: Any, key: jax.Array, hyperparameters: Mapping[str, jax.Array], start: Trainable | None = None
+    ) -> TrainState:
         trainable = self.plan.init(key, params)
+        if start is not None:
+            # Copies: a step takes the buffers of the state that it is given.
+            trainable = {**trainable, "low_rank": jax.tree.map(_copied, trainable["low_rank"], start["low_rank"])}
         return TrainState(
             step=jnp.int32(0),
             trainable=trainable,
@@ -300,6 +311,12 @@ class Trainer:
             return function(*arguments)
 
         return traced
+
+
+def _copied(like: jax.Array, array: jax.Array) -> jax.Array:
+    if like.shape != array.shape:
+        raise ValueError(f"start: an array has the shape {array.shape}, where the plan has {like.shape}")
+    return jnp.array(array, like.dtype, copy=True)
 
 
 def _drops(values: Values) -> bool:

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
+from jaxtune.config.paths import HUB_ID
+from jaxtune.errors import UserError
 from jaxtune.files import replaced
+from jaxtune.models.hf_config import read_config
 from jaxtune.models.loading import PACKAGED, resolve_path
+from jaxtune.models.tensor_files import DTYPES, TensorEntry, read_header
+from jaxtune.updates.peft_format import CONFIG_FILE, adapter_files
+from jaxtune.updates.peft_import import read_adapter_config
 
 BASE = "base"
 """The folder of an adapter's directory that holds its base, where no other program has that by its name."""
@@ -38,3 +45,66 @@ def named_base(base: str, directory: Path, *, write: bool = True) -> str:
             with replaced(place / file.name) as copy:
                 copy.write(file.read_bytes())
     return str(place)
+
+
+def check_base(directory: Path, path: str, revision: str | None, model: Path) -> None:
+    """Refuses an adapter that was trained on another model than the one at hand, as far as its files tell.
+
+    A base that is a folder is compared by its configuration and, where the weights lie in files of one layout, by parts
+    of every tensor. Two Hub ids are compared by name. Anything else may be the same model under two names.
+
+    Args:
+      directory: the adapter's.
+      path: the model's, as configured.
+      revision: of a Hub id.
+      model: the folder of the model's files.
+
+    Raises:
+      UserError: the adapter names another model.
+    """
+    named = read_adapter_config(adapter_files(directory)[0])
+    base = named.base_model_name_or_path
+    if not base or base == path:
+        other = named.revision is not None and revision is not None and named.revision != revision
+    elif (folder := _folder(base, directory)) is not None:
+        other = not folder.samefile(model) and not _alike(folder, model)
+    else:
+        is_hub_id = not path.startswith(PACKAGED) and not Path(path).expanduser().is_dir()
+        other = is_hub_id and HUB_ID.fullmatch(base) is not None and base.lower() != path.lower()
+    if other:
+        at = (named.revision, revision)
+        there, here = (name if one is None else f"{name} at {one}" for name, one in zip((base, path), at, strict=True))
+        raise UserError(
+            f"model.adapter: {directory} was trained on {there}, and model.path is {here}, another model; set "
+            f"model.path to that one, or, if they are the same, base_model_name_or_path in {directory / CONFIG_FILE}"
+        )
+
+
+def _folder(base: str, directory: Path) -> Path | None:
+    """The folder of an adapter's base, if it is at hand; one that was written beside it may have moved with it."""
+    if base.startswith(PACKAGED):
+        return resolve_path(base)
+    place, beside = Path(base).expanduser(), directory / BASE
+    if place.is_dir():
+        return place
+    return beside if place.name == BASE and beside.is_dir() else None
+
+
+def _alike(one: Path, other: Path) -> bool:
+    """Whether two folders may hold the same model, as far as its configuration and parts of its tensors tell."""
+    first, second = (dataclasses.replace(read_config(place), eos_token_ids=()) for place in (one, other))
+    if first != second:
+        return False
+    for file in sorted(one.glob("*.safetensors")):
+        if not (other / file.name).is_file():
+            return True  # the same weights may lie in other files
+        here, there = read_header(file)[0], read_header(other / file.name)[0]
+        comparable = [name for name in here.keys() & there.keys() if here[name].dtype == there[name].dtype]
+        if any(_beginning(here[name]) != _beginning(there[name]) for name in comparable):
+            return False
+    return True
+
+
+def _beginning(entry: TensorEntry) -> bytes | None:
+    """The first row of a tensor, as far as two files of one dtype can be compared by it."""
+    return entry.read(slice(0, 1)).tobytes() if entry.dtype in DTYPES and entry.shape else None

@@ -59,19 +59,35 @@ def load_adapter(
       UserError: files are missing, damaged or pickles; the adapter is of another type than LoRA on linear layers; or it
         does not fit the model, with every mismatch.
     """
-    directory = Path(directory)
     config = model if isinstance(model, DecoderConfig) else model.config
+    rules, tensors, modules = _read(Path(directory), config)
+    plan = UpdatePlan(rules)
+    mesh = None if isinstance(model, DecoderConfig) else model.mesh
+    return plan, _trainable(plan, tensors, modules, config, mesh), traced_values(rules, "update.")
+
+
+def adapter_rules(directory: str | Path, config: DecoderConfig) -> list[LowRankRule]:
+    """What a PEFT adapter is as rules of ``update``, without reading its arrays.
+
+    Args:
+      directory: as for :func:`load_adapter`.
+      config: of the base model.
+
+    Raises:
+      UserError: as :func:`load_adapter`.
+    """
+    return _read(Path(directory), config)[0]
+
+
+def _read(directory: Path, config: DecoderConfig) -> tuple[list[LowRankRule], Tensors, Modules]:
     config_file, tensor_file = adapter_files(directory)
-    adapter = _read_config(config_file)
+    adapter = read_adapter_config(config_file)
     entries, problems = read_header(tensor_file)
     if problems:
         raise UserError("; ".join([f"{directory}: the adapter cannot be read", *problems]))
     modules = all_modules(config, _layout(entries, config))
     tensors = _check_tensors(directory, entries, adapter, modules, declare(config))
-    rules = _rules(adapter, tensors, modules, config)
-    plan = UpdatePlan(rules)
-    mesh = None if isinstance(model, DecoderConfig) else model.mesh
-    return plan, _trainable(plan, tensors, modules, config, mesh), traced_values(rules, "update.")
+    return _rules(adapter, tensors, modules, config), tensors, modules
 
 
 def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
@@ -82,8 +98,12 @@ def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
     return max(layouts, key=lambda layout: len(held & all_modules(config, layout).keys()))
 
 
-def _read_config(file: Path) -> AdapterConfig:
-    """The configuration, checked."""
+def read_adapter_config(file: Path) -> AdapterConfig:
+    """An ``adapter_config.json``.
+
+    Raises:
+      UserError: it is damaged, or of another type than LoRA on linear layers.
+    """
     try:
         values = json.loads(file.read_text())
     except ValueError as error:
