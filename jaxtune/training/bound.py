@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+from collections.abc import Callable
 
 import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
@@ -23,7 +25,7 @@ class BoundModel:
       rows: identity of each position, for dropout; None where nothing is dropped.
       remat: what the backward pass recomputes.
       kernels: what computes products with adapters.
-      start: the model as the run began; None for itself.
+      start: makes the model as the run began, where the objective asks for it; None for itself.
     """
 
     decoder: Decoder
@@ -31,7 +33,7 @@ class BoundModel:
     rows: UInt32[Integers, "b s"] | None
     remat: str
     kernels: str
-    start: BoundModel | None = None
+    start: Callable[[], BoundModel] | None = None
 
     def __call__(
         self,
@@ -73,7 +75,7 @@ class BoundModel:
         """What makes logits, or losses, of these states."""
         return self.decoder.head(adapters=self.adapters, rows=self.rows)
 
-    @property
+    @functools.cached_property
     def reference(self) -> BoundModel:
         """The model as the run began, without dropout or gradient."""
-        return self if self.start is None else self.start
+        return self if self.start is None else self.start()

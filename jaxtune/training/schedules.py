@@ -56,7 +56,7 @@ def scale_of(schedule: ScheduleFunction, step: Int[Array, ""]) -> Float[Array, "
     """
     try:
         scale = jnp.asarray(schedule(step), jnp.float32)
-    except TypeError as error:
+    except (TypeError, ValueError) as error:
         raise UserError(f"schedule: a function of the step that returns one number is needed ({error})") from error
     if scale.shape:
         raise UserError(f"schedule: the function returned an array of the shape {scale.shape}; one number is needed")

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Callable
+import functools
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
@@ -46,6 +48,8 @@ class Program:
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
       transformation: what moves the parameters instead of AdamW, learning rate included; the schedule then counts only
         where it is a function.
+      start: the low-rank arrays that the run began from, on the host; None where terms began at nothing. Constants of
+        the program, where the objective asks for the reference.
     """
 
     static: Any
@@ -58,6 +62,7 @@ class Program:
     kernels: str
     mesh: jax.sharding.Mesh
     transformation: optax.GradientTransformation | None = None
+    start: Mapping[str, Mapping[str, np.ndarray]] | None = None
 
     @property
     def optimizer(self) -> AdamW | Transformation:
@@ -84,13 +89,20 @@ class Program:
                 )
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        start = self.reference(params)
-        return BoundModel(merge(self.static, merged), adapters, rows, self.remat, self.kernels, start)
+        return BoundModel(
+            merge(self.static, merged),
+            adapters,
+            rows,
+            self.remat,
+            self.kernels,
+            start=functools.partial(self.reference, params),
+        )
 
     def reference(self, params: Params) -> BoundModel:
-        """The model as the run began: the base itself, without adapters, dropout or gradient."""
+        """The model as the run began: the base itself, and the adapter that it began from; no dropout, no gradient."""
         base = merge(self.static, jax.lax.stop_gradient(dict(params)))
-        return BoundModel(base, {}, None, "none", self.kernels)
+        adapters = {} if self.start is None else self.plan.adapters(jax.tree.map(jnp.asarray, dict(self.start)), {})
+        return BoundModel(base, adapters, None, "none", self.kernels)
 
     def terms(
         self,

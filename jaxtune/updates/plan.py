@@ -177,11 +177,19 @@ class ResolvedPlan:
         merged = dict(params)
         for parameter in self.full:
             merged[parameter.path] = parameter.placed(params[parameter.path], trainable["full"][parameter.path])
-        adapters = {
-            module.path: module.adapter(trainable["low_rank"][module.path], self.rules, hyperparameters, dropout_seed)
+        return merged, self.adapters(trainable["low_rank"], hyperparameters, dropout_seed)
+
+    def adapters(
+        self,
+        low_rank: Mapping[str, Mapping[str, Float[Array, "..."]]],
+        hyperparameters: Hyperparameters,
+        dropout_seed: UInt32[Array, ""] | None = None,
+    ) -> dict[str, LowRankAdapter]:
+        """The adapters by module path, of the low-rank part of what is trained; see :meth:`apply`."""
+        return {
+            module.path: module.adapter(low_rank[module.path], self.rules, hyperparameters, dropout_seed)
             for module in self.modules
         }
-        return merged, adapters
 
     def rule_layers(self) -> Trainable:
         """Which rule trains which layers of each trainable array: a mapping in place of the array.

@@ -100,6 +100,14 @@ def test_the_reference_is_the_base_whatever_was_trained(model):
     found = trainer.evaluate(moved, [batch])
     assert found.metrics["reference"] == pytest.approx(base, rel=1e-5)
     assert found.loss != pytest.approx(base, rel=1e-2)
+    # A run that began from an adapter has it in its reference, and not what came of it.
+    begun = jax.tree.map(np.asarray, moved.trainable["low_rank"])
+    program = dataclasses.replace(trainer.program, start=begun)
+    adapters = trainer.plan.adapters(moved.trainable["low_rank"], {})
+    own = np.asarray(model(np.asarray(batch["tokens"], np.int32), adapters=adapters))[:, 0, 0].mean()
+    terms = jax.jit(program.terms)(trainer.params, state.trainable, trainer.place(made(0)), trainer.hyperparameters)
+    assert float(terms.metrics["reference"][0].mean()) == pytest.approx(own, rel=1e-5)
+    assert own != pytest.approx(base, rel=1e-2)
     # In the step, where the model itself drops and is differentiated, the reference is neither.
     seed = jnp.uint32(1)
     dropping = trainer.program.forward(trainer.params, state.trainable, completed(trainer.place(made(0))), {}, seed)
