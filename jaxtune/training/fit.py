@@ -18,6 +18,7 @@ import numpy as np
 
 from jaxtune.config.schema import TrainConfig
 from jaxtune.evaluation.loss import LossResult
+from jaxtune.telemetry.tables import html_table
 from jaxtune.telemetry.throughput import Throughput, Window
 from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.checkpoints import Checkpoints
@@ -115,6 +116,10 @@ class FitResult:
     evaluation: Mapping[str, float]
     examples: int
     seconds: float
+
+    def _repr_html_(self) -> str:
+        row = {"step": self.step, "stopped": self.stopped, **self.metrics, **self.evaluation, "seconds": self.seconds}
+        return html_table([row], title="fit")
 
 
 def fit(

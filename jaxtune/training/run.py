@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxtune.config import Config
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
+from jaxtune.telemetry.progress import watched
 from jaxtune.telemetry.writers import (
     JsonlWriter,
     MetricWriter,
@@ -23,6 +24,7 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
+from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -49,16 +51,17 @@ def open_writers(directory: RunDirectory, config: Config, resume_at: int) -> Wri
 def train(
     config: Config,
     *,
-    listener: Listener | None = None,
+    listener: Listener | Literal["auto"] | None = "auto",
     should_stop: Callable[[], bool] = lambda: False,
     on_plan: Callable[[Trainer, Config], None] | None = None,
     accept_changed_data: bool = False,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
 
     Args:
       config: the run.
-      listener: is told the progress.
+      listener: is told the progress; ``auto`` shows a bar where someone looks, at a terminal or in a notebook, and None
+        shows nothing.
       should_stop: asked after every step; when true, the run saves and returns with ``stopped: "signal"``.
       on_plan: is told the trainer and the resolved configuration before training starts.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
@@ -80,12 +83,14 @@ def train(
     config = experiment.config
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
-        return finished
+        return RunSummary(finished)
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
     trainer = experiment.trainer()
     if on_plan:
         on_plan(trainer, config)
+    if listener == "auto":
+        listener = watched(config.name)
     if not is_writer():
         return _run(experiment, trainer, directory, listener, should_stop)
     directory.claim(config)
@@ -100,7 +105,7 @@ def _run(
     directory: RunDirectory,
     listener: Listener | None,
     should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> RunSummary:
     """Trains from the last checkpoint on, and writes what a finished run leaves."""
     config = experiment.config
     checkpoints = Checkpoints(directory.checkpoints_path, keep=config.train.keep)
@@ -128,7 +133,7 @@ def _run(
             f"the loss was not finite at step {result.step}; lower optimizer.learning_rate "
             f"(checkpoints up to step {checkpoints.latest_step or 0} are kept in {directory.checkpoints_path})"
         )
-    summary = _summarize(experiment, trainer, result, directory)
+    summary = RunSummary(_summarize(experiment, trainer, result, directory))
     if result.stopped == "signal":
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)
