@@ -42,13 +42,16 @@ def data(tmp_path, monkeypatch):
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
-def test_readme(data, tmp_path):
+def test_readme(data, tmp_path, monkeypatch):
     (code,) = python_blocks("README.md")
     lines = [line for line in code.splitlines() if line.strip()]
     assert len(lines) <= 12, "about ten lines from a model's path to an adapter"
     names: dict = {}
+    shown = []
+    monkeypatch.setattr("jaxtune.training.trainer.watched", shown.append)
     exec(smaller(code), names)
     assert names["result"].stopped == "finished"
+    assert shown == ["train"], "a bar, where someone looks"
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["r"] == 8
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtune.errors import UserError
 from jaxtune.files import user_path
+from jaxtune.telemetry.tables import cell
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -131,10 +132,10 @@ def _table(rows: Sequence[Mapping[str, Any]], title: str | None, *, narrow: bool
     for name in rows[0]:
         numeric = _is_numeric(rows, name)
         header = str(name).replace("_", "_\n") if numeric and narrow else str(name)
-        width = max(len(_cell(row[name])) for row in rows) if numeric else None
+        width = max(len(cell(row[name])) for row in rows) if numeric else None
         drawn.add_column(header, justify="right" if numeric else "left", overflow="fold", min_width=width)
     for row in rows:
-        drawn.add_row(*(_cell(value) for value in row.values()))
+        drawn.add_row(*(cell(value) for value in row.values()))
     return drawn
 
 
@@ -150,7 +151,7 @@ def _least_width(rows: Sequence[Mapping[str, Any]]) -> int:
     """Characters that a table needs at least so that no number and no short word is broken."""
     widths = []
     for name in rows[0]:
-        longest = max(len(_cell(row[name])) for row in rows)
+        longest = max(len(cell(row[name])) for row in rows)
         parts = name.split("_") if _is_numeric(rows, name) else [name]
         head = max(len(part) for part in parts) + (len(parts) > 1)
         widths.append(max(longest, head) if _is_numeric(rows, name) else min(max(longest, len(name)), _SHORTEST_TEXT))
@@ -165,12 +166,4 @@ def _record_lines(rows: Sequence[Mapping[str, Any]], title: str | None) -> Itera
     for number, row in enumerate(rows):
         if number:
             yield ""
-        yield from (f"{name:<{width}}  {_cell(value)}" for name, value in row.items())
-
-
-def _cell(value: Any) -> str:
-    if value is None:
-        return "–"
-    if isinstance(value, float):
-        return f"{value:.4g}"
-    return f"{value:,}" if isinstance(value, int) else str(value)
+        yield from (f"{name:<{width}}  {cell(value)}" for name, value in row.items())

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from jaxtune.search.journal import Journal, read_journal
     from jaxtune.search.outcome import Outcome, TestOutcome
+    from jaxtune.search.results import StudySummary
+    from jaxtune.search.run import search
     from jaxtune.search.runner import Interrupted, TrialRunner
     from jaxtune.search.space import Space
     from jaxtune.search.study import Study
@@ -23,10 +25,12 @@ _HOMES = {
     "Outcome": "outcome",
     "Space": "space",
     "Study": "study",
+    "StudySummary": "results",
     "TestOutcome": "outcome",
     "Trial": "trial",
     "TrialRunner": "runner",
     "read_journal": "journal",
+    "search": "run",
     "trials": "table",
 }
 
@@ -36,10 +40,12 @@ __all__ = [
     "Outcome",
     "Space",
     "Study",
+    "StudySummary",
     "TestOutcome",
     "Trial",
     "TrialRunner",
     "read_journal",
+    "search",
     "trials",
 ]
 

@@ -98,7 +98,7 @@ def checked_runner(
     config: Config,
     *,
     run_dir: Path | None = None,
-    listener: Callable[[str], Listener] | None = None,
+    listener: Callable[[str], Listener | None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> TrainerRunner:
     """Opens model and data, tries trials against them, and settles how many train at a time.

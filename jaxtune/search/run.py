@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtune.config import Config, dotted
 from jaxtune.config.paths import located
@@ -18,6 +19,7 @@ from jaxtune.search.header import read_data
 from jaxtune.search.journal import FILENAME, check_free, read_journal
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import milestones
+from jaxtune.search.results import StudySummary
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
@@ -25,6 +27,7 @@ from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
+from jaxtune.telemetry.progress import ProgressBoard, watched
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.fit import Listener
@@ -41,17 +44,18 @@ if TYPE_CHECKING:
 def search(
     config: Config,
     *,
-    listener: Callable[[str], Listener] | None = None,
+    listener: Callable[[str], Listener | None] | Literal["auto"] | None = "auto",
     on_event: Event | None = None,
     on_plan: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     accept_changed_data: bool = False,
-) -> dict[str, Any] | None:
+) -> StudySummary | None:
     """Runs the study of a configuration in its run directory, or goes on where an earlier process was stopped.
 
     Args:
       config: with a ``search`` section.
-      listener: makes the progress display of a trial, given its title.
+      listener: makes the progress display of a trial, given its title; ``auto`` shows bars where someone looks, at a
+        terminal or in a notebook, and None shows nothing.
       on_event: is told every journal record.
       on_plan: is told what is trained, rows of a table, before the first trial.
       should_stop: asked after every step and between trials.
@@ -72,6 +76,8 @@ def search(
     if (finished := directory.read_summary()) is not None:
         return _with_command(config, finished)
     check_free(directory.path)
+    if listener == "auto":
+        listener = functools.partial(watched, board=ProgressBoard())
     try:
         runner, plan, data = _open_runner(config, listener, should_stop)
     except Interrupted:
@@ -98,7 +104,7 @@ def search(
 
 
 def _open_runner(
-    config: Config, listener: Callable[[str], Listener] | None, should_stop: Callable[[], bool]
+    config: Config, listener: Callable[[str], Listener | None] | None, should_stop: Callable[[], bool]
 ) -> tuple[TrainerRunner | RayRunner, Sequence[Mapping[str, Any]], Fingerprints]:
     """What trains the trials, here or in workers; what it trains, rows of a table; fingerprints of its data.
 
@@ -181,10 +187,10 @@ def _first_steps(settings: SearchConfig, steps: int) -> int:
     return total
 
 
-def _with_command(config: Config, summary: dict[str, Any]) -> dict[str, Any]:
+def _with_command(config: Config, summary: dict[str, Any]) -> StudySummary:
     """The summary with the command of its winner, which names the directory as it is named now."""
     summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
-    return summary
+    return StudySummary(summary)
 
 
 def winner_command(config: Config, configuration: Mapping[str, Any]) -> str:

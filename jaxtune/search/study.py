@@ -24,9 +24,11 @@ from jaxtune.search.milestones import Milestones, milestones
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.promotion import next_to_finish, ranking
 from jaxtune.search.proposals import Proposals, Proposed, Request
+from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
 from jaxtune.search.space import Point, Space
+from jaxtune.search.status import read_recorded, score_of
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
@@ -122,7 +124,7 @@ class Study:
         except KeyError:
             return None
 
-    def run(self) -> dict[str, Any] | None:
+    def run(self) -> StudySummary | None:
         """Runs the study to its end, or continues it.
 
         Returns:
@@ -159,7 +161,25 @@ class Study:
                 summary["adapter"] = dict(kept)
             write_summary(self.run_dir, summary)
             self._emit("summary", best.trial.id, summary)
-            return summary
+            return StudySummary(summary)
+
+    def _repr_html_(self) -> str:
+        """The trials so far, as the journal has them."""
+        try:
+            recorded = read_recorded(self.run_dir)
+        except UserError:
+            return trial_table([], f"{self.run_dir}: no trial yet")
+        trials = [
+            {
+                "trial": number,
+                "status": state.status,
+                "early_score": score_of(state.early),
+                "final_score": score_of(state.final),
+                "configuration": recorded.configuration(state),
+            }
+            for number, state in sorted(recorded.history.trials.items())
+        ]
+        return trial_table(trials, f"{self.run_dir}: {len(trials)} of {self.search.trials} trials")
 
     # The journal
 

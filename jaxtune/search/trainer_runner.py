@@ -117,7 +117,7 @@ class TrainerRunner:
         experiment: Experiment,
         *,
         population: int = 1,
-        listener: Callable[[str], Listener] | None = None,
+        listener: Callable[[str], Listener | None] | None = None,
         should_stop: Callable[[], bool] = lambda: False,
     ):
         self.experiment = experiment

@@ -1,4 +1,4 @@
-"""What a person sees while a run trains: a bar on a terminal, plain lines elsewhere."""
+"""What a person sees while a run trains: a bar on a terminal or in a notebook, plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from collections.abc import Callable, Mapping
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from jaxtune.parallel.distributed import is_writer
+from jaxtune.telemetry.notebook import NotebookBars, in_notebook
 
 
 def short(metrics: Mapping[str, float]) -> str:
@@ -29,45 +32,67 @@ class ProgressBoard:
     """The bars of the runs that train at the same time, one below the other; gone when none trains.
 
     Args:
-      console: where to draw; a console on standard error if None, so that standard output stays for results.
+      console: where to draw; if None the notebook, or a console on standard error, so that standard output stays for
+        results.
     """
 
     def __init__(self, console: Console | None = None):
         self.console = console or Console(file=sys.stderr)
-        self._progress: Progress | None = None
+        self._notebook = console is None and in_notebook()
+        self._bars: Progress | NotebookBars | None = None
+
+    @property
+    def watched(self) -> bool:
+        """Whether bars can be drawn: somebody looks."""
+        return self._notebook or self.console.is_terminal
 
     def add(self, title: str, step: int, total: int) -> TaskID:
         """Draws a bar."""
-        if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}", markup=False),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TextColumn("{task.fields[metrics]}", markup=False),
-                TimeRemainingColumn(),
-                console=self.console,
-                transient=True,
-            )
-            self._progress.start()
-        return self._progress.add_task(title, total=total, completed=step, metrics="")
+        if self._bars is None:
+            self._bars = NotebookBars() if self._notebook else _terminal_bars(self.console)
+            self._bars.start()
+        return self._bars.add_task(title, total=total, completed=step, metrics="")
 
     def update(self, task: TaskID, step: int, text: str) -> None:
         """Moves a bar."""
-        if self._progress is not None:
-            self._progress.update(task, completed=step, metrics=text)
+        if self._bars is not None:
+            self._bars.update(task, completed=step, metrics=text)
 
     def refresh(self) -> None:
         """Draws at once, without waiting for the next tick."""
-        if self._progress is not None:
-            self._progress.refresh()
+        if self._bars is not None:
+            self._bars.refresh()
 
     def remove(self, task: TaskID) -> None:
         """Takes a bar away."""
-        if self._progress is not None:
-            self._progress.remove_task(task)
-            if not self._progress.tasks:
-                self._progress.stop()
-                self._progress = None
+        if self._bars is not None:
+            self._bars.remove_task(task)
+            if not self._bars.tasks:
+                self._bars.stop()
+                self._bars = None
+
+
+def _terminal_bars(console: Console) -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[metrics]}", markup=False),
+        TimeRemainingColumn(),
+        console=console,
+        transient=True,
+    )
+
+
+def watched(title: str, board: ProgressBoard | None = None) -> ProgressDisplay | None:
+    """A display where someone looks, at a terminal or a notebook; None elsewhere, and in all processes but the first.
+
+    Args:
+      title: the name in front of the bar.
+      board: where the bar stands; one of its own if None.
+    """
+    board = board or ProgressBoard()
+    return ProgressDisplay(board, title) if board.watched and is_writer() else None
 
 
 class ProgressDisplay:
@@ -98,7 +123,7 @@ class ProgressDisplay:
         """The loop starts at ``step`` and ends at ``total``."""
         self._total = total
         self._start = (step, self._clock())
-        if not self._quiet and self._board.console.is_terminal:
+        if not self._quiet and self._board.watched:
             self._task = self._board.add(self._title, step, total)
 
     def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 
 from jaxtune.training.run import Diverged, train
 from jaxtune.training.state import TrainState
+from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
 
-__all__ = ["Diverged", "TrainState", "Trainer", "train"]
+__all__ = ["Diverged", "RunSummary", "TrainState", "Trainer", "train"]

@@ -17,6 +17,7 @@ import jax
 from jaxtune.config.schema import TrainConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation.loss import LossResult
+from jaxtune.telemetry.tables import html_table
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import CutBack, MetricWriter
 from jaxtune.training.batches import Batches, HostBatch, as_batches, count_examples, count_tokens
@@ -111,6 +112,10 @@ class FitResult:
         shown = {name: value for name, value in {**self.metrics, **self.evaluation}.items() if "loss" in name}
         losses = "".join(f", {name}={value:.6g}" for name, value in shown.items())
         return f"FitResult({self.stopped} at step {self.step}{losses}, seconds={self.seconds:.3g})"
+
+    def _repr_html_(self) -> str:
+        row = {"step": self.step, "stopped": self.stopped, **self.metrics, **self.evaluation, "seconds": self.seconds}
+        return html_table([row], title="fit")
 
 
 def fit(

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 from jaxtune.config import Config
 from jaxtune.config.paths import located
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
+from jaxtune.telemetry.progress import watched
 from jaxtune.telemetry.writers import (
     JsonlWriter,
     MetricWriter,
@@ -26,6 +27,7 @@ from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
+from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
@@ -52,11 +54,11 @@ def open_writers(directory: RunDirectory, config: Config, resume_at: int) -> Wri
 def train(
     config: Config,
     *,
-    listener: Listener | None = None,
+    listener: Listener | Literal["auto"] | None = "auto",
     should_stop: Callable[[], bool] = lambda: False,
     on_plan: Callable[[Trainer, Config], None] | None = None,
     accept_changed_data: bool = False,
-) -> dict[str, Any]:
+) -> RunSummary:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
 
     A run that differs from the one in its directory in more ``train.steps`` alone takes that one further: from its last
@@ -64,7 +66,8 @@ def train(
 
     Args:
       config: the run.
-      listener: is told the progress.
+      listener: is told the progress; ``auto`` shows a bar where someone looks, at a terminal or in a notebook, and None
+        shows nothing.
       should_stop: asked after every step; when true, the run saves and returns with ``stopped: "signal"``.
       on_plan: is told the trainer and the resolved configuration before training starts.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
@@ -87,7 +90,7 @@ def train(
     config = experiment.config
     directory.check(config)
     if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
-        return finished
+        return RunSummary(finished)
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
     trainer = experiment.trainer()
@@ -95,6 +98,8 @@ def train(
         tell_idle_keys(config, trainer.plan)
     if on_plan:
         on_plan(trainer, config)
+    if listener == "auto":
+        listener = watched(config.name)
     if not is_writer():
         return _run(experiment, trainer, directory, listener, should_stop)
     directory.claim(config)
@@ -110,7 +115,7 @@ def _run(
     directory: RunDirectory,
     listener: Listener | None,
     should_stop: Callable[[], bool],
-) -> dict[str, Any]:
+) -> RunSummary:
     """Trains from the last checkpoint on, and writes what a finished run leaves."""
     config = experiment.config
     checkpoints = Checkpoints(directory.checkpoints_path, keep=config.train.keep)
@@ -138,7 +143,7 @@ def _run(
             f"the loss was not finite at step {result.step}; lower optimizer.learning_rate "
             f"(checkpoints up to step {checkpoints.latest_step or 0} are kept in {directory.checkpoints_path})"
         )
-    summary = _summarize(experiment, trainer, result, directory)
+    summary = RunSummary(_summarize(experiment, trainer, result, directory))
     if result.stopped == "signal":
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -20,9 +20,12 @@ from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, place, replicated
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
+from jaxtune.telemetry.progress import watched
 from jaxtune.telemetry.throughput import Throughput
-from jaxtune.training.batches import HostBatch, checked
-from jaxtune.training.fit import FitResult, fit
+from jaxtune.telemetry.writers import MetricWriter
+from jaxtune.training.batches import Batches, HostBatch, checked
+from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.fit import Evaluate, FitResult, Listener, fit
 from jaxtune.training.objectives import Objective, cross_entropy
 from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
@@ -191,9 +194,51 @@ class Trainer:
         check_alive(state)
         return self._apply(self.params, state.trainable, self.traced_values(hyperparameters))
 
-    def fit(self, batches: Any, **options: Any) -> FitResult:
-        """Trains to the end of the schedule, or to ``until``; see :func:`jaxtune.training.fit.fit` for the options."""
-        return fit(self, batches, **options)
+    def fit(
+        self,
+        batches: Batches | Iterable[Mapping[str, Any]],
+        *,
+        state: TrainState | None = None,
+        hyperparameters: Values | None = None,
+        until: int | None = None,
+        validation: Iterable[Mapping[str, Any]] | None = None,
+        evaluate: Evaluate | None = None,
+        checkpoints: Checkpoints | None = None,
+        writer: MetricWriter | None = None,
+        listener: Listener | Literal["auto"] | None = "auto",
+        should_stop: Callable[[], bool] = lambda: False,
+        evaluate_at_end: bool = True,
+    ) -> FitResult:
+        """Trains to the end of the schedule, or to ``until``: :func:`jaxtune.training.fit.fit` with this trainer.
+
+        Args:
+          batches: see there, as the others.
+          state: where to start if there is no checkpoint; a fresh one if None.
+          hyperparameters: overrides of single values by dotted key.
+          until: stop after this many steps in all; the schedule stays planned for ``train.steps``.
+          validation: batches whose loss is the ``validation_loss`` of an evaluation.
+          evaluate: further metrics of an evaluation.
+          checkpoints: where to resume from and write to.
+          writer: takes the metrics of every logged step.
+          listener: is told the progress; ``auto`` shows a bar where someone looks, at a terminal or in a notebook, and
+            None shows nothing.
+          should_stop: asked after every step; when true the loop saves a checkpoint and returns.
+          evaluate_at_end: evaluate after the last step as well.
+        """
+        return fit(
+            self,
+            batches,
+            state=state,
+            hyperparameters=hyperparameters,
+            until=until,
+            validation=validation,
+            evaluate=evaluate,
+            checkpoints=checkpoints,
+            writer=writer,
+            listener=watched("train") if listener == "auto" else listener,
+            should_stop=should_stop,
+            evaluate_at_end=evaluate_at_end,
+        )
 
     def step_flops(self, hyperparameters: Values | None = None) -> StepFlops:
         """Model FLOPs of one step over full rows, counted for what is trained."""

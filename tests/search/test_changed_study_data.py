@@ -158,7 +158,7 @@ def test_a_study_that_is_extended_next_day_shows_the_same_day(chats, tmp_path, d
         extend(run_dir, ["search.trials=5"])
 
 
-def test_trials_under_way_go_on_with_data_that_were_accepted(own_files, tmp_path, caplog):
+def test_trials_under_way_go_on_with_data_that_were_accepted(own_files, tmp_path, caplog, monkeypatch):
     """Through the trainer: a promoted trial continues from its checkpoint, among other examples, and fewer."""
     config = with_overrides(own_files, {**SEARCH, "data.test": None, "train.batch_size": 16, "train.steps": 6})
     ended: list[str] = []
@@ -169,8 +169,12 @@ def test_trials_under_way_go_on_with_data_that_were_accepted(own_files, tmp_path
     for call in (search, preflight_search):
         with pytest.raises(UserError, match=r"^data\.train \(64 examples then, 16 now\)"):
             call(config)
+    shown: list[str] = []
+    monkeypatch.setattr("jaxtune.search.run.watched", lambda title, board: shown.append(title))
     summary = search(config, accept_changed_data=True)
     assert summary is not None
+    assert set(shown) == {f"trial {trial['id']}" for trial in summary.trials if trial["final_score"] is not None}
+    assert summary.best["command"] in json.dumps(search(config))
     assert sum(trial["final_score"] is not None for trial in summary["trials"]) == 2
     assert summary["budget"]["steps_run"] == 12, "nothing was trained twice"
 

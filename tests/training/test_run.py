@@ -12,6 +12,7 @@ from safetensors.numpy import load_file
 
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.telemetry.progress import ProgressBoard
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training import trainer as trainer_module
 from jaxtune.training.experiment import Experiment
@@ -60,8 +61,27 @@ def test_the_summary_tells_what_was_done(config, tmp_path):
 def test_epochs_train_and_are_found_finished(config):
     epochs = with_overrides(config, {"train.steps": None, "train.epochs": 0.5})
     summary = train(epochs)
-    assert summary["steps"] == 4
-    assert train(epochs) == summary
+    assert summary.steps == summary["steps"] == 4
+    again = train(epochs)
+    assert again == summary
+    assert again.adapter == summary.adapter is not None
+    assert again._repr_html_() == summary._repr_html_()
+
+
+@pytest.mark.parametrize("listener", ["auto", None])
+def test_the_progress_is_shown_where_someone_looks(config, monkeypatch, listener):
+    told = []
+
+    class Board(ProgressBoard):
+        watched = True
+
+        def add(self, title, step, total):
+            told.append((title, step, total))
+            return super().add(title, step, total)
+
+    monkeypatch.setattr("jaxtune.telemetry.progress.ProgressBoard", Board)
+    train(with_overrides(config, {"train.steps": 2, "train.checkpoint_every": None}), listener=listener)
+    assert told == ([("tiny", 0, 2)] if listener else [])
 
 
 def test_a_stopped_run_goes_on_and_nothing_is_counted_twice(config, tmp_path):

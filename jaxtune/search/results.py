@@ -1,0 +1,120 @@
+"""What a study came to, for programs, type checkers and notebooks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NotRequired, TypedDict
+
+from jaxtune.telemetry.tables import html_table
+from jaxtune.training.summary import AdapterFiles, Summary
+
+
+class ScoredTrial(TypedDict):
+    """One trial in the list of all; scores are None where there is none."""
+
+    id: int
+    configuration: dict[str, Any]
+    early_score: float | None
+    standard_error: float | None
+    final_score: float | None
+    status: str
+
+
+class ComparedTrial(TypedDict):
+    """The winner, or the reference (``in_space``: whether the surrogate learnt from it)."""
+
+    trial: int
+    configuration: dict[str, Any]
+    early_score: float | None
+    final_score: float | None
+    final_metrics: dict[str, float] | None
+    test_score: float | None
+    test_metrics: dict[str, float] | None
+    command: NotRequired[str]
+    in_space: NotRequired[bool]
+
+
+class UntunedScore(TypedDict):
+    """What was measured on the test split before training; None without one."""
+
+    test_score: float | None
+    test_metrics: dict[str, float] | None
+
+
+class Budget(TypedDict):
+    """What a study took."""
+
+    steps_run: int
+    steps_if_all_finished: int
+    compilations: int
+    seconds: float
+
+
+class SearchObjective(TypedDict):
+    """The score's name, and whether ``min`` or ``max`` is better."""
+
+    name: str
+    direction: str
+
+
+class StudySummary(Summary):
+    """What ``jaxtune search`` came to, as in the study's ``summary.json``; each key is an attribute as well.
+
+    Attributes:
+      objective: name and direction of the score.
+      fraction: share of its steps after which a trial was scored.
+      trials: all of them, in the order of their numbers.
+      best: the winner.
+      baseline: the reference, trial 0.
+      untuned: the model before training.
+      test_difference: the winner's test score less the reference's, with its interval; None where there is none.
+      rank_agreement: how well early scores foretold the final ones.
+      budget: steps, compilations and seconds.
+      partial_dependence: curves of the score over each searched key.
+      importance: share of each searched key in the score's variation.
+      adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
+    """
+
+    __slots__ = ()
+
+    objective: SearchObjective
+    fraction: float
+    trials: Sequence[ScoredTrial]
+    best: ComparedTrial
+    baseline: ComparedTrial
+    untuned: UntunedScore
+    test_difference: Mapping[str, Any] | None
+    rank_agreement: Mapping[str, Any]
+    budget: Budget
+    partial_dependence: Sequence[Mapping[str, Any]]
+    importance: Mapping[str, float]
+
+    @property
+    def adapter(self) -> AdapterFiles | None:
+        """The winner's PEFT adapter."""
+        return self.get("adapter")
+
+    def _repr_html_(self) -> str:
+        best, direction = self.best, self.objective["direction"]
+        title = f"{self.objective['name']} ({direction} is better): trial {best['trial']} won"
+        tested = "" if best["test_score"] is None else f", {best['test_score']:.4g} on the test split"
+        return trial_table(({"trial": trial["id"], **trial} for trial in self.trials), title + tested)
+
+
+def trial_table(trials: Iterable[Mapping[str, Any]], title: str) -> str:
+    """Trials as a table of HTML: number, status, scores and configuration.
+
+    Args:
+      trials: ``trial``, ``status``, ``early_score``, ``final_score`` and ``configuration`` of each.
+      title: stands above the table.
+    """
+    return html_table(
+        [
+            {
+                **{name: trial[name] for name in ("trial", "status", "early_score", "final_score")},
+                **trial["configuration"],
+            }
+            for trial in trials
+        ],
+        title,
+    )
