@@ -305,6 +305,7 @@ def main() -> None:
     ours, theirs = result["jaxtune"], result["peft"]
     result["ratio"] = ours["tokens_per_second"] / theirs["tokens_per_second"] if both else None
     result["useful_ratio"] = ours["useful_tokens_per_second"] / theirs["useful_tokens_per_second"] if both else None
+    result["peak_ratio"] = ours["peak_bytes"] / theirs["peak_bytes"] if both else None
     result["setting"] = {
         "shape": arguments.shape,
         "dtype": arguments.dtype,

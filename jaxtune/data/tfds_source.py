@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import importlib
+import io
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -64,7 +65,7 @@ def tfds_splits(path: str, data_dir: str | None, *, key: str) -> Mapping[str, Ca
         # TFDS tells of a wrong configuration, version or name in several paragraphs; the choices are in the class.
         raise UserError(f"{key}: {path} is no data set of TFDS: {_reason(error)}{_variants(base)}") from error
     if not builder.is_prepared():
-        _prepare(builder, key, path)
+        _prepare(builder, key, path, generated=base in OWN_BUILDERS)
     return _open_splits(builder, key)
 
 
@@ -77,10 +78,12 @@ def _cache_directory(key: str) -> Path:
     return folder
 
 
-def _prepare(builder: Any, key: str, path: str) -> None:
+def _prepare(builder: Any, key: str, path: str, *, generated: bool) -> None:
+    # TFDS prints to stdout, which is kept for results. It speaks of downloading whatever it does.
+    if generated:
+        print(f"generating {path} in {builder.data_dir}", file=sys.stderr, flush=True)
     try:
-        # TFDS also prints to stdout, which is kept for results.
-        with contextlib.redirect_stdout(sys.stderr):
+        with contextlib.redirect_stdout(io.StringIO() if generated else sys.stderr):
             builder.download_and_prepare(file_format="array_record")
     except ImportError as error:
         raise UserError(

@@ -161,3 +161,13 @@ def test_the_committed_comparisons_are_those_of_the_committed_regrets():
         if left
     ]
     assert sum("fraction" not in name for name, _ in stars) == len(stars) - 1
+
+
+def test_the_committed_figures_are_drawn_from_the_committed_results(tmp_path, monkeypatch, capsys):
+    results = str(ROOT / "benchmarks/results/surrogates.json")
+    monkeypatch.setattr("sys.argv", ["surrogates.py", "--from", results, "--figures", str(tmp_path)])
+    surrogates.main()
+    assert "64 trials of 80 steps" in capsys.readouterr().out
+    drawn = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert len(drawn) == 2
+    assert drawn == {name: (ROOT / "docs/figures" / name).read_text() for name in drawn}

@@ -131,7 +131,10 @@ def test_our_own_builder_is_prepared_on_first_use(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     rows = open_source(SourceConfig(path="tfds:product_listings", split="train[:20]"))
     assert list(rows) == list(generate_rows("train", 20))
-    assert capsys.readouterr().out == ""
+    told = capsys.readouterr()
+    assert told.out == ""
+    assert "generating tfds:product_listings in" in told.err
+    assert "ownload" not in told.err
     assert (tmp_path / "jaxtune" / "tfds" / "product_listings").is_dir()
     again = open_source(SourceConfig(path="tfds:product_listings", split="validation", limit=5))
     assert list(again) == list(generate_rows("validation", 5))
