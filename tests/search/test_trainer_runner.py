@@ -92,6 +92,10 @@ def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config
     assert ended[1].failed
     assert runner.compilations == 1
     lonely = TrainerRunner(experiment)
+    # Found at the end only, a divergence is no later.
+    late = {**wild, "train.log_every": 50, "train.evaluate_every": 50}
+    (_, outcome), *_ = run_all(lonely, [(Trial(1, late, tmp_path / "late"), 6)])
+    assert (outcome.failed, outcome.steps_run) == (True, ended[1].steps_run)
     for number in (0, 2, 7):
         trial, until = jobs[number]
         alone = list(run_all(lonely, [(Trial(trial.id, trial.configuration, tmp_path / f"alone{number}"), until)]))

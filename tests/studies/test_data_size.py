@@ -11,6 +11,7 @@ import pytest
 from jaxtune.cli import main
 from jaxtune.search import read_journal
 from jaxtune.studies.data_size_page import saturation_sentence
+from tests.kill_anywhere import timeless
 from tests.studies.stops import stop_after
 from tests.tiny_task import WORDS, config_file, configuration, rows, tiny_model
 
@@ -122,6 +123,8 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
     summary, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "whole"))
     assert summary["scores"] == whole["scores"]
     assert summary["ceiling"] == whole["ceiling"]
+    journals = [timeless(read_journal(tmp_path / name)[1:]) for name in ("stopped", "run")]
+    assert journals[0] == journals[1]
 
 
 @pytest.mark.parametrize(
