@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
+import shlex
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Any, TypeVar
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from jaxtune.config.aliases import our_keys, sections_of
 from jaxtune.config.paths import with_folders
 from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
 from jaxtune.config.section import Section
@@ -82,6 +84,9 @@ def parse_value(text: str) -> Any:
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     """Reads, overrides and validates a configuration.
 
+    An override of a section changes the keys that it names and leaves the others: ``train={steps: 3}``. Of what is one
+    value it takes the place: a list, a mapping with keys of one's own (``search.space``), a rule with its ``method``.
+
     The ``config.yaml`` of a run directory means that directory: its ``run_dir`` says where it was when the run began,
     and the directory may have been moved or copied since. An override of ``run_dir`` means what it says. Relative paths
     are meant from the folder of the file (``paths_from``); in overrides, from the working directory.
@@ -110,10 +115,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         # Told from a home: in front of a path of the file system, ~ is the name of a folder.
         raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
     changed = {}
-    for override in overrides:
+    for place, override in enumerate(overrides):
         key, separator, value = override.partition("=")
-        if not separator or not all(key.split(".")):
-            raise UserError(f"override {override!r}: expected dotted.key=value")
+        follows = overrides[place + 1] if place + 1 < len(overrides) else "="
+        if not separator or not all(key.split(".")) or key != key.strip() or (not value and "=" not in follows):
+            raise UserError(f"override {override!r}: {_expected(overrides, place)}")
         _set(raw, key, parse_value(value))
         changed[key] = override
 
@@ -128,6 +134,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         return f"{file}: "
 
     return with_folders(_validate(Config, raw, where), file, changed, begun=begun)
+
+
+def _expected(overrides: Sequence[str], place: int) -> str:
+    """What was to be written where an override is none, or where a shell parted its key and its value."""
+    parted = re.fullmatch(r"-*([\w.]+)(?:\s*=|:)\s*(\S.*)", overrides[place]) or re.match(
+        r"-*([\w.]+)(?:\s*=\s*|:\s+|\s+)([^\s=]+)(?:\s|$)", " ".join(overrides[place : place + 3])
+    )
+    if parted is None or not all(parted[1].split(".")):
+        return "expected dotted.key=value"
+    return f"expected dotted.key=value, without spaces; did you mean {parted[1]}={shlex.quote(parted[2])}?"
 
 
 def with_overrides(config: Config, overrides: Mapping[str, Any], *, origin: str = "") -> Config:
@@ -212,6 +228,8 @@ def _collect_lines(node: Any, prefix: str, lines: dict[str, int]) -> None:
 def _set(tree: dict[str, Any], key: str, value: Any) -> None:
     """Writes ``value`` at a dotted key, through lists by index; what is missing on the way is made.
 
+    Of a section that is there only the keys change that a mapping names. One with a ``method`` is a whole rule.
+
     Pydantic reports keys that do not exist, afterwards and with a better message than could be given here.
     """
     parts = key.split(".")
@@ -226,13 +244,15 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             place = _place(part, len(node))
             if place is None:
                 raise UserError(f"{here}: {'.'.join(parts[:depth])} has {len(node)} entries, numbered from 0")
-            if last:
+            if last and not _changed_within(tree, parts, node[place], value):
                 node[place] = value
+            if last:
                 return
             node = node[place]
             continue
         if last:
-            node[part] = copy.deepcopy(value)
+            if not _changed_within(tree, parts, node.get(part), value):
+                node[part] = copy.deepcopy(value)
             return
         child = node.get(part)
         if child is None:
@@ -245,6 +265,35 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
         node[part] = child
         node = child
+
+
+def _changed_within(tree: dict[str, Any], parts: Sequence[str], present: Any, value: Any) -> bool:
+    """Changes the keys of a section that a mapping names; False where the mapping is to stand for all that is there."""
+    if not isinstance(value, Mapping) or not isinstance(present, dict | str):
+        return False
+    sections = _sections_at(parts)
+    # Of several that a tag tells apart, one with its tag is meant as a whole.
+    if not sections or (
+        len(sections) > 1 and any(_tag(section) is not None for section in sections) and "method" in value
+    ):
+        return False
+    for name, inner in value.items():
+        _set(tree, ".".join((*parts, str(name))), inner)
+    return True
+
+
+def _sections_at(parts: Sequence[str]) -> list[type[BaseModel]]:
+    """The sections that can stand at a dotted key; none where it is a value, or a key of one's own."""
+    current: Any = Config
+    for part in parts:
+        if part.isdecimal():
+            current = _element(current)
+            continue
+        holder = next((item for item in sections_of(current) if part in item.model_fields), None)
+        if holder is None:
+            return []
+        current = holder.model_fields[part].annotation
+    return sections_of(current)
 
 
 def _place(part: str, length: int) -> int | None:
@@ -271,7 +320,7 @@ def _resolve(model: type[BaseModel], location: Iterable[int | str]) -> tuple[lis
     current: Any = model
     section: type[BaseModel] | None = model
     for part in location:
-        sections = _sections(current)
+        sections = sections_of(current)
         tagged = [item for item in sections if _tag(item) == part]
         if tagged:
             current = tagged[0]
@@ -290,16 +339,6 @@ def _resolve(model: type[BaseModel], location: Iterable[int | str]) -> tuple[lis
     return keys, section
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
-    """The configuration sections among the alternatives of a type."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
-    origin = typing.get_origin(annotation)
-    if origin in (list, dict, tuple) or annotation is None:
-        return []
-    return [section for argument in typing.get_args(annotation) for section in _sections(argument)]
-
-
 def _all_sections(base: type[BaseModel] = Section) -> list[type[BaseModel]]:
     return [base, *(found for child in base.__subclasses__() for found in _all_sections(child))]
 
@@ -311,6 +350,14 @@ def _element(annotation: Any) -> Any:
     return next((inner for item in typing.get_args(annotation) if (inner := _element(item)) is not None), None)
 
 
+def _elsewhere(keys: Sequence[str]) -> list[str]:
+    """Our keys that an unknown one stands for: another tool's name, or ours in the wrong section; of the same rule."""
+    found = our_keys(keys[-1])[:3]
+    if keys[0] == "update" and len(keys) > 1:
+        found = [key.replace("update.0.", f"update.{keys[1]}.") for key in found]
+    return [] if ".".join(keys) in found else found
+
+
 def _tag(section: type[BaseModel]) -> str | None:
     field = section.model_fields.get("method")
     return field.default if field is not None else None
@@ -320,12 +367,14 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
     key = ".".join(keys)
     kind = item["type"]
     if kind == "extra_forbidden":
+        if ours := _elsewhere(keys):
+            return f"{key}: unknown key; did you mean {' or '.join(map(repr, ours))}?"
         valid = list(section.model_fields) if section is not None else []
         return f"{key}: unknown key{nearest(keys[-1], valid)}"
     if kind == "missing":
         return f"{key}: this {'entry' if keys[-1].isdigit() else 'key'} is required"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [tag for rule in _sections(Rule) if (tag := _tag(rule))]
+        tags = [tag for rule in sections_of(Rule) if (tag := _tag(rule))]
         given = item["input"].get("method") if isinstance(item["input"], dict) else None
         wrong = "method is required" if given is None else f"unknown method {given!r}"
         return f"{key}: {wrong}{nearest(given, tags)}"
@@ -337,7 +386,7 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
         wanted = next(
             (part for part in _all_sections() if part.__name__ == item.get("ctx", {}).get("class_name")), None
         )
-        fields = list((wanted or _sections(Rule)[0]).model_fields)
+        fields = list((wanted or sections_of(Rule)[0]).model_fields)
         return f"{key}: expected keys such as {', '.join(fields[:4])}; found {_kind(item['input'])}"
     message = item["msg"].removeprefix("Value error, ")
     shown = "" if kind in ("value_error", "model_type") else f" (found {item['input']!r})"

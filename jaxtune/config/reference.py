@@ -97,6 +97,13 @@ def markdown() -> str:
         "",
         "Written from the schema by `python -m jaxtune.config.reference`. A number marked *traced* can change without",
         "a new compilation, so a search over it compiles once.",
+        "",
+        "On the command line a key is dotted: `train.steps=3`, `update.0.rank=8`, `search.space.update.0.rank={choice: "
+        "[4, 8]}`. A",
+        "mapping given for a section changes the keys that it names and leaves the others: `train={steps: 3, keep: "
+        "{latest: 5}}`. A",
+        "value is replaced: a list, a mapping with keys of your own (`search.space={…}`), a rule that names its method",
+        "(`update.0={match: lm_head, method: full}`). `search=null search={…}` starts a section anew.",
     ]
     for title, section in _SECTIONS:
         heading = f"`{title}`" if title and " " not in title else title or "Top level"

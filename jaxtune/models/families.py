@@ -294,6 +294,25 @@ def module_path(config: DecoderConfig, name: str) -> str | None:
     return _module_paths(config).get(name)
 
 
+def our_pattern(text: str) -> str:
+    """A path pattern with the names of checkpoints turned into ours: ``q_proj`` is ``layers.*.attention.q``.
+
+    Args:
+      text: a pattern, or what other tools call target modules.
+    """
+    if text in ("all-linear", "all"):
+        return "layers.*.{attention,mlp}.*"
+    theirs = {template.rpartition(".")[2]: path for path, template in _MODULES.items()}
+    if text in theirs and text not in _MODULES:
+        return theirs[text].replace("layers.", "layers.*.", 1)
+    names = {"self_attn": "attention", **{name: path.rpartition(".")[2] for name, path in theirs.items()}}
+    ours = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), text.removeprefix("model."))
+    if re.match(r"(attention|mlp)\b", ours):
+        return f"layers.*.{ours}"
+    # Names alone, in braces.
+    return f"**.{ours}" if ours != text and ours.startswith("{") else ours
+
+
 @functools.cache
 def _module_names(config: DecoderConfig) -> dict[str, str]:
     modules = family_of(config).modules()

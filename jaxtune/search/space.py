@@ -15,6 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from jaxtune.config.aliases import our_keys
 from jaxtune.config.schema import DimensionConfig
 from jaxtune.errors import UserError, nearest
 
@@ -193,7 +194,8 @@ class Space:
             known = set(known_keys)
             for key in space:
                 if key not in known:
-                    raise UserError(f"search.space: the configuration has no key {key!r}{nearest(key, sorted(known))}")
+                    meant = [name for name in our_keys(key.rpartition(".")[2]) if name in known] or sorted(known)
+                    raise UserError(f"search.space: the configuration has no key {key!r}{nearest(key, meant)}")
         for key in space:
             parent = next((other for other in space if key.startswith(f"{other}.")), None)
             if parent is not None:

@@ -14,6 +14,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Decoder
+from jaxtune.models.families import our_pattern
 from jaxtune.models.linear import LowRankAdapter
 from jaxtune.updates.full import FullParameter
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, LowRankModule, rule_layers, rule_value
@@ -281,7 +282,9 @@ def _pattern(index: int, rule: Rule) -> Pattern:
     try:
         return Pattern(rule.match)
     except UserError as error:
-        raise UserError(f"update.{index}.match: {error}") from error
+        ours = our_pattern(rule.match)
+        meant = f"; did you mean {ours!r}?" if ours != rule.match else ""
+        raise UserError(f"update.{index}.match: {error}{meant}") from error
 
 
 def _unmatched(pattern: Pattern, alternative: Pattern, names: Sequence[_Name]) -> str:
@@ -291,6 +294,9 @@ def _unmatched(pattern: Pattern, alternative: Pattern, names: Sequence[_Name]) -
         said = f"the alternative {alternative.text!r} of {said}"
     if alternative.matches("lm_head.kernel"):
         return f"{said}: its head is tied to embed.table"
+    ours = our_pattern(pattern.text)
+    if ours != pattern.text and any(Pattern(ours).matches(name.path) for name in names):
+        return f"{said}; did you mean {ours!r}?"
     wanted = re.sub(r"^layers\.(\d+|\{[^{}]*\})(?=\.)", "layers.*", alternative.text)
     if wanted != alternative.text and any(Pattern(wanted).matches(name.path) for name in names):
         count = max(name.layer for name in names if name.layer is not None) + 1

@@ -12,6 +12,7 @@ from jaxtune.config import (
     program_key,
     with_overrides,
 )
+from jaxtune.config.aliases import _ALIASES, _by_last_part
 from jaxtune.errors import UserError, nearest
 
 YAML = """\
@@ -251,3 +252,106 @@ def test_homes_in_paths_are_expanded_when_they_are_read(file, monkeypatch):
         load_config(file, ["run_dir=~nobody-here/r"])
     with pytest.raises(UserError, match=r"study\.output"):
         load_config(file, ["study.output=''"])
+
+
+def test_an_override_of_a_section_leaves_its_other_keys(file):
+    text = YAML.replace("  steps: 10\n", "  steps: 10\n  batch_size: 8\n  keep: {best: 3}\n")
+    file.write_text(
+        text.replace("  space:\n", "  trials: 7\n  space:\n").replace("    rank: 8\n", "    rank: 8\n    alpha: 7\n")
+    )
+    config = load_config(file, ["train={steps: 3, keep: {latest: 5}}", "search={promote: 2}", "data.train={limit: 5}"])
+    assert (config.train.steps, config.train.batch_size) == (3, 8)
+    assert (config.train.keep.latest, config.train.keep.best) == (5, 3)
+    assert (config.search.trials, config.search.promote, len(config.search.space)) == (7, 2, 2)
+    assert (config.data.train.path, config.data.train.limit) == ("rows.jsonl", 5)
+    assert load_config(file, ["update.0={rank: 9}"]).update[0] == config.update[0].model_copy(update={"rank": 9})
+    # The same from Python, and in the settings of a study.
+    assert with_overrides(config, {"train": {"steps": 4}}).train == config.train.model_copy(update={"steps": 4})
+
+
+def test_an_override_of_a_value_takes_its_place(file):
+    config = load_config(
+        file,
+        [
+            "search.space={optimizer.warmup: {uniform: [0, 1]}}",
+            "search.reference={optimizer.warmup: 0.5}",
+            "update.0={match: lm_head, method: full}",
+            "data.train=other.jsonl",
+        ],
+    )
+    assert list(config.search.space) == ["optimizer.warmup"]
+    assert config.search.reference == {"optimizer.warmup": 0.5}
+    assert config.update[0].model_dump(exclude_unset=True) == {"match": "lm_head", "method": "full"}
+    assert config.data.train.path == "other.jsonl"
+    # One searched key is one value, of one kind.
+    other = load_config(file, ["search.space.update.0.rank={choice: [1, 2]}"]).search.space
+    assert other["update.0.rank"].choice == [1, 2]
+    assert "optimizer.learning_rate" in other
+    # A rule by its method is a whole one; null makes room for a whole section.
+    assert load_config(file, ["update.0={match: '**', method: low_rank}"]).update[0].rank == 16
+    assert load_config(file, ["search=null", "search={trials: 5}"]).search.space == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "ours"),
+    [
+        ("optimizer.lr=1", "optimizer.learning_rate"),
+        ("learning_rate=1", "optimizer.learning_rate"),
+        ("train.lr=1", "optimizer.learning_rate"),
+        ("optimizer.eps=1", "optimizer.epsilon"),
+        ("epochs=1", "train.epochs"),
+        ("num_train_epochs=1", "train.epochs"),
+        ("per_device_train_batch_size=1", "train.batch_size"),
+        ("data.batch_size=1", "train.batch_size' or 'evaluation.batch_size"),
+        ("gradient-accumulation-steps=1", "train.accumulate"),
+        ("update.0.lora_alpha=1", "update.0.alpha"),
+        ("update.0.r=1", "update.0.rank"),
+        ("target_modules=[q_proj]", "update.0.match"),
+        ("peft.r=1", "update"),
+        ("output_dir=x", "run_dir"),
+        ("seed=1", "train.seed' or 'search.seed"),
+        ("train.max_grad_norm=1", "optimizer.clip_norm"),
+    ],
+)
+def test_the_names_of_other_tools_and_sections_are_known(file, override, ours):
+    with pytest.raises(UserError, match=rf": unknown key; did you mean '{ours}'\?$"):
+        load_config(file, [override])
+
+
+def test_every_name_of_another_tool_stands_for_a_key_that_there_is(file):
+    """And for one alone, and for none that is ours already."""
+    names = [name for theirs in _ALIASES.values() for name in theirs]
+    assert len(set(names)) == len(names)
+    ours = set(_by_last_part())
+    assert not ours & set(names)
+    assert {key.rpartition(".")[2] for key in _ALIASES} <= ours
+    known = {key for keys in _by_last_part().values() for key in keys}
+    assert known >= _ALIASES.keys()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["train.steps", "=", "3"],
+        ["train.steps=", "3"],
+        ["train.steps", "=3"],
+        ["train.steps", "3", "name=x"],
+        ["train.steps = 3"],
+        ["train.steps =3"],
+        ["train.steps: 3"],
+        ["train.steps:", "3"],
+    ],
+)
+def test_spaces_around_the_equals_sign_are_told(file, words):
+    with pytest.raises(UserError, match=r"without spaces; did you mean train\.steps=3\?$"):
+        load_config(file, words)
+
+
+def test_what_is_no_key_and_value_is_left_alone(file):
+    for words in (["nonsense"], ["a.b", "train.steps=3"], ["train..steps=3"], ["=3"]):
+        with pytest.raises(UserError, match=r"expected dotted\.key=value$"):
+            load_config(file, words)
+    with pytest.raises(UserError, match=r"did you mean data\.prompt='\{text\} : x'\?"):
+        load_config(file, ["data.prompt = {text} : x"])
+    assert load_config(file, ["run_dir=", "train.steps=3"]).run_dir is None
+    assert load_config(file, ["name= x"]).name == "x"

@@ -252,6 +252,27 @@ def test_a_rule_that_matches_nothing(config, match, hint):
     assert hint in str(error.value)
 
 
+@pytest.mark.parametrize(
+    ("match", "ours"),
+    [
+        ("q_proj", "layers.*.attention.q"),
+        ("{q_proj,v_proj}", "**.{q,v}"),
+        ("layers.*.self_attn.q_proj", "layers.*.attention.q"),
+        ("model.layers.*.self_attn.{q_proj,v_proj}", "layers.*.attention.{q,v}"),
+        ("**.down_proj", "**.down"),
+        ("mlp.gate_proj", "layers.*.mlp.gate"),
+        ("all-linear", "layers.*.{attention,mlp}.*"),
+        ("model.norm", "final_norm"),
+    ],
+)
+def test_the_names_of_a_checkpoint_are_answered_with_ours(config, match, ours):
+    with pytest.raises(UserError) as error:
+        UpdatePlan([low_rank(match)]).resolve(config)
+    assert str(error.value).endswith(f"; did you mean {ours!r}?")
+    # What is suggested is a rule.
+    UpdatePlan([FullRule(match=ours)]).resolve(config)
+
+
 def test_a_range_may_reach_beyond_the_last_layer(config):
     plan = UpdatePlan([low_rank("layers.{2..99}.mlp.up")]).resolve(config)
     assert plan.modules[0].rules == (-1, -1, 0, 0)
