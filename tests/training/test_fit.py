@@ -211,6 +211,18 @@ def test_a_run_that_is_taken_further_follows_the_longer_schedule_with_patience_a
     assert (again.stopped, again.steps_run, again.planned) == ("patience", 0, further.planned)
 
 
+def test_taken_further_state_and_data_go_on_under_the_longer_schedule(variant, batches, checkpoints):
+    fit(variant(steps=3), batches(), checkpoints=checkpoints)
+    result = fit(variant(steps=6), batches(), checkpoints=checkpoints)
+    by_hand = batches()
+    trainer = variant(steps=6)
+    state = trainer.init()
+    for step in range(6):
+        state, _ = trainer.step(state, next(by_hand), {"train.steps": 3.0 if step < 3 else 6.0})
+    for one, other in zip(jax.tree.leaves(result.state), jax.tree.leaves(state), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
 def test_an_improvement_starts_patience_anew_and_it_survives_a_resume(variant, batches, checkpoints):
     trainer = variant(evaluate_every=1, patience=2)
     first = fit(trainer, batches(), evaluate=scripted([3.0, 3.5, 2.0, 2.1]), checkpoints=checkpoints, until=4)

@@ -6,9 +6,7 @@ import json
 import logging
 import math
 
-import numpy as np
 import pytest
-from safetensors.numpy import load_file
 
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
@@ -144,45 +142,26 @@ def test_data_that_changed_under_a_run_is_refused(config, tmp_path, rows):
     assert (tmp_path / "run" / "metrics.jsonl").read_text() == before
 
 
-def test_a_finished_run_is_taken_further_as_if_it_had_not_ended(config, tmp_path, caplog):
+def test_a_finished_run_is_taken_further_in_its_directory(config, tmp_path, caplog):
     caplog.set_level(logging.INFO, "jaxtune.training.save_schedule")
-    # At a constant rate a longer run has the same first steps.
-    config = with_overrides(config, {"optimizer.schedule": "constant", "optimizer.warmup": 0.0, "train.steps": 3})
-    longer, whole = (
-        with_overrides(config, {"train.steps": 6, "run_dir": str(tmp_path / name)}) for name in ("run", "w")
-    )
+    config = with_overrides(config, {"train.steps": 1})
+    longer, directory = with_overrides(config, {"train.steps": 3}), tmp_path / "run"
     train(config)
-    directory = tmp_path / "run"
-    assert train(config) == json.loads((directory / "summary.json").read_text())
-    summary, undisturbed = train(longer), train(whole)
-    assert "train.steps was 3 and is 6: from step 3 on, the learning rate is planned anew" in caplog.text
-    assert summary["planned"] == [{"from_step": 0, "steps": 3}, {"from_step": 3, "steps": 6}]
-    assert undisturbed["planned"] == [{"from_step": 0, "steps": 6}]
-    assert (summary["stopped"], summary["steps"], summary["adapter"]["step"]) == ("finished", 6, 6)
+    assert (directory / "summary.json").exists()
+    # Stopped on the way, it has not ended.
+    asked = iter([True])
+    in_epochs = with_overrides(longer, {"train.steps": None, "train.epochs": 0.375})
+    assert train(in_epochs, should_stop=lambda: next(asked))["steps"] == 2
+    assert "train.steps was 1 and is 3: from step 1 on, the learning rate is planned anew" in caplog.text
+    assert not (directory / "summary.json").exists()
     assert load_config(directory / "config.yaml") == longer
-    losses = [
-        [(line["step"], line["loss"], line["learning_rate"]) for line in read_metrics(place / "metrics.jsonl")]
-        for place in (directory, tmp_path / "w")
-    ]
-    assert losses[0] == losses[1]
-    arrays = [load_file(place / "adapter" / "adapter_model.safetensors") for place in (directory, tmp_path / "w")]
-    for name, array in arrays[0].items():
-        np.testing.assert_array_equal(array, arrays[1][name])
+    summary = train(longer)
+    assert summary["planned"] == [{"from_step": 0, "steps": 1}, {"from_step": 1, "steps": 3}]
+    assert (summary["stopped"], summary["steps"], summary["adapter"]["step"]) == ("finished", 3, 3)
+    assert summary == json.loads((directory / "summary.json").read_text())
+    assert [line["step"] for line in read_metrics(directory / "metrics.jsonl")] == [1, 2, 3]
     # It has ended as a longer one: the shorter one is another run now, and so is one that differs in more.
-    assert train(longer) == summary
-    for changes in ({"train.steps": 3}, {"train.steps": 9, "optimizer.learning_rate": 0.5}):
-        with pytest.raises(UserError, match=r"holds another run; it differs in(.|\n)*train\.steps: there 6"):
+    for changes in ({"train.steps": 1}, {"train.steps": 9, "optimizer.learning_rate": 0.5}):
+        with pytest.raises(UserError, match=r"holds another run; it differs in(.|\n)*train\.steps: there 3"):
             train(with_overrides(longer, changes))
     assert train(longer) == summary
-
-
-def test_a_run_that_is_taken_further_and_stopped_has_not_ended(config, tmp_path):
-    config = with_overrides(config, {"train.steps": 2})
-    train(config)
-    longer = with_overrides(config, {"train.steps": None, "train.epochs": 0.5})  # four steps
-    asked = iter([True])
-    assert train(longer, should_stop=lambda: next(asked))["stopped"] == "signal"
-    assert not (tmp_path / "run" / "summary.json").exists()
-    assert load_config(tmp_path / "run" / "config.yaml").train.steps == 4
-    summary = train(longer)
-    assert (summary["steps"], summary["planned"][1:]) == (4, [{"from_step": 2, "steps": 4}])
