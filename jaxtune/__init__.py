@@ -29,10 +29,15 @@ if TYPE_CHECKING:
     )
     from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
     from jaxtune.errors import UserError
+    from jaxtune.evaluation import LossResult, generate
     from jaxtune.models import Decoder, DecoderConfig, load_model, load_tokenizer, save_model
     from jaxtune.parallel import make_mesh
     from jaxtune.search import Study, trials
+    from jaxtune.telemetry.progress import ProgressDisplay
+    from jaxtune.telemetry.writers import JsonlWriter
     from jaxtune.training import Trainer, TrainState, train
+    from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
+    from jaxtune.training.fit import FitResult
     from jaxtune.training.objectives import Forward, Terms
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
@@ -72,6 +77,8 @@ _HOMES = {
     "open_source": "data",
     "train_batches": "data",
     "UserError": "errors",
+    "LossResult": "evaluation",
+    "generate": "evaluation",
     "Decoder": "models",
     "DecoderConfig": "models",
     "load_model": "models",
@@ -80,11 +87,16 @@ _HOMES = {
     "make_mesh": "parallel",
     "Study": "search",
     "trials": "search",
+    "ProgressDisplay": "telemetry.progress",
+    "JsonlWriter": "telemetry.writers",
     "Trainer": "training",
     "TrainState": "training",
     "Forward": "training.objectives",
     "Terms": "training.objectives",
     "train": "training",
+    "Checkpoints": "training.checkpoints",
+    "load_checkpoint": "training.checkpoints",
+    "FitResult": "training.fit",
     "UpdatePlan": "updates",
     "load_adapter": "updates",
     "merge_adapters": "updates",
@@ -92,15 +104,20 @@ _HOMES = {
 }
 
 __all__ = [
+    "Checkpoints",
     "Config",
     "DataConfig",
     "Decoder",
     "DecoderConfig",
+    "FitResult",
     "Forward",
     "FrozenRule",
     "FullRule",
+    "JsonlWriter",
+    "LossResult",
     "LowRankRule",
     "OptimizerConfig",
+    "ProgressDisplay",
     "SourceConfig",
     "Study",
     "Terms",
@@ -111,7 +128,9 @@ __all__ = [
     "UserError",
     "__version__",
     "evaluation_batches",
+    "generate",
     "load_adapter",
+    "load_checkpoint",
     "load_config",
     "load_model",
     "load_tokenizer",

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import dataclasses
 import importlib
 import inspect
+import io
 import json
+import math
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import jaxtune
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,6 +37,10 @@ def smaller(code: str) -> str:
         (r'"meta-llama/[^"]+", jaxtune.make_mesh\(.*?\)\)', '"jaxtune:nano")'),
         (r"meta-llama/[^\"]+", "jaxtune:nano"),
         (r"int\(state.step\) == \d+", "int(state.step) == 2"),
+        (r"\(16, 513\)", "(2, 33)"),
+        (r"\b(100 ==|step == 500)", lambda found: found[0].replace("100", "2").replace("500", "2")),
+        (r"max_new_tokens=\d+", "max_new_tokens=4"),
+        (r"\]\] \* 16", "]] * 2"),
     ):
         code = re.sub(pattern, replacement, code)
     return code
@@ -37,9 +49,13 @@ def smaller(code: str) -> str:
 @pytest.fixture
 def data(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    write_rows(tmp_path)
+
+
+def write_rows(folder):
     lines = [json.dumps({"question": f"what is {index}?", "answer": f"it is {index}"}) for index in range(8)]
     for name in ("rows", "train", "dev"):
-        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
+        (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def test_readme(data, tmp_path, monkeypatch):
@@ -56,24 +72,112 @@ def test_readme(data, tmp_path, monkeypatch):
     assert (tmp_path / "adapter" / "adapter_model.safetensors").exists()
 
 
-def test_python_page(data, capsys):
-    fit, loop, objective, *_ = (smaller(code) for code in python_blocks("docs/python.md"))
-    names: dict = {}
-    exec(fit, names)
-    assert names["result"].evaluation["validation_loss"] == pytest.approx(float(capsys.readouterr().out))
-    # The loop goes over batches of its own.
-    exec("batches = jaxtune.train_batches(train, batch_size=2, sequence_length=32, seed=0, packing=True)", names)
-    exec(loop, names)
-    assert int(names["state"].step) == 2
-    exec(objective, names)
-    trainer, batch = names["trainer"], next(names["batches"])
-    logits = np.asarray(names["model"](batch["tokens"], batch["positions"], batch["segment_ids"]), np.float64)
+@pytest.fixture(scope="module")
+def page(tmp_path_factory):
+    """The blocks of docs/python.md, and the names after the first of them."""
+    folder = tmp_path_factory.mktemp("page")
+    with contextlib.chdir(folder):
+        write_rows(folder)
+        first, *others = (smaller(code) for code in python_blocks("docs/python.md"))
+        names: dict = {}
+        with contextlib.redirect_stdout(io.StringIO()) as output:
+            exec(first, names)
+        assert names["result"].evaluation["validation_loss"] == pytest.approx(float(output.getvalue()))
+        yield {re.search(r"^(?:def|for) (\w+)", code, flags=re.MULTILINE)[1]: code for code in others[:-1]}, names
+
+
+def log_probs(names, batch, **adapters):
+    logits = np.asarray(names["model"](batch["tokens"], batch["positions"], batch["segment_ids"], **adapters), "f8")
     logs = logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
-    log_p = np.take_along_axis(logs, batch["targets"][..., None], axis=-1)[..., 0]
-    expected = np.average(-((1 - np.exp(log_p)) ** 2) * log_p, weights=batch["weights"])
+    return np.take_along_axis(logs, batch["targets"][..., None], axis=-1)[..., 0]
+
+
+def test_python_page_s_loops(page, capsys):
+    code, names = page
+    batches = "jaxtune.train_batches(train, batch_size=2, sequence_length=32, seed=0, packing=True)"
+    exec(f"batches = {batches}", names)
+    exec(code["batch"], names)
+    assert int(names["state"].step) == 2
+    exec(code["rows_from_anywhere"], names)
+    assert int(names["state"].step) == 2
+    printed = capsys.readouterr()
+    assert "my loop  step 2/500  loss " in printed.err
+    assert len(ast.literal_eval(printed.out)) == 1
+    # Killed and begun again, it goes on from its checkpoint.
+    loaded = jaxtune.load_checkpoint("checkpoints", names["trainer"].abstract_state(), "latest")
+    assert loaded is not None
+    assert loaded[0] == 2
+    trained = names["state"].trainable
+    jax.tree.map(np.testing.assert_array_equal, loaded[1].trainable, trained)
+
+
+def test_python_page_s_objective(page):
+    code, names = page
+    exec(code["focal"], names)
+    trainer, batch = (
+        names["trainer"],
+        jaxtune.evaluation_batches(names["dev"], batch_size=2, sequence_length=32, packing=True)[0],
+    )
+    log_p = log_probs(names, batch)
     result = trainer.evaluate(trainer.init(), [batch])
+    expected = np.average(-((1 - np.exp(log_p)) ** 2) * log_p, weights=batch["weights"])
     assert result.loss == pytest.approx(expected, rel=1e-4)
     assert result.metrics["sure"] == pytest.approx(np.average(np.exp(log_p) > 0.9, weights=batch["weights"]))
+
+
+class Given:
+    """A model whose log-probabilities, or logits, are given."""
+
+    def __init__(self, values, reference=None):
+        self.values, self.reference, self.head = values, reference, self
+
+    def __call__(self, *_):
+        return jnp.asarray(self.values, jnp.float32)
+
+    hidden = __call__
+
+    def losses(self, hidden, targets, weights):
+        return -hidden
+
+
+def test_python_page_s_preferences(page):
+    code, names = page
+    exec(code["dpo"], names)
+    result = names["result"]
+    assert result.metrics.keys() >= {"margin", "accuracy"}
+    assert result.metrics["loss"] < math.log(2)  # what it begins at
+    batch = names["pair_rows"](names["pairs"][:1], 32)
+    prompt, chosen, rejected = names["pairs"][0]
+    lengths = [len(prompt) + len(answer) - 1 for answer in (chosen, rejected)]
+    assert [np.count_nonzero(batch["segment_ids"][0] == segment) for segment in (1, 2)] == lengths
+    for segment, answer in enumerate((chosen, rejected), 1):
+        learnt = (batch["segment_ids"][0] == segment) & (batch["weights"][0] > 0)
+        assert batch["targets"][0][learnt].tolist() == answer
+    # The sums of log-probabilities and what TRL 1.16's DPOTrainer made of them (loss_type sigmoid, beta 0.1).
+    policy = [-17.9850712, -3.43638682, -11.6683292, -7.47212744, -18.2737198, -14.3643064, -16.4874763, -22.6555634]
+    start = [-16.5259933, -3.62673688, -13.0218754, -6.4170928, -21.7225685, -13.787035, -17.1834965, -23.9741688]
+    policy, start = (np.reshape(sums, (2, 4)).T for sums in (policy, start))
+    sides = {"segment_ids": np.array([[1, 2]] * 4), "weights": np.ones((4, 2))}
+    batch = {**sides, "tokens": None, "positions": None, "targets": None}
+    terms = names["dpo"](Given(policy, Given(start)), batch, {})
+    assert float(terms.losses.mean()) == pytest.approx(0.775881171, rel=1e-6)
+    assert float(terms.metrics["margin"][0].mean()) == pytest.approx(-0.146410465, rel=1e-5)
+    assert float(terms.metrics["accuracy"][0].mean()) == 0.5
+
+
+def test_python_page_s_distillation(page, capsys):
+    code, names = page
+    exec(code["taught"], names)
+    # Student and teacher are one model here, and B is zero at the start.
+    assert abs(names["result"].metrics["loss"]) < 0.1
+    assert float(capsys.readouterr().out) > 0.8
+    generator = np.random.default_rng(0)
+    ours, theirs = generator.standard_normal((2, 2, 3, 7))
+    batch = {"teacher": jnp.asarray(theirs, jnp.float32), "weights": np.ones((2, 3))}
+    batch |= dict.fromkeys(("tokens", "positions", "segment_ids"))
+    terms = names["distill"](Given(ours), batch, {})
+    p, q = (np.exp(each / 2) / np.exp(each / 2).sum(axis=-1, keepdims=True) for each in (theirs, ours))
+    np.testing.assert_allclose(terms.losses, 4 * (p * np.log(p / q)).sum(axis=-1), rtol=1e-4)
 
 
 @pytest.mark.parametrize("example", range(4), ids=["layout", "low_rank", "masked_update", "linear_cross_entropy"])

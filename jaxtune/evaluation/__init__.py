@@ -1,5 +1,6 @@
 """Evaluation: loss with its standard error, batched generation, and task metrics of the generated answers."""
 
+from jaxtune.evaluation.continuation import generate
 from jaxtune.evaluation.evaluator import Evaluator, EvaluatorResult, answer_generator, documents
 from jaxtune.evaluation.extraction import ExtractionResult, extraction_metrics, normalize
 from jaxtune.evaluation.generation import Generator
@@ -22,6 +23,7 @@ __all__ = [
     "documents",
     "evaluate_loss",
     "extraction_metrics",
+    "generate",
     "normalize",
     "paired_bootstrap",
     "ratio",

@@ -126,6 +126,8 @@ def checked(batch: Any, accumulate: int = 1) -> dict[str, Any]:
             raise UserError(f"batch[{name!r}] has {array.shape[0]} rows, but batch[{first!r}] has {rows}")
     if rows % accumulate:
         raise UserError(f"a batch of {rows} rows does not divide into train.accumulate {accumulate} microbatches")
+    if "weights" in arrays:  # often a mask of booleans
+        arrays["weights"] = arrays["weights"].astype(np.float32, copy=False)
     if "tokens" not in arrays:
         return arrays
     shape = arrays["tokens"].shape

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -75,7 +74,7 @@ class BoundModel:
         """What makes logits, or losses, of these states."""
         return self.decoder.head(adapters=self.adapters, rows=self.rows)
 
-    @functools.cached_property
+    @property
     def reference(self) -> BoundModel:
         """The model as the run began, without dropout or gradient."""
         return self if self.start is None else self.start()

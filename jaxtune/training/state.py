@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.core import Tracer
 
 from jaxtune.errors import UserError
 
@@ -62,4 +63,4 @@ def check_alive(state: Any) -> None:
 
 def _is_used_up(state: Any) -> bool:
     arrays = (leaf for leaf in jax.tree.leaves(state) if isinstance(leaf, jax.Array))
-    return any(not isinstance(leaf, jax.core.Tracer) and leaf.is_deleted() for leaf in arrays)
+    return any(not isinstance(leaf, Tracer) and leaf.is_deleted() for leaf in arrays)

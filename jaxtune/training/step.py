@@ -95,7 +95,7 @@ class Program:
             rows,
             self.remat,
             self.kernels,
-            start=functools.partial(self.reference, params),
+            start=functools.cache(functools.partial(self.reference, params)),
         )
 
     def reference(self, params: Params) -> BoundModel:
