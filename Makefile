@@ -1,7 +1,7 @@
 # make quickstart   sets up .venv and runs the first search (no network needed after installation)
 # make test         sets up the test environment and runs all tests
 # make test-compile compiles the kernels for TPUs and NVIDIA GPUs that are not here: hundreds of programs, an hour or two
-# make lint         style and types
+# make lint         style and types, those of the documentation's Python as well
 # make docs         builds the site of the documentation in site/ (open site/index.html)
 # make test-installed builds the wheel and runs it where nothing of this folder is in reach, with the newest and the
 #                   lowest versions that it admits
@@ -39,6 +39,7 @@ lint: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/pyright --pythonpath $(VENV)/bin/python
+	$(VENV)/bin/python tests/documentation_types.py
 
 format: $(VENV)/.installed-lint
 	$(VENV)/bin/ruff check --fix .
@@ -70,4 +71,4 @@ $(VENV)/.installed-docs: $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist site .pytest_cache .ruff_cache .mypy_cache .hypothesis

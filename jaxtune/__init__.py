@@ -9,12 +9,15 @@ import importlib
 import importlib.util
 import os
 import sys
+import warnings
 from pathlib import PureWindowsPath
 from typing import TYPE_CHECKING, Any
 
 if importlib.util.find_spec("torch") is None:
     # transformers misses it aloud when it is imported, and its tokenizers and configurations do not need it.
     os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+# What transformers imports misses ipywidgets aloud in a notebook; bars of downloads are text without them.
+warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
     from jaxtune.config import Config, load_config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -14,7 +15,7 @@ AXES = ("trial", "data", "fsdp", "tensor")
 
 
 def make_mesh(
-    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None, *, trial: int = 1
+    data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[Any] | None = None, *, trial: int = 1
 ) -> Mesh:
     """A mesh with axes ``trial``, ``data``, ``fsdp`` and ``tensor`` over all devices.
 
@@ -24,7 +25,7 @@ def make_mesh(
       data: replicas of the model, each with its own rows.
       fsdp: shards of the weights, each with its own rows as well.
       tensor: shards of every layer's matrices.
-      devices: the devices to use; all of them if None.
+      devices: the devices to use (jax.Device); all of them if None.
       trial: parts of a population, each with a copy of the model and its own trials.
 
     Raises:

@@ -47,10 +47,11 @@ class NotebookBars:
         return list(self._bars)
 
     def start(self) -> None:
-        """Opens a place in the output."""
-        from IPython.display import HTML, display  # only where it is loaded already
+        """Opens a place in the output, unless there is one: bars that come later stand where the first ones stood."""
+        from IPython.display import display  # only where it is loaded already
 
-        self._shown = display(HTML(""), display_id=True)
+        if self._shown is None:
+            self._shown = display(self._drawing(), raw=True, display_id=True)
 
     def add_task(self, title: str, *, total: int, completed: int, metrics: str) -> TaskID:
         """Draws one more bar."""
@@ -68,10 +69,8 @@ class NotebookBars:
 
     def refresh(self) -> None:
         """Draws at once."""
-        from IPython.display import HTML
-
         self._drawn = time.monotonic()
-        self._shown.update(HTML("".join(map(_bar, self._bars.values()))))
+        self._shown.update(self._drawing(), raw=True)
 
     def remove_task(self, task: TaskID) -> None:
         """Takes a bar away."""
@@ -81,10 +80,21 @@ class NotebookBars:
     def stop(self) -> None:
         """Ends the drawing; what stands there stays, and without bars that is nothing."""
 
+    def _drawing(self) -> dict[str, str]:
+        """The bars for a page, and for a front end that shows text alone."""
+        bars = list(self._bars.values())
+        return {
+            "text/html": "".join(map(_bar, bars)),
+            "text/plain": "\n".join(f"{bar.title}  {_told(bar)}" for bar in bars),
+        }
+
+
+def _told(bar: _Bar) -> str:
+    return f"{bar.completed}/{bar.total}  {bar.metrics}"
+
 
 def _bar(bar: _Bar) -> str:
-    told = f"{bar.completed}/{bar.total}  {bar.metrics}"
     return (
         f'<div style="white-space: pre">{html.escape(bar.title)}  '
-        f'<progress value="{bar.completed}" max="{bar.total}"></progress>  {html.escape(told)}</div>'
+        f'<progress value="{bar.completed}" max="{bar.total}"></progress>  {html.escape(_told(bar))}</div>'
     )

@@ -50,6 +50,7 @@ class ProgressBoard:
         """Draws a bar."""
         if self._bars is None:
             self._bars = NotebookBars() if self._notebook else _terminal_bars(self.console)
+        if not self._bars.tasks:
             self._bars.start()
         return self._bars.add_task(title, total=total, completed=step, metrics="")
 
@@ -69,7 +70,8 @@ class ProgressBoard:
             self._bars.remove_task(task)
             if not self._bars.tasks:
                 self._bars.stop()
-                self._bars = None
+                if not self._notebook:
+                    self._bars = None
 
 
 def _terminal_bars(console: Console) -> Progress:

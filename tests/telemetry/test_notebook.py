@@ -89,6 +89,11 @@ def test_several_bars_share_a_place(published):
     first.on_end()
     assert Table(published[-1][0]).texts == ["trial 2  ", "  0/8  "]
     second.on_end()
+    third = watched("trial 3", board)
+    assert third is not None
+    third.on_start(0, 8)
+    third.on_end()
+    assert [update for _, update in published].count(False) == 1, "the next trials stand where the first ones stood"
 
 
 def test_nothing_is_shown_where_nobody_looks(monkeypatch, capsys):
@@ -162,17 +167,20 @@ def test_a_study_shows_its_trials(tmp_path):
 
 
 def test_transformers_does_not_miss_torch_aloud():
-    """What ``import jaxtune`` is for: transformers says on import that there is no torch, which no one here needs."""
+    """Nor tqdm ipywidgets: both say so when they are imported, and ``import jaxtune`` needs neither."""
     script = (
         "import importlib.util as util, sys\n"
         "found = util.find_spec\n"
         "util.find_spec = lambda name, *more: None if name == 'torch' else found(name, *more)\n"
         "if sys.argv[1:]: import jaxtune; assert 'transformers' not in sys.modules\n"
-        "import transformers"
+        "import transformers, warnings, tqdm, tqdm.notebook\n"
+        # As tqdm.autonotebook does, which transformers imports in a notebook.
+        "warnings.warn(tqdm.notebook.WARN_NOIPYW, tqdm.TqdmWarning)\n"
     )
     said = [
         subprocess.run([sys.executable, "-c", script, *arguments], capture_output=True, text=True, check=True)
         for arguments in ([], ["jaxtune"])
     ]
     assert "PyTorch was not found" in said[0].stderr
+    assert "IProgress not found" in said[0].stderr
     assert (said[1].stdout, said[1].stderr) == ("", "")
