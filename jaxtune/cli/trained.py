@@ -108,13 +108,15 @@ def next_steps(config: Config, summary: Mapping[str, Any]) -> list[str]:
       config: of the run or the study.
       summary: as it was written.
     """
+    from jaxtune.search.directory import export_command
+
     name = shlex.quote(config.directory)
     split = next((part for part in ("test", "validation") if getattr(config.data, part) is not None), None)
     asked = "--prompt 'your text'" if config.data.messages is None else "--messages talks.jsonl"
     commands = [
         *([f"jaxtune evaluate {name} --split {split}"] if split else []),
         f"jaxtune generate {name} {asked}",
-        f"jaxtune export {name} --merged {shlex.quote(f'{config.directory}-merged')}",
+        export_command(config.directory),
     ]
     adapter = summary.get("adapter")
     place = [f"adapter, as PEFT loads it: {adapter['path']}"] if adapter else []

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtune.reports import formatting
 from jaxtune.reports.records import StudyRecord, TrialRecord
-from jaxtune.search.directory import train_command
+from jaxtune.search.directory import export_command, train_command
 from jaxtune.search.header import lookup
 
 
@@ -209,10 +209,15 @@ def searched(dimension: Mapping[str, Any]) -> str:
     return "not searched"
 
 
-def command(study: StudyRecord, winner: Winner) -> str:
-    """The command line that trains the winner again, from the directory as it is named now."""
+def commands(study: StudyRecord, winner: Winner) -> list[dict[str, str]]:
+    """The command lines that use the winner, from the directory as it is named now, each with its title.
+
+    A study that goes on has nothing to export: what leads there may not be finished.
+    """
     directory = str(study.directory).rstrip("/")
-    return train_command(directory, winner.trial.configuration, f"{directory}-winner")
+    again = train_command(directory, winner.trial.configuration, f"{directory}-winner")
+    use = [{"id": "export", "title": "Use it", "line": export_command(directory)}] if study.summary else []
+    return [*use, {"id": "command", "title": "Train it again", "line": again}]
 
 
 def budget(study: StudyRecord) -> dict[str, Any] | None:

@@ -1,4 +1,4 @@
-"""The directories of studies: whether one is there, which are around, and how to run one of its trials by itself."""
+"""The directories of studies: whether one is there, which are around, and the commands that use them."""
 
 from __future__ import annotations
 
@@ -71,6 +71,11 @@ def train_command(run_dir: str | os.PathLike[str], configuration: Mapping[str, A
     """
     overrides = [f"{key}={_argument(value)}" for key, value in configuration.items()]
     return shlex.join(["jaxtune", "train", str(Path(run_dir) / "config.yaml"), *overrides, f"run_dir={target}"])
+
+
+def export_command(run_dir: str | os.PathLike[str]) -> str:
+    """The command line that writes a study's winner, or a run's model, as one that transformers loads."""
+    return shlex.join(["jaxtune", "export", str(run_dir), "--merged", f"{run_dir}-merged"])
 
 
 def _argument(value: Any) -> str:

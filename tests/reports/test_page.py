@@ -53,6 +53,8 @@ def test_command_trains_the_winner(page: Page, finished: Path, summary: dict[str
     assert values.pop("run_dir") == f"{finished}-winner"
     assert values == summary["best"]["configuration"]
     assert page.all("button", **{"data-copy": "command"})
+    assert page.all("button", **{"data-copy": "export"})
+    assert f"jaxtune export {finished} --merged {finished}-merged" in page.text
 
 
 def test_command_of_a_copied_study_names_the_copy(finished: Path, summary: dict[str, Any], tmp_path: Path) -> None:
