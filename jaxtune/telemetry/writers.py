@@ -111,7 +111,7 @@ class TensorBoardWriter:
         # tensorboardX's SummaryWriter writes in a thread of its own: what fails there is told as a traceback, and by
         # nobody to the run. This is what it writes with.
         from tensorboardX.event_file_writer import EventsWriter
-        from tensorboardX.proto.event_pb2 import Event, SessionLog
+        from tensorboardX.proto.event_pb2 import Event, SessionLog  # pyright: ignore[reportAttributeAccessIssue]
 
         self._directory.mkdir(parents=True, exist_ok=True)
         self._opened += 1
@@ -127,7 +127,7 @@ class TensorBoardWriter:
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """Adds one scalar for each number."""
-        from tensorboardX.proto.event_pb2 import Event
+        from tensorboardX.proto.event_pb2 import Event  # pyright: ignore[reportAttributeAccessIssue]
         from tensorboardX.summary import scalar
 
         with naming(self._directory):
