@@ -105,6 +105,13 @@ def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:
     print(json.dumps(plain(result), allow_nan=False) if as_json else text, flush=True)
 
 
+def time_taken(seconds: float | int) -> str:
+    """A time as the page of a study writes it, with spaces that every terminal knows."""
+    from jaxtune.reports import formatting
+
+    return formatting.seconds(seconds).replace(formatting.SPACE, " ")
+
+
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
     """Rows as an aligned table that fits the terminal; numbers stand to the right and are never broken."""
     from rich.console import Console

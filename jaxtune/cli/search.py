@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, time_taken
 from jaxtune.cli.trained import next_steps
 
 if TYPE_CHECKING:
@@ -123,7 +123,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             table(compared, title=name),
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
-            f"{budget['seconds']:.0f} s, compiled programs of the train step: {budget['compilations']}",
+            f"{time_taken(budget['seconds'])}, train step compiled {budget['compilations']} times",
             f"report: {config.directory}/report.html",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),

@@ -234,7 +234,7 @@ def budget(study: StudyRecord) -> dict[str, Any] | None:
         "share": round(100 * min(1.0, run / whole), 1),
         "saved": formatting.percentage(max(0.0, saved)),
         "times": f"{whole / run:.1f}" if run else formatting.ABSENT,
-        "seconds": formatting.seconds(study.busy),
+        "seconds": formatting.seconds(study.durations.work),
         "compilations": formatting.ABSENT if compilations is None else str(compilations),
     }
 

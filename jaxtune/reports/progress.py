@@ -66,7 +66,7 @@ def progress(study: StudyRecord) -> Progress:
     left = None if length is None else steps_left(study, length)
     # Until a trial is scored, most of the time went into compiling.
     scored = any(trial.seconds for trial in study.trials)
-    expected = left * study.busy / run if left is not None and run and scored else None
+    expected = left * study.durations.elapsed / run if left is not None and run and scored else None
     best, best_of = _best(study)
     finals = _finals(study)
     return Progress(
@@ -76,7 +76,7 @@ def progress(study: StudyRecord) -> Progress:
         best_of=best_of,
         run=formatting.number(run, 9),
         share=None if left is None else round(100 * run / max(run + left, 1), 1),
-        used=formatting.seconds(study.busy),
+        used=formatting.seconds(study.durations.work),
         left="" if expected is None else formatting.roughly(expected),
         at_work=[_at_work(study, trial, length) for trial in study.trials if trial.training],
         written=study.written,

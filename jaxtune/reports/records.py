@@ -19,6 +19,7 @@ from jaxtune.errors import UserError
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
 from jaxtune.search.directory import SUMMARY_FILENAME
+from jaxtune.search.durations import Durations, durations, trials_at_work
 from jaxtune.search.header import searched_values
 from jaxtune.search.status import Recorded, read_recorded
 from jaxtune.search.trial import TrialState
@@ -74,7 +75,7 @@ class StudyRecord:
       name: the study's name.
       trials: in order.
       summary: ``summary.json``, {} while the study has none.
-      busy: seconds in which something was trained or tested, whether by one trial or several at a time.
+      durations: how long it has taken so far.
       written: when the study last wrote something, in seconds since the epoch.
     """
 
@@ -82,7 +83,7 @@ class StudyRecord:
     name: str
     trials: list[TrialRecord]
     summary: dict[str, Any]
-    busy: float
+    durations: Durations
     written: float
 
     @property
@@ -153,64 +154,20 @@ def read_study(directory: Path) -> StudyRecord:
     # The reference overrides only what differs from the configuration; figures need all searched keys.
     base = {key: value for key, value in searched_values(recorded.header).items() if value is not None}
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
-    told = {record["trial"]: _time(record) for record in records if "steps_run" in record}
-    at_work = _at_work(history.trials, files, told) if not summary else {}
+    at_work = trials_at_work(history.trials, records) if not summary else {}
     written = [_time(records[-1]), *(file.written for file in files.values() if file.written is not None)]
     return StudyRecord(
         recorded=recorded,
         name=_name(directory),
         trials=[_trial(history.trials[n], files[n], base, training=n in at_work) for n in sorted(history.trials)],
         summary=summary,
-        busy=_covered([*_calls(records, recorded.header.get("population") or 1), *at_work.values()]),
+        durations=durations(records, history, at_work.values()),
         written=max(written) if not summary else _time(records[-1]),
     )
 
 
 def _time(record: Mapping[str, Any]) -> float:
     return finite(record.get("time")) or 0.0
-
-
-def _calls(records: list[dict[str, Any]], population: int) -> list[tuple[float, float]]:
-    """When each training and test that the journal tells of began and ended.
-
-    A trial's seconds are its share of the time: beside others in the population it took at most ``population`` times as
-    long, which leaves out a pause of the study. It began no earlier than the journal's last word on it, which counts
-    a trial that had the others' places to itself for what it took.
-    """
-    calls = []
-    before: dict[int | None, float] = {}
-    for record in records:
-        trial, end, seconds = record.get("trial"), _time(record), finite(record.get("seconds"))
-        if seconds is not None:
-            longest = seconds * population if record["event"] != "tested" else seconds
-            calls.append((max(end - longest, before.get(trial, 0.0)), end))
-        before[trial] = end
-    return calls
-
-
-def _at_work(
-    trials: Mapping[int, TrialState], files: Mapping[int, TrialFiles], told: Mapping[int, float]
-) -> dict[int, tuple[float, float]]:
-    """Trials that wrote to their files since the journal last told of them, with when this began and the last time.
-
-    The journal says when a trial is proposed and how it ended; that it is training now only its own files tell.
-    """
-    found = {}
-    for number, state in trials.items():
-        file, since = files[number], told.get(number, 0.0)
-        if state.status not in ("finished", "stopped", "failed") and file.written is not None and file.written > since:
-            found[number] = (max(since, file.started or file.written), file.written)
-    return found
-
-
-def _covered(intervals: list[tuple[float, float]]) -> float:
-    """The length of the union of (start, end) intervals: what trials that trained together have in common counts once,
-    and the time between two processes that ran the study not at all."""
-    total, reached = 0.0, float("-inf")
-    for start, end in sorted(intervals):
-        total += max(0.0, end - max(start, reached))
-        reached = max(reached, end)
-    return total
 
 
 def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, training: bool) -> TrialRecord:

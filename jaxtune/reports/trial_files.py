@@ -7,6 +7,7 @@ import functools
 from pathlib import Path
 
 from jaxtune.reports.formatting import finite
+from jaxtune.search.durations import file_times
 from jaxtune.telemetry.writers import read_metrics
 
 CURVE_POINTS = 160
@@ -23,34 +24,29 @@ class TrialFiles:
       training: (step, training loss) pairs; None where the loss was not finite.
       validation: (step, validation loss) pairs.
       step: the last step that was logged, 0 if none was.
-      started: when the present call, or the last one, began to train it, in seconds since the epoch; None before the
-        first.
-      written: when something was last written; None before anything was.
+      written: when something was last written, in seconds since the epoch; None before anything was.
     """
 
     training: Curve
     validation: Curve
     step: int
-    started: float | None
     written: float | None
 
 
 def read_trial_files(directory: Path) -> TrialFiles:
     """Reads a trial's directory, which another process may be writing to, and which need not be there yet."""
     metrics = directory / "metrics.jsonl"
-    began, logged = _modified(directory / "config.yaml"), _modified(metrics)
+    logged = _modified(metrics)
     try:
         # Most files do not change between two looks at a running study.
         training, validation, step = _curves(metrics, *logged) if logged else ([], [], 0)
     except FileNotFoundError:  # moved aside since it was looked for
         training, validation, step = [], [], 0
-    times = [stamp[0] / 1e9 for stamp in (began, logged) if stamp]
     return TrialFiles(
         training=training,
         validation=validation,
         step=step,
-        started=began[0] / 1e9 if began else None,
-        written=max(times, default=None),
+        written=file_times(directory)[1],
     )
 
 

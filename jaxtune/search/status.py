@@ -16,6 +16,7 @@ import yaml
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
 from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.search.durations import durations, trials_at_work
 from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
 from jaxtune.search.leader import leader
@@ -71,7 +72,7 @@ class StudyStatus:
       trials: in order.
       best: number of the trial that is ahead (see :func:`~jaxtune.search.leader.leader`).
       steps: optimizer steps run, trials under way included.
-      seconds: training, scoring and testing took, added up over trials.
+      seconds: of training, scoring and testing; ``work`` of :class:`~jaxtune.search.durations.Durations`.
       last: when the last record was written, in seconds since 1970.
     """
 
@@ -183,9 +184,8 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         _trial_status(state, sources.get(number, ""), [*header["ladder"], header["fraction"]], holder is not None)
         for number, state in sorted(history.trials.items())
     ]
-    states, best = list(history.trials.values()), recorded.leader
-    outcomes = [outcome for state in states for outcome in (*state.outcomes, state.test)]
-    outcomes = [outcome for outcome in (*outcomes, history.untuned) if outcome is not None]
+    best = recorded.leader
+    at_work = {} if recorded.ended else trials_at_work(history.trials, recorded.records)
     return StudyStatus(
         directory=recorded.directory,
         objective=header["objective"]["name"],
@@ -199,7 +199,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         trials=trials,
         best=None if best is None else best.trial.id,
         steps=sum(trial.step for trial in trials),
-        seconds=float(sum(max(0.0, outcome.seconds) for outcome in outcomes)),
+        seconds=durations(recorded.records, history, at_work.values()).work,
         last=recorded.records[-1].get("time") or 0.0,
     )
 

@@ -15,6 +15,7 @@ from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.directory import SUMMARY_FILENAME
+from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.statistics import rank_agreement
@@ -95,7 +96,6 @@ def build_summary(
     final = [None if (score := _score(state, "final")) is None else sign * score for state in states]
     agreement = rank_agreement(early, final, top_k=top_k, failed=[state.failed for state in states])
     curves, importance = ([], {}) if posterior is None else partial_dependence(posterior, sign=sign)
-    tests = [outcome for outcome in (history.untuned, *(state.test for state in states)) if outcome is not None]
     return {
         "objective": {"name": objective, "direction": direction},
         "fraction": fraction,
@@ -119,7 +119,7 @@ def build_summary(
             "steps_run": sum(max(o.steps_run for o in state.outcomes) for state in states if state.outcomes),
             "steps_if_all_finished": sum(state.total_steps or 0 for state in states),
             "compilations": sum(state.compilations for state in states),
-            "seconds": sum(o.seconds for state in states for o in state.outcomes) + sum(t.seconds for t in tests),
+            "seconds": recorded_work(history),
         },
         "partial_dependence": curves,
         "importance": importance,

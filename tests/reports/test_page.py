@@ -24,6 +24,7 @@ from jaxtune.errors import UserError
 from jaxtune.reports import write_report
 from jaxtune.reports.page import render, view
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
+from jaxtune.search.durations import Durations
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.status import Recorded
 from jaxtune.search.trial import History, Trial, TrialState
@@ -263,7 +264,9 @@ def test_any_scores_can_be_drawn(scores: list[tuple[float | None, float | None]]
         )
         history.trials[one.id] = state
     recorded = Recorded(Path("runs/s"), header, [], history, ended=False)
-    study = StudyRecord(recorded=recorded, name="s", trials=trials, summary={}, busy=3.0, written=1.7e9)
+    study = StudyRecord(
+        recorded=recorded, name="s", trials=trials, summary={}, durations=Durations(3.0, 3.0), written=1.7e9
+    )
     page = Page(render(view(study)))
     assert not re.search(r'(?<=[ ",(])(nan|inf)(?=[ ",)])', page.html)
     assert len(page.tables[-1]) == len(scores) + 1

@@ -16,10 +16,13 @@ from hypothesis import strategies as st
 from parsed_page import Page, open_report
 from study_directory import STEPS
 
-from jaxtune.reports.formatting import roughly
-from jaxtune.reports.headline import find_winner
+from jaxtune.cli.common import time_taken
+from jaxtune.cli.study.status import text as status_text
+from jaxtune.reports.formatting import SPACE, roughly
+from jaxtune.reports.headline import budget, find_winner
 from jaxtune.reports.progress import progress, steps_left
-from jaxtune.reports.records import StudyRecord, _covered, read_study
+from jaxtune.reports.records import StudyRecord, read_study
+from jaxtune.search.durations import covered
 from jaxtune.search.status import read_status
 
 EARLY = STEPS // 5
@@ -57,7 +60,9 @@ def test_several_trials_train_at_the_same_time(population: Path) -> None:
     assert [trial.status for trial in study.trials] == ["scored"] * 3 + ["running"] * 3 + ["waiting"]
     assert [trial.id for trial in study.trials if trial.training] == [3, 4, 5]
     # From 8 (50 less three times 14) to 52 the first three, from 60 to 100 the others.
-    assert study.busy == pytest.approx(44 + 40, abs=0.01)
+    assert study.durations.elapsed == pytest.approx(44 + 40, abs=0.01)
+    # Their shares of it add up to what they took; what is under way comes on top.
+    assert study.durations.work == pytest.approx(3 * 14 + 40, abs=0.01)
     assert study.written == pytest.approx(ZERO + 100)
 
 
@@ -173,11 +178,38 @@ def test_a_pause_of_the_study_is_no_time_used(population: Path) -> None:
     late = [record | {"time": record["time"] + 3600} if record["event"] == "scored" else record for record in others]
     shutil.rmtree(population / "trials")
     file.write_text("".join(json.dumps(record) + "\n" for record in [study, *late]))
-    assert read_study(population).busy == pytest.approx(44)
+    assert read_study(population).durations.elapsed == pytest.approx(44)
     # Alone in the population, a trial's share is all of the time since it was proposed.
     first, scored = [record for record in others if record["trial"] == 0]
     file.write_text("".join(json.dumps(record) + "\n" for record in [study, first, scored | {"seconds": 40.0}]))
-    assert read_study(population).busy == pytest.approx(50 - 1)
+    assert read_study(population).durations.elapsed == pytest.approx(50 - 1)
+
+
+def test_everyone_tells_the_same_time(population: Path, finished: Path) -> None:
+    """Trials that train side by side take longer by the clock than their shares, and so did the page."""
+    study = read_study(population)
+    assert study.durations.work < study.durations.elapsed
+    told = {directory: time_taken(read_status(directory).seconds) for directory in (population, finished)}
+    assert f"in {told[population]} of training and scoring" in status_text(read_status(population))
+    assert progress(study).used.replace(SPACE, " ") == told[population] == "1 min 22 s"
+    # An ended study: status, page and summary.
+    shown = budget(read_study(finished))
+    summary = json.loads((finished / "summary.json").read_text())
+    assert shown is not None
+    assert shown["seconds"].replace(SPACE, " ") == told[finished] == time_taken(summary["budget"]["seconds"])
+
+
+def test_an_ended_study_in_a_population_has_the_time_of_its_summary(finished: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(finished, tmp_path / "copy")
+    file = copy / "trials.jsonl"
+    study, *others = map(json.loads, file.read_text().splitlines())
+    apart = [record | {"time": ZERO + 100 * place} for place, record in enumerate(others)]
+    head = study | {"population": 4, "time": ZERO}
+    file.write_text("".join(json.dumps(record) + "\n" for record in [head, *apart]))
+    durations, summary = read_study(copy).durations, json.loads((copy / "summary.json").read_text())
+    assert durations.work == pytest.approx(summary["budget"]["seconds"])
+    assert durations.elapsed > durations.work
+    assert read_status(copy).seconds == durations.work
 
 
 INTERVALS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size=8)
@@ -186,7 +218,7 @@ INTERVALS = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 20)), max_size
 @given(INTERVALS)
 def test_covered_counts_each_second_once(intervals: list[tuple[int, int]]) -> None:
     pairs = [(float(start), float(start + length)) for start, length in intervals]
-    assert _covered(pairs) == len({second for start, length in intervals for second in range(start, start + length)})
+    assert covered(pairs) == len({second for start, length in intervals for second in range(start, start + length)})
 
 
 def test_validation_losses_are_drawn(finished: Path, page: Page) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import time
 
-from jaxtune.cli.common import add_json_argument, emit, path_argument, table
+from jaxtune.cli.common import add_json_argument, emit, path_argument, table, time_taken
 from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
@@ -46,7 +46,7 @@ def text(status: StudyStatus) -> str:
     lines = [
         f"{status.directory}: {status.phase}{kind}",
         f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}{ended}{fixed}",
-        f"{status.steps:,} steps in {duration(status.seconds)} of training and scoring",
+        f"{status.steps:,} steps in {time_taken(status.seconds)} of training and scoring",
         running(status),
     ]
     if rows:
