@@ -25,6 +25,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxtune.config.schema import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.parallel.distributed import is_writer
+from jaxtune.training.state import check_alive
 
 PyTree = Any
 
@@ -130,10 +131,12 @@ class Checkpoints:
           score: validation score, lower is better; the best one is kept.
 
         Raises:
+          UserError: a step has used the state up.
           OSError: the disk is full, now or in the save before; the checkpoints before are whole.
         """
         if step in self._manager.all_steps():
             return
+        check_alive(state)
         with self._full_disk():
             self._manager.save(
                 step,
