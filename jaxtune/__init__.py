@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from jaxtune.training import Trainer, TrainState, train
     from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
     from jaxtune.training.fit import FitResult
-    from jaxtune.training.objectives import Forward, Terms
+    from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Terms
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 
     __version__: str
@@ -94,7 +94,9 @@ _HOMES = {
     "JsonlWriter": "telemetry.writers",
     "Trainer": "training",
     "TrainState": "training",
+    "Batch": "training.objectives",
     "Forward": "training.objectives",
+    "Hyperparameters": "training.objectives",
     "Terms": "training.objectives",
     "train": "training",
     "Checkpoints": "training.checkpoints",
@@ -107,6 +109,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Batch",
     "Checkpoints",
     "Config",
     "DataConfig",
@@ -116,6 +119,7 @@ __all__ = [
     "Forward",
     "FrozenRule",
     "FullRule",
+    "Hyperparameters",
     "JsonlWriter",
     "LossResult",
     "LowRankRule",

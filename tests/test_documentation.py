@@ -40,7 +40,7 @@ def smaller(code: str) -> str:
         (r"\(16, 513\)", "(2, 33)"),
         (r"\b(100 ==|step == 500)", lambda found: found[0].replace("100", "2").replace("500", "2")),
         (r"max_new_tokens=\d+", "max_new_tokens=4"),
-        (r"\]\] \* 16", "]] * 2"),
+        (r"\(\)\]\] \* 16", "()]] * 2"),
     ):
         code = re.sub(pattern, replacement, code)
     return code
@@ -94,8 +94,6 @@ def log_probs(names, batch, **adapters):
 
 def test_python_page_s_loops(page, capsys):
     code, names = page
-    batches = "jaxtune.train_batches(train, batch_size=2, sequence_length=32, seed=0, packing=True)"
-    exec(f"batches = {batches}", names)
     exec(code["batch"], names)
     assert int(names["state"].step) == 2
     exec(code["rows_from_anywhere"], names)

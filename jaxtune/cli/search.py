@@ -123,7 +123,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             table(compared, title=name),
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
-            f"{time_taken(budget['seconds'])}, train step compiled {budget['compilations']} times",
+            f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
             f"report: {config.directory}/report.html",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),

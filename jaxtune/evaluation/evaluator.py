@@ -25,7 +25,7 @@ ATTRIBUTE = ExplodeConfig.model_fields["key"].default
 ABSENT = ExplodeConfig.model_fields["absent"].default
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class EvaluatorResult:
     """One evaluation, as values that go into JSON.
 
@@ -41,6 +41,10 @@ class EvaluatorResult:
     standard_errors: dict[str, float]
     attributes: dict[str, dict[str, int]]
     records: list[dict[str, Any]]
+
+    def __repr__(self) -> str:
+        metrics = "".join(f"{name}={value:.4g}, " for name, value in self.metrics.items())
+        return f"EvaluatorResult({metrics}examples={len(self.records)})"
 
     def per_example(self, metric: str) -> dict[str, list[Any]]:
         """What a paired bootstrap of ``metric`` needs (:func:`jaxtune.evaluation.statistics.paired_bootstrap`).

@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 from jaxtune.config.schema import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.parallel.distributed import is_writer
+from jaxtune.training.state import check_alive
 from jaxtune.training.storage import quiet_storage, system_errors
 
 PyTree = Any
@@ -120,10 +121,12 @@ class Checkpoints:
           score: validation score, lower is better; the best one is kept.
 
         Raises:
+          UserError: a step has used the state up.
           OSError: the disk is full, now or in the save before; the checkpoints before are whole.
         """
         if step in self._manager.all_steps():
             return
+        check_alive(state)
         with system_errors(self.directory):
             self._manager.save(
                 step,
