@@ -26,6 +26,7 @@ from jaxtune.training.fit import FitResult, Listener
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
+from jaxtune.updates.peft_base import follow_base
 
 logger = logging.getLogger(__name__)
 
@@ -86,6 +87,8 @@ def train(
     config = experiment.config
     directory.check(config)
     if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
+        if is_writer():
+            follow_base(directory.adapter_path)
         return finished
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)
