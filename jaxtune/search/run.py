@@ -36,6 +36,7 @@ from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
+from jaxtune.updates.peft_base import follow_base
 
 if TYPE_CHECKING:
     from jaxtune.search.distributed.runner import RayRunner
@@ -74,6 +75,7 @@ def search(
     directory = RunDirectory(config.directory, study=True)
     directory.check(config)
     if (finished := directory.read_summary()) is not None:
+        follow_base(directory.adapter_path)
         return _with_command(config, finished)
     check_free(directory.path)
     if listener == "auto":

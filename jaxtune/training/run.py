@@ -29,6 +29,7 @@ from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
+from jaxtune.updates.peft_base import follow_base
 
 logger = logging.getLogger(__name__)
 
@@ -90,6 +91,8 @@ def train(
     config = experiment.config
     directory.check(config)
     if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
+        if is_writer():
+            follow_base(directory.adapter_path)
         return RunSummary(finished)
     data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
     experiment.data_changed = data.training_changed(experiment.fingerprints)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import json
+import os
 from pathlib import Path
 
 from jaxtune.config.paths import HUB_ID
 from jaxtune.errors import UserError
-from jaxtune.files import replaced
+from jaxtune.files import replaced, write_atomically
 from jaxtune.models.hf_config import read_config
 from jaxtune.models.loading import PACKAGED, resolve_path
 from jaxtune.models.tensor_files import DTYPES, TensorEntry, read_header
@@ -37,14 +40,31 @@ def named_base(base: str, directory: Path, *, write: bool = True) -> str:
     """
     if not base.startswith(PACKAGED):
         place = Path(base).expanduser()
-        return str(place.absolute()) if place.is_dir() else base
-    place = directory.absolute() / BASE
+        return os.path.abspath(place) if place.is_dir() else base
+    place = Path(os.path.abspath(directory)) / BASE
     if write:
         place.mkdir(parents=True, exist_ok=True)
         for file in resolve_path(base).iterdir():
             with replaced(place / file.name) as copy:
                 copy.write(file.read_bytes())
     return str(place)
+
+
+def follow_base(directory: Path) -> None:
+    """Names the base that lies in an adapter's directory by where it is now, where the directory has moved.
+
+    Changes nothing else: neither an adapter that has no base beside it, nor one whose base is where it says, nor what
+    cannot be read or written.
+    """
+    file, beside = directory / CONFIG_FILE, Path(os.path.abspath(directory)) / BASE
+    if not (beside.is_dir() and file.is_file()):
+        return
+    with contextlib.suppress(OSError, ValueError):
+        values = json.loads(file.read_text(encoding="utf-8"))
+        named = Path(values.get("base_model_name_or_path") or "")
+        if named.name == BASE and not named.is_dir():
+            values["base_model_name_or_path"] = str(beside)
+            write_atomically(file, json.dumps(values, indent=2, sort_keys=True) + "\n")
 
 
 def check_base(directory: Path, path: str, revision: str | None, model: Path) -> None:

@@ -61,7 +61,8 @@ A LoRA adapter for `{base}`{revision}; load it with `peft.PeftModel.from_pretrai
 _WITH_BASE = """
 Its base lies beside it, in the folder `base`, and `peft.AutoPeftModelForCausalLM.from_pretrained` loads both. PEFT
 takes no path from an adapter's own folder: where this one was moved, set `base_model_name_or_path` in
-`adapter_config.json` to the new place of `base`, or give it yourself:
+`adapter_config.json` to the new place of `base` (`jaxtune train` or `search` with the `config.yaml` of its run does
+that), or give it yourself:
 
     base = transformers.AutoModelForCausalLM.from_pretrained("THIS_FOLDER/base")
     model = peft.PeftModel.from_pretrained(base, "THIS_FOLDER")

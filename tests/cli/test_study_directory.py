@@ -15,7 +15,7 @@ SEARCH = (
     "search={trials: 4, promote: 2, initial: 2, space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}, "
     "update.0.rank: {power_of_two: [2, 8]}}}"
 )
-EPOCHS = ("train={epochs: 2.5, batch_size: 8, sequence_length: 8, log_every: 5}", "optimizer.learning_rate=2e-3")
+EPOCHS = ("train={steps: null, epochs: 2.5, log_every: 5}", "optimizer.learning_rate=2e-3")
 
 
 @pytest.fixture(scope="module")

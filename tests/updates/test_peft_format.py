@@ -18,6 +18,7 @@ from jaxtune.models.saving import save_model
 from jaxtune.models.tokenizer import load_tokenizer
 from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
 from jaxtune.updates.low_rank import NO_RULE
+from jaxtune.updates.peft_base import follow_base
 
 # Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
 MIXED = (
@@ -338,9 +339,17 @@ def test_an_adapter_of_a_packaged_model_loads_with_its_base_also_where_it_was_mo
     text = (moved / "README.md").read_text()
     assert "base_model: jaxtune:nano" in text
     assert "THIS_FOLDER/base" in text
+    before = (moved / "adapter_config.json").read_bytes()
     base = transformers.AutoModelForCausalLM.from_pretrained(moved / "base")
     theirs = torch_logits(peft.PeftModel.from_pretrained(base, moved).eval(), tokens)
     np.testing.assert_allclose(theirs, ours, atol=1e-4)
+    follow_base(moved)
+    assert json.loads((moved / "adapter_config.json").read_text())["base_model_name_or_path"] == str(moved / "base")
+    # Nothing else of it has changed, and where the base is where it says, nothing at all.
+    after = (moved / "adapter_config.json").read_bytes()
+    assert after == before.replace(str(tmp_path / "made").encode(), str(moved).encode())
+    follow_base(moved)
+    assert (moved / "adapter_config.json").read_bytes() == after
 
 
 def test_a_base_that_was_named_from_the_working_directory_is_found_from_any(
