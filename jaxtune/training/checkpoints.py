@@ -47,6 +47,9 @@ class UnreadableCheckpoint(UserError):
 
     def __init__(self, folder: Path, step: int, error: Exception):
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        # Of its own words the storage of the arrays tells the kind first, and then where in its files.
+        if kind := re.match(r"([A-Z]+(?:_[A-Z]+)*): ", reason):
+            reason = f"arrays: {kind[1].lower().replace('_', ' ')}"
         super().__init__(f"{folder / str(step)}: a damaged checkpoint ({reason[:160]})")
         self.step = step
 
