@@ -124,11 +124,12 @@ ODD = {
     "ragged": (lambda batch: {**batch, "tokens": [[1, 2], [3]]}, r"batch\['tokens'\] is a list, of which NumPy"),
     "other names": (
         lambda batch: {"input_ids": batch["tokens"], "labels": batch["targets"]},
-        r"the objective cross_entropy reads batch\['tokens'\], which the batch lacks; it holds input_ids, labels",
+        r"cross_entropy reads tokens, targets, weights of a batch .*; missing: tokens, targets, weights; the batch "
+        "holds input_ids, labels",
     ),
     "no targets": (
         lambda batch: {name: batch[name] for name in ("tokens", "weights")},
-        r"reads batch\['targets'\], which the batch lacks; it holds tokens, weights",
+        "missing: targets; the batch holds tokens, weights",
     ),
     "one target a row": (
         lambda batch: {**batch, "targets": batch["targets"][:, 0]},

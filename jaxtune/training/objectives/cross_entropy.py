@@ -8,6 +8,8 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation.terms import Terms
 from jaxtune.training.objectives.base import Batch, Forward, Hyperparameters
 
+_READ = ("tokens", "targets", "weights")
+
 
 def cross_entropy(model: Forward, batch: Batch, hyperparameters: Hyperparameters) -> Terms:
     """Cross-entropy of every target token that has a weight, with label smoothing and z-loss.
@@ -25,9 +27,14 @@ def cross_entropy(model: Forward, batch: Batch, hyperparameters: Hyperparameters
       Losses, 0 where the weight is 0, and weights, float32 ``[b, s]``.
 
     Raises:
-      UserError: shapes differ, or targets are no integers.
+      UserError: one of the three is missing, shapes differ, or targets are no integers.
     """
-    tokens, targets, weights = (batch[name] for name in ("tokens", "targets", "weights"))
+    if missing := [name for name in _READ if name not in batch]:
+        raise UserError(
+            f"cross_entropy reads {', '.join(_READ)} of a batch (and positions and segment_ids, where they are given), "
+            f"all of one shape [b, s]; missing: {', '.join(missing)}; the batch holds {', '.join(batch)}"
+        )
+    tokens, targets, weights = (batch[name] for name in _READ)
     for name, array in (("targets", targets), ("weights", weights)):
         if array.shape != tokens.shape:
             raise UserError(

@@ -135,3 +135,21 @@ def test_what_an_objective_returns_and_asks_for_is_checked(model, case):
 
     with pytest.raises(UserError, match=message):
         call(odd, BoundModel(model, {}, None, "none", "auto"), made(0), HYPERPARAMETERS)
+
+
+def test_what_an_objective_reads_of_a_batch_in_vain_is_named(model):
+    def pairs(model, batch, hyperparameters):
+        return Terms(batch["chosen"] - batch["rejected"], 1.0)
+
+    bound, batch = BoundModel(model, {}, None, "none", "auto"), {"chosen": np.ones(3, np.float32)}
+    with pytest.raises(
+        UserError, match=r"the objective pairs reads batch\['rejected'\], which .* lacks; it holds chosen"
+    ):
+        call(pairs, bound, batch, {})
+
+    def inner(model, batch, hyperparameters):
+        return {"a.b": 1}["chosen"]
+
+    # An error of the objective's own stays what it is.
+    with pytest.raises(KeyError, match="chosen"):
+        call(inner, bound, batch, {})
