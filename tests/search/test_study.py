@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import threading
 from collections import Counter
 
@@ -13,10 +14,11 @@ from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, records, 
 
 from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
-from jaxtune.search import Outcome, Study
+from jaxtune.search import Outcome, Study, StudySummary
 from jaxtune.search.journal import Journal
 from jaxtune.search.milestones import Milestones, milestones
 from jaxtune.search.surrogate import Surrogate
+from tests.told_types import check_types
 
 
 def study(run_dir, runner=None, *, reference=REFERENCE, base=None, search=None, **arguments) -> Study:
@@ -31,6 +33,20 @@ def finished(tmp_path_factory):
     run_dir, runner, events = tmp_path_factory.mktemp("study"), SyntheticRunner(), []
     summary = study(run_dir, runner, on_event=lambda *event: events.append(event)).run()
     return run_dir, runner, summary, events
+
+
+def test_the_summary_is_of_the_types_that_are_told(finished):
+    run_dir, _, summary, _ = finished
+    check_types(StudySummary, summary)
+    assert summary.best["trial"] == summary["best"]["trial"]
+    for page in (summary._repr_html_(), study(run_dir)._repr_html_()):
+        head, *rows = re.findall(r"<tr>(.*?)</tr>", page)
+        assert re.findall(r"<th>(.*?)</th>", head)[:4] == ["trial", "status", "early_score", "final_score"]
+        cells = [re.findall(r"<td>(.*?)</td>", row) for row in rows]
+        assert [row[:2] for row in cells] == [[str(trial["id"]), trial["status"]] for trial in summary.trials]
+        for row, trial in zip(cells, summary.trials, strict=True):
+            early = trial["early_score"]
+            assert row[2] == "–" if early is None else float(row[2]) == pytest.approx(early, rel=1e-3)
 
 
 def test_the_summary_holds_the_contract(finished):

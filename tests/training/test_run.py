@@ -15,7 +15,9 @@ from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training import trainer as trainer_module
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run import Diverged, train
+from jaxtune.training.summary import RunSummary
 from jaxtune.training.trained import trained
+from tests.told_types import check_types
 
 
 @pytest.fixture
@@ -37,6 +39,7 @@ def test_the_summary_tells_what_was_done(config, tmp_path):
         "compilations": 1,
         "examples": {"train": 64},
     }
+    check_types(RunSummary, summary)
     assert summary["trained_parameters"] == 2 * (4 * (32 + 32) + 4 * (32 + 16))
     assert summary["examples_per_step"] == 8
     assert summary["adapter"] == {"path": str(directory / "adapter"), "step": 6}
