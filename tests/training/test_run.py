@@ -17,6 +17,7 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.run import Diverged, train
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trained import trained
+from tests.kill_anywhere import timeless
 from tests.told_types import check_types
 
 
@@ -93,9 +94,14 @@ def test_a_stopped_run_goes_on_and_nothing_is_counted_twice(config, tmp_path):
     second = train(config)
     assert (second["stopped"], second["steps"]) == ("finished", 6)
     stopped = read_metrics(tmp_path / "run" / "metrics.jsonl")
-    train(with_overrides(config, {"run_dir": str(tmp_path / "whole")}))
+    undisturbed = train(with_overrides(config, {"run_dir": str(tmp_path / "whole")}))
     whole = read_metrics(tmp_path / "whole" / "metrics.jsonl")
     assert [(line["step"], line["loss"]) for line in stopped] == [(line["step"], line["loss"]) for line in whole]
+    # Killed once more, behind its last checkpoint and before its summary was written.
+    (tmp_path / "run" / "summary.json").unlink()
+    for summary in (second, train(config)):
+        assert timeless({**summary, "adapter": None}) == timeless({**undisturbed, "adapter": None})
+    assert {"loss", "grad_norm"} <= undisturbed["metrics"].keys()
 
 
 def test_any_run_directory_s_name_will_do(config, tmp_path):
