@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from jaxtune.errors import UserError
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 
 
 def user_path(path: str) -> str:

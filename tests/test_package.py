@@ -28,7 +28,7 @@ def test_the_base_needs_no_torch_no_tensorflow_and_no_accelerator():
 def test_every_import_of_the_package_is_required_or_optional_by_name():
     """A module that is imported when a file loads must be one that the base installation brings."""
     brought = {"flax", "grain", "jax", "jinja2", "optax", "orbax", "pydantic", "rich", "safetensors", "skopt"}
-    brought |= {"tensorboardX", "tensorflow_datasets", "transformers", "pyarrow", "yaml", "jaxtyping"}
+    brought |= {"tensorboardX", "tensorflow_datasets", "transformers", "psutil", "pyarrow", "yaml", "jaxtyping"}
     # What jax, pydantic, jinja2, tensorflow-datasets and scikit-optimize cannot do without.
     brought |= {"numpy", "ml_dtypes", "scipy", "pydantic_core", "etils", "markupsafe", "sklearn"}
     pattern = re.compile(r"^(?:import|from) (\w+)", re.MULTILINE)

@@ -19,7 +19,7 @@ from jaxtune.data.messages import read_conversations
 from jaxtune.errors import UserError
 from jaxtune.files import user_path
 from jaxtune.models import load_tokenizer
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 
 YAML = """\
 model: {path: jaxtune:nano}
@@ -28,7 +28,7 @@ train: {steps: 10}
 search: {space: {optimizer.learning_rate: {log_uniform: [1e-5, 1e-2]}}}
 """
 PLACES = [
-    "run_dir", "model.path", "model.tokenizer", "data.train", "data.train.path", "data.validation", "data.test",
+    "run_dir", "paths_from", "model.path", "model.adapter", "model.tokenizer", "data.train", "data.train.path", "data.validation", "data.test",
     "data.explode.schema_path", "search.start_from", "study.output", "study.ablation.search",
 ]  # fmt: skip
 
@@ -62,8 +62,8 @@ def test_every_key_that_is_a_place_is_among_them():
         for name, field in section.model_fields.items():
             if re.search(r"director|folder|file:", field.description or "", re.IGNORECASE) or name.endswith("path"):
                 named.add(f"{title.split(':')[0].split(',')[0]}.{name}".lstrip("."))
-    # A data set's is tried with its source; a date speaks of a directory without being one.
-    assert named - set(PLACES) == {"data.train.data_dir", "data.date"}
+    # A data set's is tried with its source; the others speak of a directory without being one.
+    assert named - set(PLACES) == {"data.train.data_dir", "data.date", "name", "telemetry.tensorboard"}
 
 
 def test_what_to_type_instead():

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import InitErrorDetails, PydanticCustomError, PydanticUndefined
 
 from jaxtune.files import user_path
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.data.tfds_source import TFDS_PREFIX, tfds_splits
 from jaxtune.data.values import read_json
 from jaxtune.errors import UserError, nearest
-from jaxtune.places import hub_data_advice, is_hub_name, local_path
+from jaxtune.remote_paths import hub_data_advice, is_hub_name, local_path
 
 # The name of a file's only split, as in the `datasets` library.
 FILE_SPLIT = "train"

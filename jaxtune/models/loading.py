@@ -17,7 +17,7 @@ from jaxtune.models.declarations import random_params
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.hf_config import read_config
 from jaxtune.parallel.platform import compute_dtype
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 
 PACKAGED = "jaxtune:"
 """Prefix of the models inside the package: ``jaxtune:nano``."""

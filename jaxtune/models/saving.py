@@ -20,7 +20,7 @@ from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.hf_config import checkpoint_config
 from jaxtune.models.loading import TOKENIZER_FILES, resolve_path
 from jaxtune.models.tokenizer import FIELDS, WHOLE, differing_parts, load_tokenizer, read_fields
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

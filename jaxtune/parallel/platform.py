@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import psutil
 
 from jaxtune.errors import UserError
 from jaxtune.files import cache_directory
+from jaxtune.parallel.host_memory import host_free_bytes
 
 # Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind, the longer name before one that it
 # holds. Sources: the vendors' data sheets.
@@ -115,5 +116,18 @@ def memory_bytes(mesh: jax.sharding.Mesh) -> float | None:
     """
     device = mesh.devices.flat[0]
     if device.platform == "cpu":
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())
+        return psutil.virtual_memory().total / len(jax.local_devices())
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def free_bytes(mesh: jax.sharding.Mesh) -> float | None:
+    """Bytes that may be filled on each of the mesh's devices of this process; None where the platform does not say.
+
+    Of an accelerator it is what jax may use in all, what it holds already among it. The devices of a CPU share what
+    the machine has available now: for what is decided once for a whole study, :func:`memory_bytes` does not depend on
+    the moment.
+    """
+    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    if devices[0].platform == "cpu":
+        return host_free_bytes() / len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")

@@ -21,8 +21,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import read_config, resolve_path
 from jaxtune.models.declarations import declare
 from jaxtune.parallel import make_mesh, named_sharding
-from jaxtune.parallel.free_memory import free_bytes
-from jaxtune.parallel.platform import compute_dtype, platform
+from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.population import TRIAL_AXIS, Population
 from jaxtune.training.trainer import Trainer

@@ -35,7 +35,7 @@ from jaxtune.models.families import architecture_of
 from jaxtune.models.hf_config import read_architecture
 from jaxtune.models.loading import PACKAGED
 from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
-from jaxtune.places import local_path
+from jaxtune.remote_paths import local_path
 from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, rule_value, uses_rslora
 from jaxtune.updates.peft_base import named_base
 from jaxtune.updates.peft_format import (
