@@ -28,7 +28,8 @@ train: {steps: 10}
 search: {space: {optimizer.learning_rate: {log_uniform: [1e-5, 1e-2]}}}
 """
 PLACES = [
-    "run_dir", "paths_from", "model.path", "model.adapter", "model.tokenizer", "data.train", "data.train.path", "data.validation", "data.test",
+    "run_dir", "paths_from", "model.path", "model.adapter", "model.tokenizer",
+    "data.train", "data.train.path", "data.validation", "data.test",
     "data.explode.schema_path", "search.start_from", "study.output", "study.ablation.search",
 ]  # fmt: skip
 
