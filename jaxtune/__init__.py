@@ -21,15 +21,9 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 
 if TYPE_CHECKING:
     from jaxtune.config import Config, load_config
-    from jaxtune.config.schema import (
-        DataConfig,
-        FrozenRule,
-        FullRule,
-        LowRankRule,
-        OptimizerConfig,
-        SourceConfig,
-        TrainConfig,
-    )
+    from jaxtune.config.data_section import DataConfig, SourceConfig
+    from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+    from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
     from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
     from jaxtune.errors import UserError
     from jaxtune.evaluation import LossResult, generate
@@ -68,13 +62,13 @@ _refuse_other_systems()
 _HOMES = {
     "Config": "config",
     "load_config": "config",
-    "DataConfig": "config.schema",
-    "FrozenRule": "config.schema",
-    "FullRule": "config.schema",
-    "LowRankRule": "config.schema",
-    "OptimizerConfig": "config.schema",
-    "SourceConfig": "config.schema",
-    "TrainConfig": "config.schema",
+    "DataConfig": "config.data_section",
+    "FrozenRule": "config.update_rules",
+    "FullRule": "config.update_rules",
+    "LowRankRule": "config.update_rules",
+    "OptimizerConfig": "config.training_sections",
+    "SourceConfig": "config.data_section",
+    "TrainConfig": "config.training_sections",
     "evaluation_batches": "data",
     "make_examples": "data",
     "open_source": "data",

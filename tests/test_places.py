@@ -12,8 +12,9 @@ import pytest
 import jaxtune
 from jaxtune.cli import main
 from jaxtune.config import load_config
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.config.reference import _SECTIONS
-from jaxtune.config.schema import LowRankRule, SourceConfig
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import open_source
 from jaxtune.data.messages import read_conversations
 from jaxtune.errors import UserError

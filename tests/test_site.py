@@ -11,7 +11,7 @@ import jaxtune_kernels
 import pytest
 
 import jaxtune
-from jaxtune.config.schema import TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -9,7 +9,8 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from jaxtune.config.schema import Config, LowRankRule
+from jaxtune.config.schema import Config
+from jaxtune.config.update_rules import LowRankRule
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "run_dir": ("output_dir", "out_dir", "save_dir", "logdir", "log_dir"),

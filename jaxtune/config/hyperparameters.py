@@ -1,4 +1,4 @@
-"""The traced hyperparameters, derived from the schema's :class:`~jaxtune.config.schema.Traced` annotations."""
+"""The traced hyperparameters, derived from the schema's :class:`~jaxtune.config.section.Traced` annotations."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ from pydantic import BaseModel, ValidationError
 
 from jaxtune.config.aliases import our_keys, sections_of
 from jaxtune.config.paths import with_folders
-from jaxtune.config.schema import REFERENCE_UPDATE, Config, Rule
+from jaxtune.config.schema import Config
 from jaxtune.config.section import Section
+from jaxtune.config.update_rules import REFERENCE_UPDATE, Rule
 from jaxtune.errors import UserError, nearest
 
 SectionType = TypeVar("SectionType", bound=BaseModel)

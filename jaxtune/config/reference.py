@@ -10,27 +10,14 @@ from typing import Any
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from jaxtune.config.data_section import DataConfig, ExplodeConfig, SourceConfig
 from jaxtune.config.hyperparameters import field_marker
-from jaxtune.config.schema import (
-    Config,
-    DataConfig,
-    DimensionConfig,
-    EvaluationConfig,
-    ExplodeConfig,
-    FrozenRule,
-    FullRule,
-    KeepConfig,
-    LowRankRule,
-    ModelConfig,
-    OptimizerConfig,
-    ParallelConfig,
-    SearchConfig,
-    SourceConfig,
-    TelemetryConfig,
-    TrainConfig,
-)
+from jaxtune.config.schema import Config, EvaluationConfig, ModelConfig, TelemetryConfig
+from jaxtune.config.search_section import DimensionConfig, SearchConfig
 from jaxtune.config.section import default_text
 from jaxtune.config.studies import AblationConfig, DataSizeConfig, EarlyScoreConfig, StudiesConfig, TransferConfig
+from jaxtune.config.training_sections import KeepConfig, OptimizerConfig, ParallelConfig, TrainConfig
+from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
 
 _SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
     ("", Config),

@@ -12,7 +12,7 @@ import numpy as np
 from jaxtyping import Float32, Int32
 from transformers import PreTrainedTokenizerBase
 
-from jaxtune.config.schema import DataConfig
+from jaxtune.config.data_section import DataConfig
 from jaxtune.data.chat import chat_text
 from jaxtune.data.encoding import encode_prompts, encode_spans, special_id
 from jaxtune.data.explode import explode

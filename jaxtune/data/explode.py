@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config.schema import ExplodeConfig
+from jaxtune.config.data_section import ExplodeConfig
 from jaxtune.data.sources import locate
 from jaxtune.data.values import plain, read_json
 from jaxtune.errors import UserError, nearest

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config.schema import SourceConfig
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.data.arrow_rows import arrow_rows
 from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.data.tfds_source import TFDS_PREFIX, tfds_splits

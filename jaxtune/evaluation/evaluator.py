@@ -9,7 +9,8 @@ from typing import Any
 
 from transformers import PreTrainedTokenizerBase
 
-from jaxtune.config.schema import EvaluationConfig, ExplodeConfig
+from jaxtune.config.data_section import ExplodeConfig
+from jaxtune.config.schema import EvaluationConfig
 from jaxtune.data.examples import Example
 from jaxtune.errors import UserError
 from jaxtune.evaluation.extraction import extraction_metrics, normalize

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
 from jaxtune.config.paths import recorded
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
 from jaxtune.search.checks import check_space, check_trials, reference_point

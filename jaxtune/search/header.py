@@ -11,7 +11,8 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxtune.config.hyperparameters import without_host_keys
-from jaxtune.config.schema import Config, SearchConfig
+from jaxtune.config.schema import Config
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.search.journal import FILENAME, difference, read_journal
 from jaxtune.search.space import Point, Space

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtune.config import Config, dotted
 from jaxtune.config.paths import located
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
 from jaxtune.search.directory import train_command

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.config.aliases import our_keys
-from jaxtune.config.schema import DimensionConfig
+from jaxtune.config.search_section import DimensionConfig
 from jaxtune.errors import UserError, nearest
 
 if TYPE_CHECKING:

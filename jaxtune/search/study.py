@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, check_records, check_room, lookup, recorded_data, study_header
 from jaxtune.search.journal import Journal

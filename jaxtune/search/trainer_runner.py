@@ -23,7 +23,9 @@ from jaxtune.config import (
     with_overrides,
 )
 from jaxtune.config.paths import located, recorded
-from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, OptimizerConfig, SearchConfig
+from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.training_sections import OptimizerConfig
+from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically

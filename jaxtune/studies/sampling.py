@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from jaxtune.config.schema import ExplodeConfig
+from jaxtune.config.data_section import ExplodeConfig
 from jaxtune.data import Example
 from jaxtune.data.pipeline import permutation
 from jaxtune.errors import UserError, nearest

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from jaxtune.config import Config, with_overrides
 from jaxtune.config.paths import located
-from jaxtune.config.schema import REFERENCE_UPDATE, LowRankRule, Rule
+from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule, Rule
 from jaxtune.errors import UserError
 from jaxtune.models import Decoder, DecoderConfig, read_config, resolve_path
 from jaxtune.updates import UpdatePlan, load_adapter

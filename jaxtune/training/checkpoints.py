@@ -20,7 +20,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from jaxtune.config.schema import KeepConfig
+from jaxtune.config.training_sections import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.training.state import check_alive

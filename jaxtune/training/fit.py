@@ -14,7 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
-from jaxtune.config.schema import TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.tables import html_table

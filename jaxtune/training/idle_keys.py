@@ -9,7 +9,9 @@ import logging
 from collections.abc import Callable, Iterator
 
 from jaxtune.config import Config
-from jaxtune.config.schema import LowRankRule, SearchConfig, TrainConfig
+from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.training_sections import TrainConfig
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.updates.plan import ResolvedPlan
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ import jax
 import numpy as np
 
 from jaxtune.config import Config, dotted
-from jaxtune.config.schema import LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
 from jaxtune.models import read_config, resolve_path

@@ -12,7 +12,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.config.schema import TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 
 logger = logging.getLogger(__name__)
 

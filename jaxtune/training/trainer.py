@@ -13,7 +13,7 @@ import numpy as np
 import optax
 
 from jaxtune.config.hyperparameters import hyperparameters as values_of
-from jaxtune.config.schema import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split

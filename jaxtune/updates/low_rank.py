@@ -19,7 +19,7 @@ import numpy as np
 from jaxtune_kernels import hash_words
 from jaxtyping import Array, Float, Key, UInt32
 
-from jaxtune.config.schema import LowRankRule, Rule
+from jaxtune.config.update_rules import LowRankRule, Rule
 from jaxtune.models.linear import LowRankAdapter
 
 Hyperparameters = Mapping[str, Float[Array, ""] | float | int]

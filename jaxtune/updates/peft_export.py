@@ -25,7 +25,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from jaxtune.config.schema import LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.files import replaced
 from jaxtune.models.architectures import Architecture

@@ -16,7 +16,7 @@ import numpy as np
 from pydantic import ValidationError
 
 from jaxtune.config.hyperparameters import hyperparameters as traced_values
-from jaxtune.config.schema import LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.architectures import Layout, architectures_of
 from jaxtune.models.config import DecoderConfig

@@ -9,7 +9,7 @@ from typing import Any
 
 from jaxtyping import Array, Float, Key, UInt32
 
-from jaxtune.config.schema import FullRule, LowRankRule, Rule
+from jaxtune.config.update_rules import FullRule, LowRankRule, Rule
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare

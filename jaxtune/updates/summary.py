@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from jaxtune.config.schema import Rule
+from jaxtune.config.update_rules import Rule
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,7 +13,7 @@ import record_curves
 import surrogates
 from replay import Fractional, Pool, Table, best_of, full, normalised, read_table, winners
 
-from jaxtune.config.schema import DimensionConfig
+from jaxtune.config.search_section import DimensionConfig
 from jaxtune.search.space import Space
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,8 +10,10 @@ from pydantic import BaseModel
 from jaxtune.config import capacities, dotted, hyperparameters, load_config, program_key, with_overrides
 from jaxtune.config import schema as schema_module
 from jaxtune.config.hyperparameters import field_marker
-from jaxtune.config.schema import Config, FrozenRule, FullRule, LowRankRule, OptimizerConfig, TrainConfig
+from jaxtune.config.schema import Config
 from jaxtune.config.section import Traced
+from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
 
 YAML = """\
 model: {path: somewhere}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from jaxtune.config.schema import DataConfig
+from jaxtune.config.data_section import DataConfig
 from jaxtune.data.examples import Example, make_examples
 from jaxtune.errors import UserError
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from jaxtune.config.schema import DataConfig
+from jaxtune.config.data_section import DataConfig
 from jaxtune.data.examples import Examples, make_examples
 
 CHATML = (

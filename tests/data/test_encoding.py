@@ -6,7 +6,7 @@ import pytest
 from tokenizers import processors
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jaxtune.config.schema import DataConfig
+from jaxtune.config.data_section import DataConfig
 from jaxtune.data import encoding
 from jaxtune.data.encoding import encode_continuations, encode_prompts, special_id
 from jaxtune.data.examples import make_examples

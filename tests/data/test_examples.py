@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from jaxtune.config.schema import DataConfig, ExplodeConfig
+from jaxtune.config.data_section import DataConfig, ExplodeConfig
 from jaxtune.data.examples import Example, make_examples, split
 from jaxtune.data.pipeline import evaluation_batches
 from jaxtune.data.sources import open_source

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxtune.config.schema import ExplodeConfig
+from jaxtune.config.data_section import ExplodeConfig
 from jaxtune.data.explode import explode
 from jaxtune.data.prompts import Template
 from jaxtune.errors import UserError

@@ -13,7 +13,7 @@ import pyarrow.parquet
 import pytest
 from transformers import PreTrainedTokenizerFast
 
-from jaxtune.config.schema import DataConfig, SourceConfig
+from jaxtune.config.data_section import DataConfig, SourceConfig
 from jaxtune.data.examples import Example, make_examples
 from jaxtune.data.messages import read_conversations
 from jaxtune.data.sources import open_source

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
+from jaxtune.config.data_section import DataConfig
 from jaxtune.config.loading import load_config
-from jaxtune.config.schema import DataConfig
 from jaxtune.data.chat import chat_prompt
 from jaxtune.data.examples import Example, make_examples
 from jaxtune.data.messages import one_turn

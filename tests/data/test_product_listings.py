@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtune.config.schema import SourceConfig
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.data import nano_corpus, product_listings
 from jaxtune.data.product_listings import ATTRIBUTES, CATEGORIES, generate_rows
 from jaxtune.data.sources import open_source

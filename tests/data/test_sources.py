@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import SourceConfig
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.data.sources import open_source
 from jaxtune.data.splits import parse_split, unit_hash
 from jaxtune.errors import UserError

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 from transformers.utils import chat_template_utils
 
-from jaxtune.config.schema import DataConfig
+from jaxtune.config.data_section import DataConfig
 from jaxtune.data.examples import make_examples
 from jaxtune.data.template_date import asks_for_date, dated
 

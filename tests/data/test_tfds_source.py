@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
-from jaxtune.config.schema import SourceConfig
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.data.product_listings import generate_rows
 from jaxtune.data.sources import open_source
 from jaxtune.data.tfds_source import plain

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import SourceConfig
+from jaxtune.config.data_section import SourceConfig
 from jaxtune.data.arrow_rows import arrow_rows
 from jaxtune.data.prompts import Template
 from jaxtune.data.sources import open_source

@@ -73,7 +73,7 @@ def test_transformers_stops_where_we_stop(model, tiny_model, endless, tmp_path, 
 
 def test_the_turn_end_ends_the_answer_that_training_taught(model, tiny_model):
     """A template ends turns with another token than the end-of-text token: what is learnt holds an end all the same."""
-    from jaxtune.config.schema import DataConfig
+    from jaxtune.config.data_section import DataConfig
 
     tokenizer = load_tokenizer(tiny_model)
     tokenizer.add_tokens(["w39"], special_tokens=True)

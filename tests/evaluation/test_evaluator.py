@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from tokenizers import AddedToken
 
-from jaxtune.config.schema import DataConfig, EvaluationConfig
+from jaxtune.config.data_section import DataConfig
+from jaxtune.config.schema import EvaluationConfig
 from jaxtune.data.examples import make_examples
 from jaxtune.errors import UserError
 from jaxtune.evaluation import Evaluator, answer_generator, documents, extraction_metrics, paired_bootstrap

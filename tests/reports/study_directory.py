@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import yaml
 
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.search import Interrupted, Outcome, Study, TestOutcome, Trial
 
 STEPS = 400

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxtune.config.schema import DimensionConfig, SearchConfig
+from jaxtune.config.search_section import DimensionConfig, SearchConfig
 from jaxtune.search import Interrupted, Outcome, Study, TestOutcome, Trial
 
 SPACE = {

@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from jaxtune.config import load_config, with_overrides
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, deciding, study_header
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import DimensionConfig
+from jaxtune.config.search_section import DimensionConfig
 from jaxtune.errors import UserError
 from jaxtune.search.candidates import random_point
 from jaxtune.search.space import Space, canonical

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import DimensionConfig
+from jaxtune.config.search_section import DimensionConfig
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.space import Space
 from jaxtune.search.surrogate import Observation, Surrogate

@@ -9,7 +9,7 @@ import yaml
 from synthetic import SyntheticRunner, interrupt_at, records
 
 from jaxtune.config import dotted, dump_config, load_config
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.reports import headline
 from jaxtune.reports.records import read_study

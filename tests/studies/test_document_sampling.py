@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import ExplodeConfig
+from jaxtune.config.data_section import ExplodeConfig
 from jaxtune.data import Example
 from jaxtune.errors import UserError
 from jaxtune.studies.sampling import (

@@ -8,7 +8,9 @@ from typing import Any
 
 import pytest
 
-from jaxtune.config.schema import DataConfig, LowRankRule, OptimizerConfig, SourceConfig, TrainConfig
+from jaxtune.config.data_section import DataConfig, SourceConfig
+from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
 from jaxtune.models import load_model, load_tokenizer
 from jaxtune.training import Trainer

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from jaxtune.config.schema import KeepConfig
+from jaxtune.config.training_sections import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.training import checkpoints as module
 from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint, load_checkpoint, newest_step

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.config.schema import KeepConfig
+from jaxtune.config.training_sections import KeepConfig
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import JsonlWriter, read_metrics
 from jaxtune.training.checkpoints import Checkpoints

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from jaxtune_kernels.dropout import hash_words
 
-from jaxtune.config.schema import LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.training.batches import CountedBatches, as_batches, checked, completed, count_examples, count_tokens
 from jaxtune.training.checkpoints import Checkpoints

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import LowRankRule, OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from jaxtune.config.schema import TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.training import save_schedule
 from jaxtune.training.save_schedule import SaveSchedule
 

@@ -7,7 +7,8 @@ import re
 import jax
 import numpy as np
 
-from jaxtune.config.schema import LowRankRule, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.updates import UpdatePlan

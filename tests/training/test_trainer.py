@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.config.schema import FullRule, LowRankRule, OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import load_model, merge
 from jaxtune.training import Trainer

@@ -8,7 +8,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtune.config.schema import FullRule, LowRankRule, OptimizerConfig
+from jaxtune.config.training_sections import OptimizerConfig
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import split
 from jaxtune.training.checkpoints import Checkpoints

@@ -7,7 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxtune.config.schema import FullRule, LowRankRule, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import Decoder, DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.updates import UpdatePlan

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.config.schema import FullRule, LowRankRule
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.config.schema import LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import split
 from jaxtune.models.loading import load_model

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from jaxtune.config.hyperparameters import hyperparameters
-from jaxtune.config.schema import FrozenRule, FullRule, LowRankRule
+from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.declarations import count_parameters, declare
 from jaxtune.parallel.sharding import named_sharding

@@ -9,7 +9,7 @@ import optax
 import pytest
 from jaxtune_kernels import hash_words
 
-from jaxtune.config.schema import FullRule, LowRankRule
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.updates import UpdatePlan, save_adapter

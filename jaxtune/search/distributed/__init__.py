@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib.util
 import os
 
-from jaxtune.config.schema import SearchConfig
+from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 
 

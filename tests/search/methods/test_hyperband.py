@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import DimensionConfig
+from jaxtune.config.search_section import DimensionConfig
 from jaxtune.search.methods import make_method
 from jaxtune.search.methods.optuna_study import STUDY_NAME
 from jaxtune.search.space import Space

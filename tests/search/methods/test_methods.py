@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.schema import DimensionConfig, SearchConfig
+from jaxtune.config.search_section import DimensionConfig, SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.methods import METHODS, make_method
 from jaxtune.search.methods.optuna_study import empty_study, told_trials

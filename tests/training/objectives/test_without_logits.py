@@ -7,7 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.config.schema import FullRule, LowRankRule, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
+from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.training.objectives import Forward, Terms, cross_entropy

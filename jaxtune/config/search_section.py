@@ -1,0 +1,160 @@
+"""The ``search`` section: the space, the trials, how they are scored, proposed and finished."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from jaxtune.config.section import (
+    Parsed,
+    PositiveInt,
+    Section,
+    Seed,
+    UserPath,
+    parsed,
+)
+from jaxtune.errors import nearest
+
+
+class DimensionConfig(Section):
+    """One searched key: exactly one of the five kinds."""
+
+    log_uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
+        "[low, high]: numbers between them, in equal ratios; unset: another kind.", default=None
+    )
+    uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
+        "[low, high]: numbers between them; unset: another kind.", default=None
+    )
+    integer: Parsed[tuple[int, int] | None, Sequence[int]] = parsed(
+        "[low, high]: whole numbers from one to the other; unset: another kind.", default=None
+    )
+    power_of_two: Parsed[tuple[int, int] | None, Sequence[int]] = parsed(
+        "[low, high]: numbers that are powers of two, from one to the other; unset: another kind.", default=None
+    )
+    choice: Parsed[list[Any] | None, Sequence[Any]] = parsed(
+        "Two values or more, without an order; unset: another kind.", default=None
+    )
+
+    @model_validator(mode="after")
+    def _one_kind(self) -> DimensionConfig:
+        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        if len(kinds) != 1:
+            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+        value = getattr(self, kinds[0])
+        if kinds[0] == "choice":
+            if len(value) < 2:
+                raise ValueError("choice needs a list of at least two values")
+            return self
+        low, high = value
+        if low >= high:
+            raise ValueError(f"{kinds[0]} needs low < high, not [{low}, {high}]")
+        if kinds[0] == "log_uniform" and low <= 0:
+            raise ValueError(f"log_uniform needs positive bounds, not [{low}, {high}]")
+        if kinds[0] == "power_of_two" and (low < 1 or low & (low - 1) or high & (high - 1)):
+            raise ValueError(f"power_of_two needs powers of two, not [{low}, {high}]")
+        return self
+
+    @property
+    def kind(self) -> str:
+        """The name of the one field that is set."""
+        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+
+
+class SearchConfig(Section):
+    """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
+
+    space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
+        "Dotted key -> what to try.", default_factory=dict
+    )
+    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+        default="gp",
+        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
+        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+    )
+    trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
+    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+        default=0.2, description="Share of its steps after which a trial is scored."
+    )
+    ladder: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+        default_factory=list,
+        description="Shares of the steps before fraction, ascending: all trials are trained to the first, and the "
+        "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
+    )
+    promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
+    population: PositiveInt | Literal["auto"] = Field(
+        default=1,
+        description="Trials that train at the same time, in one compiled step on one copy of the base. 'auto': as many "
+        "as the memory of a device holds, at most a quarter of the trials.",
+    )
+    initial: PositiveInt = Field(
+        default=6, description="Trials of the space-filling design, before the surrogate proposes."
+    )
+    fixed: dict[str, Any] = Field(
+        default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
+    )
+    start_from: UserPath | None = Field(
+        default=None,
+        description="Run directory of a study over the same keys, on another task, a part of the data or a smaller "
+        "model: its best finished trials come first, in the places of the design (initial less the reference). If "
+        "unset, the design is drawn.",
+    )
+    objective: Literal["loss", "exact_match", "f1"] = Field(
+        default="loss", description="Validation loss, or a task metric."
+    )
+    seed: Seed = Field(default=0, description="Seed of the proposals; every trial trains with train.seed.")
+    reference: Literal["own", "paper"] | dict[str, Any] = Field(
+        default="own",
+        description="Trial 0, which the others are compared with: 'own' is the configuration as it stands, 'paper' the "
+        "values of arXiv:2407.13906; or a mapping of the dotted keys that differ from the configuration. A study that "
+        "began when another one was the default keeps it.",
+    )
+    workers: PositiveInt = Field(
+        default=1,
+        description="Processes that train trials, on one machine or several, under Ray (extra 'distributed'); 1 trains "
+        "in this process, unless ray_address is given.",
+    )
+    ray_address: str | None = Field(
+        default=None, description="host:port of a running Ray's head node, or 'auto'; unset starts Ray on this machine."
+    )
+    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+        default_factory=dict,
+        description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
+        "else a CPU core.",
+    )
+
+    @field_validator("reference", mode="before")
+    @classmethod
+    def _reference(cls, value: Any) -> Any:
+        """One message for what is neither a name nor a mapping; an empty mapping leaves the configuration as it is."""
+        if isinstance(value, dict):
+            return value or "own"
+        if value not in (names := ("own", "paper")):
+            raise ValueError(
+                f"{value!r} is no choice{nearest(value, names)}, or give a mapping of dotted keys to values"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _address(self) -> SearchConfig:
+        if self.ray_address not in (None, "auto") and not re.fullmatch(r"[^:/\s]+:\d{1,5}", self.ray_address or ""):
+            raise ValueError(f"ray_address is host:port or auto, not {self.ray_address}")
+        return self
+
+    @model_validator(mode="after")
+    def _promotable(self) -> SearchConfig:
+        if self.promote > self.trials:
+            raise ValueError(f"promote {self.promote} is above trials {self.trials}")
+        if list(self.ladder) != sorted(set(self.ladder)) or any(rung >= self.fraction for rung in self.ladder):
+            raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
+        if self.ladder and self.method == "hyperband":
+            raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
+        if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:
+            key = "initial" if self.initial == places else "trials"
+            raise ValueError(
+                f"start_from: with {key} {places} the first trial, the reference, leaves no place for a trial of "
+                f"{self.start_from}; set {key} to 2 or more, or leave start_from out"
+            )
+        return self

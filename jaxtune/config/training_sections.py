@@ -1,0 +1,125 @@
+"""The ``train``, ``optimizer`` and ``parallel`` sections: the training loop, its optimizer, its devices."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from jaxtune.config.section import (
+    Parsed,
+    PositiveInt,
+    Probability,
+    Section,
+    Seed,
+    Traced,
+    located,
+    parsed,
+)
+
+
+class KeepConfig(Section):
+    """Which checkpoints of a run stay."""
+
+    latest: PositiveInt = Field(
+        default=2,
+        description="So many of the newest checkpoints; where the last cannot be read, a run goes on from the one "
+        "before.",
+    )
+    best: PositiveInt = Field(default=1, description="So many of the checkpoints with the lowest validation loss.")
+    every: PositiveInt | None = Field(
+        default=None,
+        description="Checkpoints of steps that are multiples of this, which are then written as well; none if unset.",
+    )
+
+
+class TrainConfig(Section):
+    """The training loop."""
+
+    steps: Annotated[PositiveInt, Traced()] | None = Field(default=None, description="Optimizer steps; or give epochs.")
+    epochs: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Passes over data.train, parts of one as well; or give steps."
+    )
+    batch_size: PositiveInt = Field(
+        default=16, description="Rows per optimizer step, over all devices and microbatches."
+    )
+    accumulate: PositiveInt = Field(default=1, description="Microbatches that one step's rows are computed in.")
+    sequence_length: PositiveInt = Field(default=512, description="Tokens of a row.")
+    seed: Seed = Field(
+        default=0, description="Seed of the order of examples, of what is trained from random values, and of dropout."
+    )
+    evaluate_every: PositiveInt | None = Field(
+        default=None, description="Steps between evaluations on data.validation; only at the end if unset."
+    )
+    checkpoint_every: PositiveInt | None = Field(
+        default=None, description="Steps between checkpoints; at evaluations if unset."
+    )
+    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
+        default=5.0, description="Minutes after which a checkpoint is written in any case; null: never by time."
+    )
+    keep: Parsed[KeepConfig, Mapping[str, Any]] = parsed("Which checkpoints stay.", default=KeepConfig())
+    log_every: PositiveInt = Field(default=10, description="Steps between records of the training metrics.")
+    patience: PositiveInt | None = Field(
+        default=None,
+        description="Stop after this many evaluations (by evaluate_every) without improvement; never if unset.",
+    )
+    label_smoothing: Annotated[Probability, Traced()] = Field(
+        default=0.0, description="Share of a target's probability that goes to all tokens of the vocabulary alike."
+    )
+    z_loss: Annotated[float, Field(ge=0.0), Traced()] = Field(
+        default=0.0, description="Factor of log(Z)^2, which is added to a token's loss; Z is the softmax's denominator."
+    )
+
+    @model_validator(mode="after")
+    def _length(self) -> TrainConfig:
+        if (self.steps is None) == (self.epochs is None):
+            raise ValueError("give either steps or epochs")
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} microbatches")
+        if self.patience is not None and self.evaluate_every is None:
+            message = "patience counts evaluations, and there is none but the last one without train.evaluate_every"
+            raise located(("patience",), self.patience, message)
+        return self
+
+
+class OptimizerConfig(Section):
+    """AdamW and its schedule. The defaults are the paper's reference configuration (arXiv:2407.13906)."""
+
+    learning_rate: Annotated[float, Field(gt=0), Traced()] = Field(
+        default=1e-4, description="Learning rate at its peak, after the warm-up."
+    )
+    schedule: Literal["cosine", "linear", "constant"] = Field(
+        default="cosine", description="How the learning rate falls after the warm-up, down to final_scale."
+    )
+    warmup: Annotated[Probability, Traced()] = Field(default=0.1, description="Share of all steps spent warming up.")
+    final_scale: Annotated[float, Field(ge=0, le=1), Traced()] = Field(
+        default=0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
+    )
+    weight_decay: Annotated[float, Field(ge=0), Traced()] = Field(
+        default=0.0,
+        description="Share of a parameter, times the learning rate, that a step takes off it (AdamW).",
+    )
+    beta1: Annotated[Probability, Traced()] = Field(
+        default=0.9, description="Share of the mean of gradients that a step keeps."
+    )
+    beta2: Annotated[Probability, Traced()] = Field(
+        default=0.999, description="Share of the mean of squared gradients that a step keeps."
+    )
+    epsilon: Annotated[float, Field(gt=0), Traced()] = Field(
+        default=1e-8, description="Added to the root of the mean of squared gradients, by which a step divides."
+    )
+    clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(default=1.0, description="Largest global gradient norm.")
+
+
+class ParallelConfig(Section):
+    """The device mesh. One axis may be -1: it takes the devices that are left."""
+
+    trial: int = Field(
+        default=1,
+        description="In a search: parts of the population, each on devices of its own with a copy of the model. Set "
+        "data to what one model needs, and this to -1.",
+    )
+    data: int = Field(default=-1, description="Devices that a batch is divided over, each with all of the model.")
+    fsdp: int = Field(default=1, description="Devices that a batch and the model's parameters are divided over.")
+    tensor: int = Field(default=1, description="Devices that each layer's heads and features are divided over.")
