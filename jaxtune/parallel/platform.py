@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxtune.errors import UserError
 from jaxtune.files import cache_directory
+from jaxtune.parallel.host_memory import host_free_bytes
 
 # Peak dense bfloat16 matrix throughput in FLOP/s, by a part of jax's device_kind, the longer name before one that it
 # holds. Sources: the vendors' data sheets.
@@ -117,3 +118,16 @@ def memory_bytes(mesh: jax.sharding.Mesh) -> float | None:
     if device.platform == "cpu":
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") / len(jax.local_devices())
     return (device.memory_stats() or {}).get("bytes_limit")
+
+
+def free_bytes(mesh: jax.sharding.Mesh) -> float | int | None:
+    """Bytes that may be filled on each of the mesh's devices of this process; None where the platform does not say.
+
+    Of an accelerator it is what jax may use in all, what it holds already among it. The devices of a CPU share what
+    the machine has available now; what is decided once for a whole study goes by :func:`memory_bytes`, which does not
+    depend on the moment.
+    """
+    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
+    if platform(mesh) == "cpu":
+        return host_free_bytes() / len(devices)
+    return (devices[0].memory_stats() or {}).get("bytes_limit")

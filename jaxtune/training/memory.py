@@ -21,8 +21,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import read_config, resolve_path
 from jaxtune.models.declarations import declare
 from jaxtune.parallel import make_mesh, named_sharding
-from jaxtune.parallel.free_memory import free_bytes
-from jaxtune.parallel.platform import compute_dtype, platform
+from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.population import TRIAL_AXIS, Population
 from jaxtune.training.trainer import Trainer
@@ -83,7 +82,7 @@ class StepMemory:
         self.size = Size(trainer.config.batch_size, ranks, slots)
 
     @property
-    def free(self) -> float | None:
+    def free(self) -> float | int | None:
         """Bytes that a step may take on a device; None where the platform does not say."""
         free = free_bytes(self.trainer.mesh)
         # The base is there already, and is counted with the step.
@@ -227,7 +226,7 @@ def checked_memory(
     )
 
 
-def _nearest(step: StepMemory, lever: Lever, needed: float | int | None, free: float) -> int | None:
+def _nearest(step: StepMemory, lever: Lever, needed: float | int | None, free: float | int) -> int | None:
     """The largest value of a lever that fits, to two digits; None if none does.
 
     Memory is affine in each lever nearly all the way, so the least value and one more tell the rest.

@@ -12,7 +12,8 @@ from jaxtune.cli import main
 from jaxtune.config import load_config, with_overrides
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
-from jaxtune.parallel import free_memory
+from jaxtune.parallel import host_memory
+from jaxtune.parallel.platform import free_bytes
 from jaxtune.search import run as search_run
 from jaxtune.search.memory import check_memory
 from jaxtune.search.trainer_runner import TrainerRunner
@@ -154,14 +155,14 @@ def test_dry_runs_end_with_2(config_file, doubled, capsys):
 
 def test_what_a_machine_or_its_container_has_left(monkeypatch):
     files = {"/proc/meminfo": "MemTotal: 9 kB\nMemAvailable:    2048 kB\n"}
-    monkeypatch.setattr(free_memory, "_read", lambda path: files.get(path, ""))
-    assert free_memory.host_free_bytes() == 2 * 2**20
+    monkeypatch.setattr(host_memory, "_read", lambda path: files.get(path, ""))
+    assert host_memory.host_free_bytes() == 2 * 2**20
     files |= {f"/sys/fs/cgroup/memory.{name}": text for name, text in (("max", "max\n"), ("current", "5\n"))}
-    assert free_memory.host_free_bytes() == 2 * 2**20
+    assert host_memory.host_free_bytes() == 2 * 2**20
     files["/sys/fs/cgroup/memory.max"] = "1000000\n"
     files["/sys/fs/cgroup/memory.stat"] = "file 77\ninactive_file 400000\nanon 3\n"
     files["/sys/fs/cgroup/memory.current"] = "600000\n"
-    assert free_memory.host_free_bytes() == 800_000
+    assert host_memory.host_free_bytes() == 800_000
     # Virtual devices share the machine.
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    assert free_memory.free_bytes(mesh) == 800_000 / jax.device_count()
+    assert free_bytes(mesh) == 800_000 / jax.device_count()

@@ -1,4 +1,4 @@
-"""How much memory a program may still take, on each of its devices."""
+"""How much of this machine's memory a program may still take."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
-
-import jax
 
 _LIMITS = (
     ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current", "/sys/fs/cgroup/memory.stat"),
@@ -17,19 +15,6 @@ _LIMITS = (
         "/sys/fs/cgroup/memory/memory.stat",
     ),
 )
-
-
-def free_bytes(mesh: jax.sharding.Mesh) -> float | None:
-    """Bytes that may be filled on each of the mesh's devices of this process; None where the platform does not say.
-
-    Of an accelerator it is what jax may use in all, what it holds already among it. The devices of a CPU share what
-    the machine has available now: for what is decided once for a whole study,
-    :func:`jaxtune.parallel.platform.memory_bytes` does not depend on the moment.
-    """
-    devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    if devices[0].platform == "cpu":
-        return host_free_bytes() / len(devices)
-    return (devices[0].memory_stats() or {}).get("bytes_limit")
 
 
 def host_free_bytes() -> float:
