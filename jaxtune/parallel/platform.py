@@ -120,14 +120,14 @@ def memory_bytes(mesh: jax.sharding.Mesh) -> float | None:
     return (device.memory_stats() or {}).get("bytes_limit")
 
 
-def free_bytes(mesh: jax.sharding.Mesh) -> float | None:
+def free_bytes(mesh: jax.sharding.Mesh) -> float | int | None:
     """Bytes that may be filled on each of the mesh's devices of this process; None where the platform does not say.
 
     Of an accelerator it is what jax may use in all, what it holds already among it. The devices of a CPU share what
-    the machine has available now: for what is decided once for a whole study, :func:`memory_bytes` does not depend on
-    the moment.
+    the machine has available now; what is decided once for a whole study goes by :func:`memory_bytes`, which does not
+    depend on the moment.
     """
     devices = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    if devices[0].platform == "cpu":
+    if platform(mesh) == "cpu":
         return host_free_bytes() / len(devices)
     return (devices[0].memory_stats() or {}).get("bytes_limit")

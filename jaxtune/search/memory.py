@@ -10,6 +10,8 @@ from jaxtune.training.trainer import Trainer
 def check_memory(runner: TrainerRunner) -> dict[str, int]:
     """The bytes of the step of a study's own configuration, if that of its largest program fits the devices.
 
+    Workers that a running Ray has may have other devices than this process, whose memory then says nothing of theirs.
+
     Args:
       runner: over the opened experiment, with the trainers of all programs of the study.
 
@@ -20,6 +22,9 @@ def check_memory(runner: TrainerRunner) -> dict[str, int]:
       UserError: it does not fit; the message names the key to lower and the nearest value that fits.
     """
     own = runner.trainer(runner.experiment.config)
+    if runner.search.ray_address is not None:
+        step = StepMemory(runner.experiment, own, runner.slots_of(own))
+        return step.compiled(step.size)
     largest = max(runner.trainers, key=lambda trainer: _weight(runner, trainer))
     memory = _checked(runner, largest)
     return memory if largest is own else _checked(runner, own)

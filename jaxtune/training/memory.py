@@ -82,7 +82,7 @@ class StepMemory:
         self.size = Size(trainer.config.batch_size, ranks, slots)
 
     @property
-    def free(self) -> float | None:
+    def free(self) -> float | int | None:
         """Bytes that a step may take on a device; None where the platform does not say."""
         free = free_bytes(self.trainer.mesh)
         # The base is there already, and is counted with the step.
@@ -226,7 +226,7 @@ def checked_memory(
     )
 
 
-def _nearest(step: StepMemory, lever: Lever, needed: float | int | None, free: float) -> int | None:
+def _nearest(step: StepMemory, lever: Lever, needed: float | int | None, free: float | int) -> int | None:
     """The largest value of a lever that fits, to two digits; None if none does.
 
     Memory is affine in each lever nearly all the way, so the least value and one more tell the rest.

@@ -13,7 +13,8 @@ from jaxtune.cli import main
 from jaxtune.config import load_config, with_overrides
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
-from jaxtune.parallel import host_memory, platform
+from jaxtune.parallel import host_memory
+from jaxtune.parallel.platform import free_bytes
 from jaxtune.search import run as search_run
 from jaxtune.search.memory import check_memory
 from jaxtune.search.trainer_runner import TrainerRunner
@@ -71,7 +72,6 @@ def test_the_shapes_of_a_batch_are_those_of_one_and_take_no_memory(config_file):
 @pytest.mark.parametrize(
     ("overrides", "key", "value"),
     [
-        (["train.batch_size=8000000"], "train.batch_size", 8_000_000),
         (["update.0.rank=100000"], "update.0.rank", 100_000),
         ([SEARCH, "search.population=100000"], "search.population", 100_000),
         (
@@ -122,6 +122,12 @@ def test_a_real_step_of_the_nearest_size_fits(config_file, small):
     assert 0.7 * step.free < step.compiled(size)["total"] <= step.free
 
 
+def test_the_devices_of_other_machines_are_not_judged_by_ours(config_file, doubled):
+    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, "search.ray_address=auto"])))
+    runner.capacity = 100_000
+    assert check_memory(runner)["total"] > FREE
+
+
 def test_what_no_key_helps_is_told(config_file, monkeypatch):
     experiment = Experiment(load_config(config_file))
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: 1000.0)
@@ -144,7 +150,7 @@ def test_dry_runs_end_with_2(config_file, doubled, capsys):
     for command, key, value in (
         (("train",), "train.batch_size", 8_000_000),
         (("search", SEARCH), "search.population", 1_000_000),
-        (("study", "early-score", SEARCH), "train.batch_size", 8_000_000),
+        (("study", "early-score", SEARCH, "search.trials=8"), "train.batch_size", 8_000_000),
         (("study", "data-size", "train.evaluate_every=5"), "train.batch_size", 8_000_000),
     ):
         names = [part for part in command if "=" not in part]
@@ -166,4 +172,4 @@ def test_what_a_machine_or_its_container_has_left(monkeypatch):
     assert host_memory.host_free_bytes() == 800_000
     # Virtual devices share the machine.
     mesh = jax.make_mesh((jax.device_count(),), ("data",))
-    assert platform.free_bytes(mesh) == 800_000 / jax.device_count()
+    assert free_bytes(mesh) == 800_000 / jax.device_count()
