@@ -143,3 +143,16 @@ def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
     # A kernel of 2 x 32 x 48 over fsdp 2 and tensor 2: a quarter of it on each device, of the moments as well.
     second, _ = of_all_rules(state.moments["full"]["layers.mlp.up.kernel"])
     assert {shard.data.shape for shard in second.addressable_shards} == {(2, 16, 24)}
+
+
+def test_rules_of_some_layers_are_traced_in_64_bit_mode():
+    """For every platform: what is traced there must not take the width of Python's numbers."""
+    trainable = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, started(np.random.default_rng(0))))
+    adamw = AdamW(PLAN)
+    with jax.enable_x64(True):
+        moments = jax.eval_shape(adamw.init, trainable)
+        after, same, norm = jax.eval_shape(adamw.apply, trainable, moments, trainable, jnp.float32(0.1), VALUES)
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), (after, same)) == jax.tree.map(
+        lambda leaf: (leaf.shape, leaf.dtype), (trainable, moments)
+    )
+    assert norm.dtype == jnp.float32

@@ -75,9 +75,9 @@ def _kernel(
     p_in, g_in, *m_in = arrays[: 2 + rule.moments]
     p_out, *m_out = arrays[2 + rule.moments :]
     step = pl.program_id(0)
-    strip, column = lax.div(step, tiles[1]), lax.rem(step, tiles[1]) * tile[1]
-    slot, row = lax.div(strip, tiles[0]), lax.rem(strip, tiles[0]) * tile[0]
-    group = lax.div(slot, slots)
+    strip, column = lax.div(step, jnp.int32(tiles[1])), lax.rem(step, jnp.int32(tiles[1])) * tile[1]
+    slot, row = lax.div(strip, jnp.int32(tiles[0])), lax.rem(strip, jnp.int32(tiles[0])) * tile[0]
+    group = lax.div(slot, jnp.int32(slots))
     block = indices[slot]
     matrix, i, j = blocks.coordinates(block)
     top, left = i * blocks.block_rows, j * blocks.block_columns

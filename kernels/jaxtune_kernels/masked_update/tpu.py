@@ -207,7 +207,7 @@ def _kernel(rule: Rule, blocks: Blocks, tiling: Tiling, granule: int, slots: int
     p_in, g_in, *m_in = arrays[: 2 + rule.moments]
     p_out, *m_out = arrays[2 + rule.moments :]
     slot = pl.program_id(0)
-    group = lax.div(slot, slots)
+    group = lax.div(slot, jnp.int32(slots))
     row, column = pl.program_id(1) * tiling.tile[0], pl.program_id(2) * tiling.tile[1]
     scalars = Coefficients(*(coefficients[group * 6 + i] for i in range(6)))
     factors = Corrections(first[slot], second[slot])
@@ -253,5 +253,6 @@ def _in_chunks(tile: tuple[int, int], granule: int, update: Any) -> None:
 
     @pl.loop(0, tile[0] // height * across)
     def _(number: Any) -> None:
-        at = lax.div(number, across) * height, lax.rem(number, across) * width
+        piece, columns = jnp.int32(number), jnp.int32(across)
+        at = lax.div(piece, columns) * height, lax.rem(piece, columns) * width
         update((pl.multiple_of(at[0], height), pl.multiple_of(at[1], width)), (height, width))
