@@ -47,7 +47,7 @@ class ModelConfig(Section):
     adapter: UserPath | None = Field(
         default=None,
         description="Directory of a PEFT adapter (a run's 'adapter' is one) that training starts from. Its modules, "
-        "ranks and alphas are those of update, which can be left out, and cannot be searched.",
+        "ranks and alphas are those of update, which can be left out, and cannot be searched. If unset, from the base.",
     )
     initialize: Literal["pretrained", "random"] = Field(
         default="pretrained",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from jaxtune.config import reference, schema, studies
+from jaxtune.config import data_section, reference, schema, search_section, studies, training_sections, update_rules
 from jaxtune.config.reference import markdown
 from jaxtune.config.section import Section, default_text
 
@@ -21,7 +21,7 @@ def test_the_page_of_all_keys_is_up_to_date():
 
 SECTIONS = {
     name: kind
-    for module in (schema, studies)
+    for module in (schema, data_section, training_sections, update_rules, search_section, studies)
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and issubclass(kind, Section) and kind is not Section
 }
@@ -46,7 +46,7 @@ def numeric(annotation: typing.Any) -> bool:
 
 def test_the_sections_are_those_of_the_page():
     shown = {section for _, section in reference._SECTIONS}
-    assert set(SECTIONS.values()) - shown == {schema.RuleConfig}, "a base class, whose keys each rule shows"
+    assert set(SECTIONS.values()) - shown == {update_rules.RuleConfig}, "a base class, whose keys each rule shows"
     assert len(FIELDS) > 100
 
 
