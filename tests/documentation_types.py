@@ -17,7 +17,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 _BLOCK = re.compile(r"^```python\n(.*?)^```", flags=re.DOTALL | re.MULTILINE)
 # Packages that say nothing of their types: what comes from them is Any.
-_UNTYPED = ("pandas",)
+_UNTYPED = ("optax", "pandas")
 
 # What must not pass, lest an API that says nothing of its types passes as well; each line ends in what is wrong.
 _MISTAKES = """\

@@ -118,6 +118,7 @@ class Trainer:
             kernels=kernels,
             mesh=self.mesh,
             transformation=None if isinstance(optimizer, OptimizerConfig) else optimizer,
+            start=None if start is None else jax.tree.map(np.asarray, start["low_rank"]),
         )
         self.start = start
         self.step_function = self.program.step

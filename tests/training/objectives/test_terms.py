@@ -153,3 +153,14 @@ def test_what_an_objective_reads_of_a_batch_in_vain_is_named(model):
     # An error of the objective's own stays what it is.
     with pytest.raises(KeyError, match="chosen"):
         call(inner, bound, batch, {})
+
+
+def test_a_trainer_that_starts_from_an_adapter_has_it_in_the_reference(model):
+    def objective(model, batch, hyperparameters):
+        return Terms(model(batch["tokens"])[:, 0, 0] - model.reference(batch["tokens"])[:, 0, 0], 1.0)
+
+    plain = tiny_trainer(model, objective=objective, rules=RULES[:1])
+    start = jax.tree.map(lambda leaf: leaf + 0.1, plain.init().trainable)
+    trainer = tiny_trainer(model, objective=objective, rules=RULES[:1], start=start)
+    assert trainer.evaluate(trainer.init(), [own_batch()]).loss == pytest.approx(0.0, abs=1e-6)
+    assert abs(plain.evaluate(trainer.init(), [own_batch()]).loss) > 1e-3
