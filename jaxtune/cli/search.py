@@ -48,7 +48,10 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
+    begun: list[bool] = []
+
     def planned(rows: Sequence[Mapping[str, Any]]) -> None:
+        begun.append(True)
         # Only now is it known that the study can begin.
         say(table(rows, title="what is trained"))
         if (journal := Path(config.directory) / FILENAME).exists() and journal.stat().st_size:
@@ -69,6 +72,8 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
         again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"
         emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
+    if not begun:
+        say(f"the study in {config.directory} had ended: nothing was trained")
     write_report(config.directory)
     emit(summary, as_json, _text(summary, config))
     return 0
