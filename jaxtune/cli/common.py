@@ -72,6 +72,8 @@ def start_devices() -> None:
     # XLA's C++ side and absl report their start-up on standard error; a user cannot act on it.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore", category=UserWarning)
+    # Before absl gives the root a handler that puts WARNING and the module's name in front of what is told.
+    logging.basicConfig(format="%(message)s")
     logging.getLogger("absl").setLevel(logging.ERROR)
     logging.getLogger("jax").setLevel(logging.ERROR)
 

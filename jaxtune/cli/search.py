@@ -40,14 +40,22 @@ def run(arguments: argparse.Namespace) -> int:
 
 def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = False) -> int:
     """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
+    from jaxtune.cli.study.status import standing
     from jaxtune.reports import write_report
+    from jaxtune.search.journal import FILENAME
     from jaxtune.search.run import search
+    from jaxtune.search.status import read_status
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
+    begun: list[bool] = []
+
     def planned(rows: Sequence[Mapping[str, Any]]) -> None:
+        begun.append(True)
         # Only now is it known that the study can begin.
         say(table(rows, title="what is trained"))
+        if (journal := Path(config.directory) / FILENAME).exists() and journal.stat().st_size:
+            say(f"going on with the study in {config.directory}: {standing(read_status(config.directory))}")
         say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
 
     # Ray has words of its own for a worker that died, and says them on standard output.
@@ -64,6 +72,8 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
         again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"
         emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
+    if not begun:
+        say(f"the study in {config.directory} had ended: nothing was trained")
     write_report(config.directory)
     emit(summary, as_json, _text(summary, config))
     return 0

@@ -11,6 +11,7 @@ from jaxtune.cli.trained import next_steps
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
+    from jaxtune.training.trainer import Trainer
 
 EXAMPLE = "jaxtune init tfds && jaxtune train tfds.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
@@ -37,18 +38,26 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.training.run import Diverged, train
     from jaxtune.training.signals import stop_signals
 
+    begun: list[bool] = []
+
+    def planned(trainer: Trainer, _: object) -> None:
+        begun.append(True)
+        say(table(trainer.plan.table(), title="what is trained"))
+
     try:
         with stop_signals() as should_stop:
             summary = train(
                 config,
                 listener=ProgressDisplay(title=config.name),
                 should_stop=should_stop,
-                on_plan=lambda trainer, _: say(table(trainer.plan.table(), title="what is trained")),
+                on_plan=planned,
                 accept_changed_data=arguments.accept_changed_data,
             )
     except Diverged as error:
         say(f"jaxtune: {error}")
         return 1
+    if not begun:
+        say(f"the run in {config.directory} had ended: nothing was trained; more train.steps take it further")
     emit(summary, arguments.json, _text(summary, config))
     return 0
 

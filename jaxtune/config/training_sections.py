@@ -73,8 +73,13 @@ class TrainConfig(Section):
 
     @model_validator(mode="after")
     def _length(self) -> TrainConfig:
-        if (self.steps is None) == (self.epochs is None):
+        if self.steps is None and self.epochs is None:
             raise ValueError("give either steps or epochs")
+        if self.steps is not None and self.epochs is not None:
+            raise ValueError(
+                f"steps is {self.steps} and epochs {self.epochs:g}: give one and set the other to null "
+                f"(train.epochs=null or train.steps=null)"
+            )
         if self.batch_size % self.accumulate:
             raise ValueError(f"batch_size {self.batch_size} does not divide into {self.accumulate} microbatches")
         if self.patience is not None and self.evaluate_every is None:

@@ -309,6 +309,16 @@ def our_pattern(text: str) -> str:
     ours = re.sub(r"\w+", lambda word: names.get(word[0], word[0]), text.removeprefix("model."))
     if re.match(r"(attention|mlp)\b", ours):
         return f"layers.*.{ours}"
+    if ours != text and "," in ours and re.fullmatch(r"[\w,]+", ours):
+        ours = f"{{{ours}}}"
+    # One part before the module's own name, where ours has two or three: layers.*.q_proj, *.q_proj.
+    if short := re.fullmatch(r"(layers\.[^.]+|layers\.\{\d+\.\.\d+\}|\*)\.(\w+|\{[\w,]+\})", ours):
+        words = re.findall(r"\w+", text.removeprefix("model.")[short.start(2) :])
+        found = [theirs[word].split(".") for word in words if word in theirs]
+        parents = {parts[-2] for parts in found if len(parts) > 2}
+        if parents:
+            middle = parents.pop() if len(parents) == 1 else "*"
+            return f"**.{short[2]}" if short[1] == "*" else f"{short[1]}.{middle}.{short[2]}"
     # Names alone, in braces.
     return f"**.{ours}" if ours != text and ours.startswith("{") else ours
 

@@ -11,6 +11,7 @@ from jaxtune.config.paths import located
 from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule, Rule
 from jaxtune.errors import UserError
 from jaxtune.models import Decoder, DecoderConfig, read_config, resolve_path
+from jaxtune.models.loading import PACKAGED
 from jaxtune.updates import UpdatePlan, load_adapter
 from jaxtune.updates.low_rank import NO_RULE
 from jaxtune.updates.peft_base import check_base
@@ -30,7 +31,9 @@ def model_directory(config: Config) -> Path:
     try:
         return resolve_path(model.path, model.revision, weights=False)
     except UserError as error:
-        looked = f" (looked for in {' and '.join(config.paths_from)}, as paths_from says)" if config.paths_from else ""
+        relative = not (model.path.startswith(PACKAGED) or Path(model.path).expanduser().is_absolute())
+        folders = config.paths_from if relative else ()
+        looked = f" (looked for in {' and '.join(folders)}, as paths_from says)" if folders else ""
         raise UserError(f"model.path: {error}{looked}") from error
 
 

@@ -93,7 +93,9 @@ def test_train_then_use_what_it_left(result, capsys, config_file, tmp_path):
     resolved = run / "config.yaml"
     assert result("train", resolved) == summary
     assert main(["train", str(resolved)]) == 0
-    printed = capsys.readouterr().out
+    output = capsys.readouterr()
+    printed = output.out
+    assert f"the run in {run} had ended: nothing was trained" in output.err
     assert f"adapter, as PEFT loads it: {run / 'adapter'}" in printed
     assert f"  jaxtune export {run} --merged {run}-merged" in printed
     # A run's directory means the run, which has no trials.
@@ -162,7 +164,7 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
         assert message in capsys.readouterr().err
 
 
-def test_search_end_to_end(result, config_file, tmp_path):
+def test_search_end_to_end(result, capsys, config_file, tmp_path):
     arguments = ("search", config_file, SEARCH, "train.batch_size=16", "train.log_every=5")
     checked = result(*arguments, "--dry-run")
     assert (checked["trials"], checked["early_steps"]) == (4, 4)
@@ -184,7 +186,10 @@ def test_search_end_to_end(result, config_file, tmp_path):
     assert words[:2] == ["jaxtune", "train"]
     again = result(*words[1:])
     assert again["metrics"]["validation_loss"] == pytest.approx(best["final_score"], rel=1e-4)
+    capsys.readouterr()
     assert result(*arguments) == summary
+    assert main([str(argument) for argument in arguments]) == 0
+    assert f"the study in {tmp_path / 'run'} had ended: nothing was trained" in capsys.readouterr().err
 
 
 def test_profile_and_doctor(result, config_file, tmp_path):

@@ -1,16 +1,18 @@
 """Tables as a terminal shows them."""
 
 import json
+import logging
 import math
 import re
 import sys
 
+import absl.logging
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jaxtune.cli.common import emit, table
+from jaxtune.cli.common import emit, start_devices, table
 
 ROW = {
     "trial": 1,
@@ -72,3 +74,11 @@ def test_a_table_tells_names_as_they_are(title, name, cell):
     assert lines[0].strip() == title
     assert lines[1].split("key")[0].strip() == name
     assert lines[2].strip() == f"{cell}".ljust(len(lines[2].split("[red]:heart:[/]")[0])) + "[red]:heart:[/]"
+
+
+def test_a_warning_is_told_without_its_level_and_module(monkeypatch, capsys):
+    monkeypatch.setattr(logging.root, "handlers", [])
+    start_devices()
+    absl.logging.vlog(2, "what gives the root a handler where it has none")
+    logging.getLogger("jaxtune.training.idle_keys").warning("never acts: train.patience")
+    assert capsys.readouterr().err == "never acts: train.patience\n"

@@ -17,7 +17,7 @@ from jaxtune.models.decoder import merge, split
 from jaxtune.search.checks import check_space
 from jaxtune.search.run import search
 from jaxtune.training import Trainer
-from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.adapter_start import model_directory, with_adapter
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run import train
 from jaxtune.updates import UpdatePlan, load_adapter
@@ -213,3 +213,11 @@ def test_a_start_of_other_shapes_is_told(trainer, model):
         ValueError, match=r"start: an array has the shape \(2, 32, 2\), where the plan has \(2, 32, 4\)"
     ):
         Trainer(model, plan, trainer.config, start={**start, **other}).init()
+
+
+@pytest.mark.parametrize(("path", "folders"), [("jaxtune:nana", False), ("/gone/model", False), ("./gone", True)])
+def test_only_a_relative_path_is_told_to_have_been_looked_for(config_file, tmp_path, path, folders):
+    with pytest.raises(UserError) as error:
+        model_directory(load_config(config_file, [f"paths_from=[{tmp_path}]", f"model.path={path}"]))
+    assert str(error.value).startswith("model.path: there is no ")
+    assert ("as paths_from says" in str(error.value)) == folders

@@ -39,13 +39,12 @@ def text(status: StudyStatus) -> str:
         }
         for trial in status.trials
     ]
-    counts = ", ".join(f"{count} {state}" for state in STATES if (count := status.count(state)))
     fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
     kind = f" (experiment {status.experiment})" if status.experiment else ""
     ended = f"; the best {status.promote} go to the end" if status.promote is not None else ""
     lines = [
         f"{status.directory}: {status.phase}{kind}",
-        f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}{ended}{fixed}",
+        f"{standing(status)}{ended}{fixed}",
         f"{status.steps:,} steps in {time_taken(status.seconds)} of training and scoring",
         running(status),
     ]
@@ -53,6 +52,12 @@ def text(status: StudyStatus) -> str:
         name = f"{status.objective} ({status.direction} is better)"
         lines += ["", table(rows, title=name)]
     return "\n".join(lines)
+
+
+def standing(status: StudyStatus) -> str:
+    """How many trials there are, and in which states."""
+    counts = ", ".join(f"{count} {state}" for state in STATES if (count := status.count(state)))
+    return f"{len(status.trials)} of {status.planned} trials proposed{f': {counts}' if counts else ''}"
 
 
 def running(status: StudyStatus) -> str:
