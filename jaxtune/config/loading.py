@@ -6,7 +6,7 @@ import copy
 import re
 import shlex
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -115,14 +115,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if begun:
         # Told from a home: in front of a path of the file system, ~ is the name of a folder.
         raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
-    changed = {}
+    changed: dict[str, str] = {}
+    given: list[str] = []
     for place, override in enumerate(overrides):
         key, separator, value = override.partition("=")
         follows = overrides[place + 1] if place + 1 < len(overrides) else "="
         if not separator or not all(key.split(".")) or key != key.strip() or (not value and "=" not in follows):
             raise UserError(f"override {override!r}: {_expected(overrides, place)}")
-        _set(raw, key, parse_value(value))
+        parsed = parse_value(value)
+        _set(raw, key, parsed)
         changed[key] = override
+        given += _leaves(key, parsed)
 
     def where(key: str) -> str:
         for name, override in changed.items():
@@ -134,7 +137,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
                 return f"{file}:{line}: "
         return f"{file}: "
 
-    return with_folders(_validate(Config, raw, where), file, changed, begun=begun)
+    return with_folders(_validate(Config, raw, where), file, given, begun=begun)
 
 
 def _expected(overrides: Sequence[str], place: int) -> str:
@@ -266,6 +269,15 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
         node[part] = child
         node = child
+
+
+def _leaves(key: str, value: Any) -> Iterator[str]:
+    """The dotted keys that an override gives, those within a mapping among them."""
+    if not isinstance(value, Mapping):
+        yield key
+        return
+    for name, inner in value.items():
+        yield from _leaves(f"{key}.{name}", inner)
 
 
 def _changed_within(tree: dict[str, Any], parts: Sequence[str], present: Any, value: Any) -> bool:

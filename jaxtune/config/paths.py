@@ -35,6 +35,7 @@ def named_paths(config: Config) -> Iterator[tuple[str, str]]:
         yield from _given({"data.explode.schema_path": data.explode.schema_path})
     if search is not None:
         yield from _given({"search.start_from": search.start_from})
+    yield from _given({"study.ablation.search": config.study.ablation.search})
 
 
 def may_be_id(key: str, path: str) -> bool:
@@ -53,7 +54,7 @@ def with_folders(config: Config, file: Path, given: Collection[str], *, begun: b
     Args:
       config: as read from a file, with the overrides of a command.
       file: that file.
-      given: the dotted keys that were overridden: what they name is meant from the working directory.
+      given: the dotted keys that were overridden, to the last part: what they name is meant from the working directory.
       begun: the file is that of a run directory, which names the folders itself.
     """
     here, home = os.getcwd(), os.path.abspath(file.parent)

@@ -121,9 +121,9 @@ class Config(Section):
     )
     paths_from: Annotated[list[UserPath], BeforeValidator(_listed)] = Field(
         default_factory=list,
-        description="Folders that the relative paths to model and data are meant from: the first that has them. If "
-        "empty, the folder of the configuration's file, then the working directory; a run directory keeps them. "
-        "Folders that are relative themselves are meant from that file.",
+        description="Folders that the relative paths to model, data and earlier studies are meant from: the first that "
+        "has them. If empty, the folder of the configuration's file, then the working directory; a run directory "
+        "keeps them. Folders that are relative themselves are meant from that file.",
     )
     model: Parsed[ModelConfig, Mapping[str, Any]] = Field(description="The pretrained model.")
     data: Parsed[DataConfig, Mapping[str, Any]] = Field(description="Rows, and how they become text and batches.")

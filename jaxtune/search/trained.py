@@ -6,10 +6,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtune.errors import UserError
+from jaxtune.search.directory import train_command
 from jaxtune.search.status import Recorded, read_recorded
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.search.trial import TrialState
+from jaxtune.search.trial import Trial, TrialState
+from jaxtune.training.checkpoints import UnreadableCheckpoint
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trained import Trained
 
 
@@ -91,7 +94,7 @@ def trained_trial(experiment: Experiment, state: TrialState, *, origin: str | No
       origin: what it is, for people, without the step; by default trial and study.
 
     Raises:
-      UserError: its checkpoint is gone, or it is one of another configuration.
+      UserError: its checkpoint is gone or damaged, or it is one of another configuration.
     """
     trial = state.trial
     if experiment.config.search is None:
@@ -101,6 +104,18 @@ def trained_trial(experiment: Experiment, state: TrialState, *, origin: str | No
         )
     # What epochs come to is not known where no example is read; the journal tells it of all that were scored.
     length = {"train.steps": state.total_steps or 1, "train.epochs": None}
-    trainer, _, loaded = TrainerRunner(experiment).load(trial, length)
+    try:
+        trainer, _, loaded = TrainerRunner(experiment).load(trial, length)
+    except UnreadableCheckpoint as error:
+        raise UserError(f"{error}; {_instead(experiment.config.directory, trial)}") from error
     name = origin or f"trial {trial.id} of {experiment.config.directory}"
     return Trained(trainer, loaded, f"{name} at step {int(loaded.step)}")
+
+
+def _instead(run_dir: str | Path, trial: Trial) -> str:
+    """What to do where the checkpoint that a trial was scored with cannot be read."""
+    directory = RunDirectory(run_dir, study=True)
+    kept = (directory.read_summary() or {}).get("adapter")
+    by_adapter = f"or name --adapter {kept['path']}, " if kept and kept["trial"] == trial.id else ""
+    again = train_command(run_dir, trial.configuration, f"{run_dir}-{trial.id}")
+    return f"restore it from a copy, {by_adapter}or train it again: {again}"

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
+from jaxtune.config.hyperparameters import HOST_KEYS
+from jaxtune.config.paths import located
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.search.checks import check_space
@@ -41,7 +43,7 @@ MATERIAL = 0.01
 """A change of less than this share of what winner and reference differ by is none to choose a value for."""
 
 # Keys that may differ between the search that found the winner and the configuration that it is ablated with.
-_FREE = ("name", "telemetry.", "study.", "search.")
+_FREE = ("name", "telemetry.", "study.", "search.", *HOST_KEYS)
 _SEARCH = ("search.space", "search.reference", "search.objective")
 
 
@@ -69,15 +71,15 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(with_adapter(config), config.study.ablation.search)
+    config = with_date(with_adapter(config), _given_search(config))
     _check_keys(config)
     seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
     runner = open_runner(config, STUDY)
     steps = runner.total_steps(Trial(0, {}, Path()))
     trials = (2 + len(keys)) * len(seeds)
     planned = {"trials": trials, "steps": trials * steps}
-    if config.study.ablation.search is not None:
-        _read_search(config, Path(config.study.ablation.search))
+    if (given := _given_search(config)) is not None:
+        _read_search(config, given)
         return {**planned, **checked(runner)}
     searched = preflight_search(_search_of(config))
     told = {name: searched[name] for name in ("memory", "warnings")}
@@ -100,11 +102,11 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     """
     hooks = hooks or Hooks()
     # What is compared with a search is rendered for the search's day.
-    config = with_date(with_adapter(config), config.study.ablation.search)
+    config = with_date(with_adapter(config), _given_search(config))
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
-    if config.study.ablation.search is not None:
-        found = _read_search(config, Path(config.study.ablation.search))
+    if (given := _given_search(config)) is not None:
+        found = _read_search(config, given)
     else:
         claim(config)
         found = search(
@@ -162,6 +164,12 @@ def _check_keys(config: Config) -> None:
     if SEED in space:
         raise UserError(f"search.space.{SEED}: {STUDY} repeats every trial over study.ablation.seeds; leave it out")
     check_space(config)
+
+
+def _given_search(config: Config) -> Path | None:
+    """The directory of the search that the experiment is to take; None where it runs one itself."""
+    directory = located(config).study.ablation.search
+    return None if directory is None else Path(directory)
 
 
 def _search_of(config: Config) -> Config:

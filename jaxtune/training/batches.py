@@ -194,8 +194,9 @@ def _array(name: str, value: Any) -> Any:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
             raise UserError(f"batch[{name!r}] is {_told(value)}, of which NumPy makes no array: {error}") from error
-    if value.dtype == object or not value.shape:
-        what = _told(value) if value.dtype == object else "one number"
+    numbers = value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)
+    if not numbers or not value.shape:
+        what = "one number" if numbers else "an array of text" if value.dtype.kind in "SUT" else _told(value)
         raise UserError(f"batch[{name!r}] is {what}; every array of a batch is one of numbers, rows first")
     # Where jax computes in 64 bits, a batch of NumPy's defaults must not.
     narrower = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}.get(str(value.dtype))

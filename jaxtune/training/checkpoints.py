@@ -235,13 +235,14 @@ class Checkpoints:
 
     def _check(self, step: int, like: PyTree) -> None:
         saved = self._manager.item_metadata(step)["state"]
-        tree = getattr(saved, "tree", saved)
+        if (tree := getattr(saved, "tree", saved)) is None:
+            raise FileNotFoundError("the shapes of its arrays are missing")
         found = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(tree))}
         wanted = {jax.tree_util.keystr(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(_plain(like))}
         problems = [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
         problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys())]
         for name in sorted(wanted.keys() & found.keys()):
-            one, other = found[name], wanted[name]
+            one, other = found[name], _stored(wanted[name])
             if tuple(one.shape) != tuple(other.shape) or one.dtype != other.dtype:
                 problems.append(
                     f"{name} is {one.dtype}{list(one.shape)}, this configuration makes {other.dtype}{list(other.shape)}"
@@ -379,6 +380,13 @@ def _files(folder: Path) -> dict[int, frozenset[str]]:
     }
 
 
+def _stored(array: Any) -> Any:
+    """An array as Orbax stores it, who takes random keys apart."""
+    random = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    return jax.eval_shape(jax.random.key_data, array) if random else array
+
+
 def _plain(tree: PyTree) -> PyTree:
     """The tree as Orbax names it: dataclasses and named tuples become dictionaries."""
-    return ocp.tree.serialize_tree(tree, keep_empty_nodes=False)
+    # Without its empty nodes a sequence would have gaps, as where an optax chain holds a part without a state.
+    return ocp.tree.serialize_tree(tree, keep_empty_nodes=True)

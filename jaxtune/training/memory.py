@@ -18,10 +18,11 @@ from jaxtune.config import Config, dotted
 from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
-from jaxtune.models import read_config, resolve_path
+from jaxtune.models import read_config
 from jaxtune.models.declarations import declare
 from jaxtune.parallel import make_mesh, named_sharding
 from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
+from jaxtune.training.adapter_start import model_directory
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.population import TRIAL_AXIS, Population
 from jaxtune.training.trainer import Trainer
@@ -269,7 +270,7 @@ def check_base(config: Config) -> None:
       UserError: it does, or there is no such model.
     """
     mesh = make_mesh(**config.parallel.model_dump())
-    decoder = read_config(resolve_path(config.model.path, config.model.revision, weights=False))
+    decoder = read_config(model_directory(config))
     dtype = compute_dtype(config.model.dtype, mesh)
     needed = sum(
         math.prod(named_sharding(spec.axes, spec.shape, mesh).shard_shape(spec.shape)) * dtype.itemsize

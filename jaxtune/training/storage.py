@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import os
 import re
@@ -55,7 +56,12 @@ def _leave_out_late_ends() -> None:
 
     def hook(unraisable: Any) -> None:
         late = isinstance(unraisable.exc_value, RuntimeError) and str(unraisable.exc_value) == "Event loop is closed"
-        if not (late and unraisable.object is None):
+        if not (late and unraisable.object is None) and not _is_of_storage(unraisable.object):
             before(unraisable)
 
     sys.unraisablehook = hook
+
+
+def _is_of_storage(source: Any) -> bool:
+    """Whether it is a read or a write of Orbax, which was given up when another one had failed."""
+    return inspect.iscoroutine(source) and "orbax" in Path(source.cr_code.co_filename).parts

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -14,6 +15,8 @@ from jaxtune.config import load_config
 from jaxtune.config.paths import located
 from jaxtune.errors import UserError
 from jaxtune.search.run import make_study
+from jaxtune.studies import ablation
+from jaxtune.training.memory import check_base
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory
 from tests.tiny_task import configuration
@@ -121,6 +124,27 @@ def test_a_relative_path_is_meant_from_the_file_and_in_an_override_from_here(pro
     monkeypatch.chdir(here / "only")
     assert located(config).data.train.path == str(here / "data" / "train.jsonl")
     assert located(config).data.validation.path == str(folder / "validation.jsonl")
+
+
+@pytest.mark.parametrize("override", ["data={train: data/train.jsonl}", "data.train={path: data/train.jsonl}"])
+def test_a_path_within_an_overridden_section_is_meant_from_here(project, tmp_path, override):
+    here = tmp_path / "elsewhere"
+    for part in ("train", "validation"):
+        (here / "data").mkdir(exist_ok=True)
+        (here / "data" / f"{part}.jsonl").write_text("")
+    data = located(load_config("../project/my.yaml", [override])).data
+    # Only what was typed here is meant from here.
+    assert os.path.abspath(data.train.path) == str(here / "data" / "train.jsonl")
+    assert data.validation.path == str(project / "data" / "validation.jsonl")
+
+
+def test_what_is_checked_before_and_the_searches_of_others_are_found_from_elsewhere(project):
+    check_base(load_config("../project/my.yaml"))
+    (project / "earlier").mkdir()
+    file = project / "my.yaml"
+    file.write_text(file.read_text() + "study: {ablation: {search: earlier}}\n")
+    with pytest.raises(UserError, match=rf"ablation\.search: {project / 'earlier'} does not hold a finished search"):
+        ablation.run(load_config("../project/my.yaml", SEARCH), command="")
 
 
 def test_absolute_paths_hub_ids_and_the_package_s_own_leave_no_folders(tmp_path, tiny_model, rows, monkeypatch):

@@ -2,6 +2,7 @@
 
 import json
 import shlex
+import shutil
 
 import numpy as np
 import pytest
@@ -138,3 +139,17 @@ def test_a_study_without_a_winner_yet_names_a_finished_trial(study, capsys, tmp_
     assert f"name --trial {records[end - 1]['trial']}, the only one" in message
     cut(records[:3])
     assert "no trial is finished yet" in told(capsys, "export", begun, "--merged", tmp_path / "x", code=2)
+
+
+def test_a_winner_whose_checkpoint_is_damaged_is_told_with_what_to_do(study, summary, capsys, tmp_path):
+    copy, best = shutil.copytree(study, tmp_path / "copy"), summary["best"]["trial"]
+    other = next(one["id"] for one in summary["trials"] if one["status"] == "finished" and one["id"] != best)
+    for number in (best, other):
+        newest = max((copy / "trials" / f"{number:03d}" / "checkpoints").iterdir(), key=lambda step: int(step.name))
+        shutil.rmtree(newest / "loop")
+    again = f"train it again: jaxtune train {copy / 'config.yaml'} "
+    message = told(capsys, "export", copy, "--peft", tmp_path / "exported", code=2)
+    assert "a damaged checkpoint" in message
+    assert f"name --adapter {copy / 'adapter'}, or {again}" in message
+    message = told(capsys, "export", copy, "--trial", other, "--peft", tmp_path / "exported", code=2)
+    assert f"restore it from a copy, or {again}" in message

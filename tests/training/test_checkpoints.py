@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
 import shutil
@@ -10,6 +11,7 @@ import threading
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
@@ -58,6 +60,35 @@ def test_arrays_shardings_and_the_loop_s_record_come_back_as_they_were(opened, m
     assert restored.moments[0].tobytes() == state.moments[0].tobytes()
     assert restored.trainable["w"].sharding == spread
     assert loop == LOOP
+
+
+@pytest.mark.parametrize(
+    "transformation",
+    [
+        optax.adamw(optax.linear_schedule(1e-2, 0.0, 8)),  # a part without a state between two that have one
+        optax.MultiSteps(optax.adamw(optax.linear_schedule(1e-2, 0.0, 8)), 3).gradient_transformation(),
+        optax.chain(optax.add_noise(0.1, 0.5, 0), optax.sgd(1e-2)),
+        optax.multi_transform({"x": optax.masked(optax.adam(1e-2), {"w": False}), "y": optax.sgd(0.1)}, {"w": "x"}),
+    ],
+    ids=["adamw with a schedule", "many steps", "random keys", "masked"],
+)
+def test_the_state_of_an_optax_transformation_comes_back_as_it_was(opened, transformation):
+    trainable = {"w": jnp.arange(6.0).reshape(2, 3)}
+    _, moments = transformation.update(trainable, transformation.init(trainable), trainable)
+    state = TrainState(step=jnp.int32(1), trainable=trainable, moments=moments, seed=jnp.uint32(5))
+    checkpoints = opened()
+    checkpoints.save(1, state)
+    checkpoints.wait()
+    like = dataclasses.replace(state, moments=transformation.init(trainable))
+    restored, _ = opened().restore(1, like)
+    assert jax.tree.structure(restored) == jax.tree.structure(like)
+    for found, wanted in zip(jax.tree.leaves(restored), jax.tree.leaves(state), strict=True):
+        assert found.dtype == wanted.dtype
+        np.testing.assert_array_equal(*(np.asarray(_bits(array)) for array in (found, wanted)))
+
+
+def _bits(array):
+    return jax.random.key_data(array) if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else array
 
 
 def test_the_state_of_the_call_is_written_whatever_happens_to_it_next(opened):

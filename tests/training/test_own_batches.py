@@ -120,7 +120,9 @@ ODD = {
         r"batch\['tokens'\] holds float32; integers are needed",
     ),
     "a number": (lambda batch: {**batch, "beta": 0.1}, r"batch\['beta'\] is one number; every array"),
-    "texts": (lambda batch: {**batch, "prompts": [{}] * ROWS}, r"batch\['prompts'\] is a ndarray"),
+    "objects": (lambda batch: {**batch, "prompts": [{}] * ROWS}, r"batch\['prompts'\] is a ndarray"),
+    "texts": (lambda batch: {**batch, "prompts": ["a"] * ROWS}, r"batch\['prompts'\] is an array of text; every"),
+    "bytes": (lambda batch: {**batch, "prompts": np.full(ROWS, b"a")}, r"batch\['prompts'\] is an array of text"),
     "ragged": (lambda batch: {**batch, "tokens": [[1, 2], [3]]}, r"batch\['tokens'\] is a list, of which NumPy"),
     "other names": (
         lambda batch: {"input_ids": batch["tokens"], "labels": batch["targets"]},

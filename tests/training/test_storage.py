@@ -6,8 +6,10 @@ import errno
 import logging
 import sys
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from orbax.checkpoint._src.serialization import serialization
 
 from jaxtune.training import storage
 from jaxtune.training.storage import quiet_storage, system_errors
@@ -43,6 +45,23 @@ def test_ends_that_find_no_event_loop_are_not_told(monkeypatch):
     for each in (late, *others):
         sys.unraisablehook(each)
     assert told == others
+
+
+def test_reads_that_were_given_up_are_not_told(monkeypatch):
+    """Orbax starts the reads of all arrays, and leaves those that have not ended when one of them has failed."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    storage._leave_out_late_ends.__wrapped__()
+
+    made: dict[str, Any] = {}
+    for place in (serialization.__file__, __file__):
+        exec(compile("async def read(): pass", place, "exec"), made)
+        made[place] = made["read"]()
+    read, other = made[serialization.__file__], made[__file__]
+    for each in (read, other):
+        sys.unraisablehook(SimpleNamespace(exc_value=ValueError("something else"), object=each))
+        each.close()
+    assert [each.object for each in told] == [other]
 
 
 def test_of_the_errors_that_were_not_raised_nothing_is_told(caplog):
