@@ -33,6 +33,7 @@ _OPTIONAL = {
     "datasets": "saved Hugging Face datasets: pip install 'jaxtune[datasets]'",
     "wandb": "Weights & Biases: pip install 'jaxtune[wandb]'",
     "optuna": "search.method tpe and hyperband: pip install 'jaxtune[optuna]'",
+    "ray": "trials on several machines: pip install 'jaxtune[distributed]'",
 }
 
 
