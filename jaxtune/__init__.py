@@ -151,6 +151,8 @@ def __getattr__(name: str) -> Any:
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("jaxtune")
     if name not in _HOMES:
+        if not name.startswith("_") and importlib.util.find_spec(f"jaxtune.{name}") is not None:
+            return importlib.import_module(f"jaxtune.{name}")  # jaxtune.search.search, with no other import
         raise AttributeError(f"module 'jaxtune' has no attribute {name!r}")
     return getattr(importlib.import_module(f"jaxtune.{_HOMES[name]}"), name)
 

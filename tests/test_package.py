@@ -86,3 +86,9 @@ def test_the_command_of_a_module_says_it_too(tmp_path):
     assert (ended.returncode, ended.stdout) == (1, "")
     assert ended.stderr.startswith("jaxtune: jaxtune runs on Linux and macOS")
     assert ended.stderr.count("\n") == 1
+
+
+def test_packages_are_at_hand_without_an_import_of_their_own():
+    ask = "import jaxtune; print(jaxtune.search.search.__name__, hasattr(jaxtune, 'searches'), hasattr(jaxtune, '_x'))"
+    ended = subprocess.run([sys.executable, "-c", ask], cwd=ROOT, capture_output=True, text=True)
+    assert ended.stdout == "search False False\n", ended.stderr

@@ -123,21 +123,24 @@ def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
     # What stands in a table is told as it is: brackets in a name are no markup, and colons no emoji.
     console = Console(width=None if sys.stdout.isatty() or sys.stderr.isatty() else 110, markup=False, emoji=False)
     whole = console.options.update(width=10_000)
-    drawn = _table(rows, title, narrow=False)
+    drawn = _table(rows, narrow=False)
     if console.measure(drawn, options=whole).maximum > console.width:
-        drawn = _table(rows, title, narrow=True)
+        drawn = _table(rows, narrow=True)
     if _least_width(rows) > console.width:
         return "\n".join(_record_lines(rows, title))
     with console.capture() as capture:
+        if title is not None:
+            # Not the table's own, which is broken where the table ends.
+            console.print(title, style="italic", highlight=False, soft_wrap=True)
         console.print(drawn)
     return "\n".join(line.rstrip() for line in capture.get().rstrip().split("\n"))
 
 
-def _table(rows: Sequence[Mapping[str, Any]], title: str | None, *, narrow: bool) -> Table:
+def _table(rows: Sequence[Mapping[str, Any]], *, narrow: bool) -> Table:
     """The table; a narrow one breaks the names of its columns of numbers after each underscore."""
     from rich.table import Table
 
-    drawn = Table(title=title, title_justify="left", box=None, pad_edge=False, header_style="bold")
+    drawn = Table(box=None, pad_edge=False, header_style="bold")
     for name in rows[0]:
         numeric = _is_numeric(rows, name)
         header = str(name).replace("_", "_\n") if numeric and narrow else str(name)

@@ -102,9 +102,10 @@ class _Renderer:
         try:
             self._template = tokenizer.get_chat_template(tools=conversation.tools)
         except ValueError as error:
+            instead = "texts with --prompt" if key == "--messages" else "prompt and completion without data.chat"
             raise UserError(
                 f"{key}: the tokenizer has no chat template ({' '.join(str(error).split())[:80]}…); use a model that "
-                "has one, or give prompt and completion without data.chat"
+                f"has one, or give {instead}"
             ) from error
         self._tools: Any = conversation.tools
         self._where, self._key = where, key

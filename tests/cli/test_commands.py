@@ -157,7 +157,7 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
     for options, message in (
         (["--messages", str(path), "--prompt", "w1"], "not both"),
         (["--messages", str(tmp_path / "no.json")], "no.json cannot be read"),
-        (["--messages", str(path), f"model.path={tiny_model}"], "no chat template"),
+        (["--messages", str(path), f"model.path={tiny_model}"], "or give texts with --prompt"),
         (["data.chat=true", "--prompt", "w1", f"model.path={tiny_model}"], "no chat template"),
     ):
         assert main([*command, *options]) == 2

@@ -76,6 +76,11 @@ def test_a_table_tells_names_as_they_are(title, name, cell):
     assert lines[2].strip() == f"{cell}".ljust(len(lines[2].split("[red]:heart:[/]")[0])) + "[red]:heart:[/]"
 
 
+def test_a_title_is_one_line_whatever_the_width_of_the_table():
+    title = "the winner of runs/quickstart, trial 2, at step 40 on test"
+    assert table([{"metric": "loss", "value": 1.739}], title=title).splitlines()[0] == title
+
+
 def test_a_warning_is_told_without_its_level_and_module(monkeypatch, capsys):
     monkeypatch.setattr(logging.root, "handlers", [])
     start_devices()
