@@ -10,7 +10,7 @@ from beartype.door import is_bearable
 
 
 def check_types(told: type, values: Mapping[str, Any]) -> None:
-    """Asserts that every key that is told is there, unless it need not be, and is of its type.
+    """Asserts that every key that is told is there, unless it need not be, and is of its type; a summary has no others.
 
     Args:
       told: a class with annotations: a summary's, or a TypedDict.
@@ -18,6 +18,8 @@ def check_types(told: type, values: Mapping[str, Any]) -> None:
     """
     hints = {name: hint for name, hint in typing.get_type_hints(told, include_extras=True).items() if name[0] != "_"}
     assert hints
+    if not typing.is_typeddict(told):
+        assert not [name for name in values if name not in hints and not hasattr(told, name)]
     for name, hint in hints.items():
         if typing.get_origin(hint) is NotRequired:
             if name not in values:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
@@ -382,7 +383,7 @@ def _files(folder: Path) -> dict[int, frozenset[str]]:
 
 def _stored(array: Any) -> Any:
     """An array as Orbax stores it, who takes random keys apart."""
-    random = jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key)
+    random = jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
     return jax.eval_shape(jax.random.key_data, array) if random else array
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypedDict
 
 from jaxtune.telemetry.tables import html_table
@@ -29,6 +29,13 @@ class AdapterFiles(TypedDict):
     step: int
 
 
+class PlannedSteps(TypedDict):
+    """How long a run was to be, and the step from which on that was so."""
+
+    from_step: int
+    steps: int
+
+
 class RunSummary(Summary):
     """What ``jaxtune train`` came to, as in the run's ``summary.json``; each key is an attribute as well.
 
@@ -37,6 +44,7 @@ class RunSummary(Summary):
       run_dir: its directory.
       stopped: ``finished``, ``patience``, or ``signal``: then there is no file yet, and the same call goes on.
       steps: optimizer steps done in all.
+      planned: how long it was to be, and from which step on; more than one where it was taken further.
       metrics: the last metrics of training and evaluation, by name; None where one was not finite.
       trained_parameters: how many numbers are trained.
       examples: examples of each split that was read.
@@ -53,6 +61,7 @@ class RunSummary(Summary):
     run_dir: str
     stopped: str
     steps: int
+    planned: Sequence[PlannedSteps]
     metrics: Mapping[str, float | None]
     trained_parameters: int
     examples: Mapping[str, int]

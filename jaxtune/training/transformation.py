@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import Any
 
 import jax
@@ -69,9 +70,21 @@ class Transformation:
 
         Returns:
           The new parameters, the new state, and the gradients' norm.
+
+        Raises:
+          UserError: the transformation asks for more than that.
         """
         transformation = optax.with_extra_args_support(self.transformation)
-        updates, after = transformation.update(gradients, moments, trainable, value=loss)
+        try:
+            updates, after = transformation.update(gradients, moments, trainable, value=loss)
+        except TypeError as error:
+            if "required keyword-only argument" not in str(error):
+                raise
+            asked = ", ".join(re.findall(r"'(\w+)'", str(error)))
+            raise UserError(
+                f"optimizer: this optax transformation asks for {asked}, as line searches do; a step gives it the "
+                "gradients, the parameters and the loss (value)"
+            ) from error
 
         def moved(array: Array, update: Array, rules: dict[int, tuple[int, ...] | None]) -> Array:
             return array + (learning_rate * self._factor(array, rules, hyperparameters) * update).astype(array.dtype)

@@ -88,7 +88,7 @@ def test_the_state_of_an_optax_transformation_comes_back_as_it_was(opened, trans
 
 
 def _bits(array):
-    return jax.random.key_data(array) if jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key) else array
+    return jax.random.key_data(array) if jnp.issubdtype(array.dtype, jax.dtypes.prng_key) else array
 
 
 def test_the_state_of_the_call_is_written_whatever_happens_to_it_next(opened):

@@ -158,3 +158,8 @@ def test_what_cannot_be_is_told(model):
         state = trainer.init()
         with pytest.raises(UserError, match=message):
             trainer.step(state, made(0))
+    searching = trainer_of(model, optax.lbfgs())
+    with pytest.raises(
+        UserError, match="optimizer: this optax transformation asks for grad, value_fn, as line searches"
+    ):
+        searching.step(searching.init(), made(0))
