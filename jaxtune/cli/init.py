@@ -12,6 +12,7 @@ EXAMPLE = "jaxtune init quickstart"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declares the command's arguments."""
     parser.add_argument("name", metavar="NAME", nargs="?", help="which one; without it all are listed")
+    parser.add_argument("file", metavar="FILE", nargs="?", help="the copy's name, and the study's; NAME.yaml if unset")
     add_json_argument(parser)
 
 
@@ -23,7 +24,7 @@ def run(arguments: argparse.Namespace) -> int:
         rows = [{"name": name, "for": purpose} for name, purpose in packaged_configs().items()]
         emit({"configurations": rows}, arguments.json, f"{table(rows)}\n\nto copy one: jaxtune init NAME")
         return 0
-    copied = copy_config(arguments.name)
+    copied = copy_config(arguments.name, arguments.file)
     result = {
         "config": str(copied.config),
         "written": [str(path) for path in copied.written],

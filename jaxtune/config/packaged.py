@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import re
+import shlex
 from pathlib import Path
 
 import jaxtune
 from jaxtune.config.loading import load_config
-from jaxtune.config.paths import may_be_id, named_paths
+from jaxtune.config.paths import located, may_be_id, named_paths
 from jaxtune.config.schema import Config
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import check_writable
@@ -47,26 +48,33 @@ def packaged_configs() -> dict[str, str]:
     return {name: _purpose(path.read_text(encoding="utf-8")) for name, path in _files(".yaml").items()}
 
 
-def copy_config(name: str, folder: str | Path = "") -> Copied:
+def copy_config(name: str, file: str | Path | None = None) -> Copied:
     """Copies a packaged configuration, and the packaged files that it refers to, into a folder; overwrites nothing.
 
     Args:
       name: one of :func:`packaged_configs`.
-      folder: where to; the working directory if empty, from which the copy's paths then work.
+      file: the copy, after which the run or study is called; ``NAME.yaml`` in the working directory if None.
 
     Raises:
-      UserError: there is none of this name, a file of a copy's name is there already, or the folder cannot be written.
+      UserError: there is none of this name, ``file`` is no name of a YAML file, a file of a copy's name is there
+        already, or the folder cannot be written.
     """
     configs = _files(".yaml")
     if name not in configs:
         raise UserError(f"there is no packaged configuration {name!r}{nearest(name, configs)}")
     # Beside the copy is where the files that it refers to will be.
     text = _REFERENCE.sub(r"\1", configs[name].read_text(encoding="utf-8"))
-    contents = {Path(folder, f"{name}.yaml"): text}
-    for file in _files(".json").values():
-        if re.search(rf"(?<![\w./-]){re.escape(file.name)}", text):
-            contents[Path(folder, file.name)] = file.read_text(encoding="utf-8")
-    config = next(iter(contents))
+    copy = Path(f"{name}.yaml" if file is None else file)
+    if copy.suffix not in (".yaml", ".yml"):
+        raise UserError(f"{copy}: a configuration is a YAML file; name it {copy.name or name}.yaml")
+    if file is not None:
+        called = re.sub(r"[^A-Za-z0-9._-]", "-", copy.stem).lstrip(".-") or name
+        text = re.sub(r"^name: .*$", f"name: {called}", text, count=1, flags=re.MULTILINE)
+    contents = {copy: text}
+    for part in _files(".json").values():
+        if re.search(rf"(?<![\w./-]){re.escape(part.name)}", text):
+            contents[copy.with_name(part.name)] = part.read_text(encoding="utf-8")
+    config = copy
     kept = tuple(path for path, content in contents.items() if path != config and _holds(path, content))
     written = tuple(path for path in contents if path not in kept)
     for path in written:
@@ -76,17 +84,18 @@ def copy_config(name: str, folder: str | Path = "") -> Copied:
     # The configuration comes last: where it is, all that it refers to is.
     for path in reversed(written):
         try:
-            with open(path, "x", encoding="utf-8") as file:
-                file.write(contents[path])
+            with open(path, "x", encoding="utf-8") as written_file:
+                written_file.write(contents[path])
         except OSError as error:
             raise UserError(f"{path}: cannot be written: {error.strerror or error}") from error
     parsed = load_config(config)
+    places = dict(named_paths(located(parsed)))
     to_set = {
         key: path
         for key, path in named_paths(parsed)
-        if not may_be_id(key, path) and not Path(path).expanduser().exists()
+        if not may_be_id(key, path) and not Path(places[key]).expanduser().exists()
     }
-    return Copied(config, written, kept, to_set, f"jaxtune {_command(parsed)} {config}")
+    return Copied(config, written, kept, to_set, f"jaxtune {_command(parsed)} {shlex.quote(str(config))}")
 
 
 def _files(suffix: str) -> dict[str, Path]:

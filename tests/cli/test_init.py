@@ -50,6 +50,20 @@ def values(tree):
     return re.sub(r"^configs/(studies/)?", "", tree) if isinstance(tree, str) else tree
 
 
+def test_a_copy_of_another_name_is_a_study_of_that_name(capsys, empty_folder):
+    (empty_folder / "sub dir").mkdir()
+    copied = result(capsys, "init", "quickstart", "sub dir/my.yaml")
+    assert shlex.split(copied["next"][1]) == ["jaxtune", "search", "sub dir/my.yaml"]
+    assert copied["to_set"] == {}, "what it refers to lies beside it"
+    config = load_config(copied["config"])
+    assert (config.name, config.directory) == ("my", "runs/my")
+    assert (empty_folder / "sub dir" / "product_listings_attributes.json").is_file()
+    odd = load_config(result(capsys, "init", "quickstart", "my first try.yml")["config"])
+    assert odd.name == "my-first-try"
+    assert main(["init", "quickstart", "my"]) == 2
+    assert "my: a configuration is a YAML file; name it my.yaml" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("name", sorted(CONFIGS))
 def test_a_copy_is_the_configuration_with_paths_from_where_it_lies(name, empty_folder):
     copied = copy_config(name)
