@@ -11,6 +11,7 @@ import inspect
 import json
 import posixpath
 import re
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,12 +95,21 @@ def _entry(package: str, name: str) -> str:
 
     value = getattr(importlib.import_module(package), name)
     if not (inspect.isclass(value) or inspect.isfunction(value)):
-        return f"### `{name}`\n\n`{package}.{name}`"
+        home = _assigned_in(package.partition(".")[0], name, value)
+        return f"### `{name}`\n\n`{package}.{name}`" if home is None else f"::: {home}.{name}"
     lines = [f"::: {value.__module__}.{value.__qualname__}"]
     if inspect.isclass(value) and issubclass(value, BaseModel):
         # The keys of a section have their meaning in the schema, not in docstrings.
         lines += ["    options: {members: false, merge_init_into_class: false}", "", *table(value)]
     return "\n".join(lines)
+
+
+def _assigned_in(package: str, name: str, value: Any) -> str | None:
+    """The module of a package that gives a value, which tells no origin of its own, its name: that of a type."""
+    for module in [module for known, module in sorted(sys.modules.items()) if known.startswith(f"{package}.")]:
+        if getattr(module, name, None) is value and re.search(rf"^{name}\b[^\n]* = ", inspect.getsource(module), re.M):
+            return module.__name__
+    return None
 
 
 def api_pages() -> dict[str, str]:

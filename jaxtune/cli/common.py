@@ -94,10 +94,16 @@ def tell(name: str) -> None:
     """Shows on standard error what a module tells in passing, not its warnings alone."""
     logger = logging.getLogger(name)
     if logger.level == logging.NOTSET:
-        handler = logging.StreamHandler()
         logger.setLevel(logging.INFO)
-        logger.addHandler(handler)
+        logger.addHandler(_Said())
         logger.propagate = False
+
+
+class _Said(logging.Handler):
+    """Writes to what is standard error when something is told, not when this was made."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(self.format(record))
 
 
 def emit(result: Mapping[str, Any], as_json: bool, text: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import difflib
 import re
 import shlex
 import typing
@@ -380,9 +381,10 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
     key = ".".join(keys)
     kind = item["type"]
     if kind == "extra_forbidden":
-        if ours := _elsewhere(keys):
-            return f"{key}: unknown key; did you mean {' or '.join(map(repr, ours))}?"
         valid = list(section.model_fields) if section is not None else []
+        # A slip of the pen here is likelier than a key's proper name in the wrong place.
+        if not difflib.get_close_matches(keys[-1], valid, 1, cutoff=0.85) and (ours := _elsewhere(keys)):
+            return f"{key}: unknown key; did you mean {' or '.join(map(repr, ours))}?"
         return f"{key}: unknown key{nearest(keys[-1], valid)}"
     if kind == "missing":
         return f"{key}: this {'entry' if keys[-1].isdigit() else 'key'} is required"

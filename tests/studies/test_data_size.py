@@ -140,7 +140,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
         ("study.data_size.sampling=stratifed", ["study.data_size.sampling", "'stratified'"]),
         ("study.data_size.sampling=balanced", ["study.data_size.sampling", "group_by"]),
         ("study.data_size.group_by=questions", ["study.data_size.group_by", "'question'"]),
-        ("study.data_size={smallest: 65, sampling: random}", ["study.data_size.smallest", "65"]),
+        ("study.data_size={sizes: null, smallest: 65}", ["study.data_size.smallest", "65"]),
         ("study.data_size.score=exact_match", ["study.data_size.score", "evaluation.task"]),
         ("study.data_size.epsilon=0", ["study.data_size.epsilon", "greater than 0"]),
         ("study.data_size.sise=3", ["study.data_size.sise", "unknown key", "'sizes'"]),

@@ -143,7 +143,18 @@ def test_a_summary_is_what_it_was_and_has_typed_attributes():
 
 def test_a_fit_is_one_row():
     state = TrainState(step=3, trainable={}, moments={}, seed=0)  # type: ignore[arg-type]
-    result = FitResult(state, 3, 3, "paused", {"loss": 2.0}, {"validation_loss": 3.0}, 12, 0.25)
+    result = FitResult(
+        state=state,
+        step=3,
+        steps_run=3,
+        stopped="paused",
+        metrics={"loss": 2.0},
+        evaluation={"validation_loss": 3.0},
+        examples=12,
+        examples_per_step=4.0,
+        seconds=0.25,
+        planned=((0, 6),),
+    )
     cells = ["fit", "step", "stopped", "loss", "validation_loss", "seconds", "3", "paused", "2", "3", "0.25"]
     assert Table(result._repr_html_()).texts == cells
 
