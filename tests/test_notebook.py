@@ -65,6 +65,7 @@ def right_answers(text: str) -> int:
     return int(count)
 
 
+@pytest.mark.slow
 def test_the_notebook_goes_from_data_to_answers(tmp_path):
     for module in ("torch", "nbclient", "ipykernel"):
         pytest.importorskip(module)

@@ -70,6 +70,7 @@ def test_the_peer_goes_on_where_it_stopped(modules, folder):
     assert peer.steps_run == 2 * STEPS
 
 
+@pytest.mark.slow
 def test_all_ways_run_and_agree_on_the_reference(modules, folder):
     """The reference is one configuration: its scores are the same in all ways, within what two frameworks differ."""
     script = modules["search_makespan"]

@@ -111,6 +111,7 @@ def contents(run_dir):
     return {path: path.read_bytes() for path in run_dir.iterdir() if path.is_file() and path.suffix != ".lock"}
 
 
+@pytest.mark.slow
 def test_a_study_is_extended_on_its_own_data_only(own_files, tmp_path):
     run_dir = tmp_path / "run"
     begin(own_files, run_dir)
@@ -158,6 +159,7 @@ def test_a_study_that_is_extended_next_day_shows_the_same_day(chats, tmp_path, d
         extend(run_dir, ["search.trials=5"])
 
 
+@pytest.mark.slow
 def test_trials_under_way_go_on_with_data_that_were_accepted(own_files, tmp_path, caplog, monkeypatch):
     """Through the trainer: a promoted trial continues from its checkpoint, among other examples, and fewer."""
     config = with_overrides(own_files, {**SEARCH, "data.test": None, "train.batch_size": 16, "train.steps": 6})

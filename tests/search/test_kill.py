@@ -8,6 +8,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 from synthetic import records
 
 SCRIPT = Path(__file__).with_name("synthetic.py")
@@ -23,6 +24,7 @@ def lines(run_dir: Path) -> int:
     return path.read_bytes().count(b"\n") if path.exists() else 0
 
 
+@pytest.mark.slow
 def test_a_killed_study_ends_with_the_same_trials(tmp_path):
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     reference = start(whole)

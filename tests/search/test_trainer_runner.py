@@ -63,6 +63,7 @@ def scores(runner, directory, until):
     return np.array([outcome.score for _, outcome in sorted(ended, key=lambda item: item[0].id)])
 
 
+@pytest.mark.slow
 def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, monkeypatch):
     """At sound rates losses agree to 1e-4 over the whole run, eight at a time in one program, also cut in two parts."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))

@@ -111,6 +111,7 @@ def test_an_interrupted_ablation_goes_on(make_config, runner, found, tmp_path):
     assert again == whole
 
 
+@pytest.mark.slow
 def test_the_command_on_a_tiny_task_and_on_a_search_that_is_finished(config_file, tmp_path, capsys):
     common = [str(config_file), SEARCH, "train.batch_size=16", "train.steps=10", "train.log_every=10"]
     study = ["study.ablation.seeds=[1, 2]", f"run_dir={tmp_path / 'ablation'}", f"study.output={tmp_path / 'out'}"]

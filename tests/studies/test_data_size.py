@@ -109,6 +109,7 @@ def test_groups_have_their_own_curves(attributes, tmp_path, capsys):
     ET.parse(tmp_path / "out" / "groups.svg")
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path, capsys, monkeypatch):
     study(config_file, output=tmp_path / "whole", code=0)
     capsys.readouterr()

@@ -148,6 +148,7 @@ def test_too_many_diverged_trials_leave_no_order(make_config, runner):
         run(make_config(trials=6))
 
 
+@pytest.mark.slow
 def test_the_command_killed_and_started_again_ends_as_if_it_had_not_been(config_file, tmp_path, capsys):
     def arguments(name: str) -> list[str]:
         places = [f"run_dir={tmp_path / name}", f"study.output={tmp_path / name}-out"]

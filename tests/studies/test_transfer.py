@@ -71,6 +71,7 @@ def test_a_study_from_command_to_page(config_file, tmp_path, capsys):
     assert read_journal(tmp_path / "run") == records
 
 
+@pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path, capsys, monkeypatch):
     one = "study.transfer.settings={short: {train.steps: 4}}"
     study(config_file, one, output=tmp_path / "whole")

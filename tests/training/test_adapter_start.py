@@ -75,6 +75,7 @@ def torch_logits(adapter, base, tokens):
         return model(torch.from_numpy(tokens).long()).logits.numpy()
 
 
+@pytest.mark.slow
 def test_training_starts_from_what_peft_computes_and_its_adapter_loads_there(config, theirs, tiny_model, tmp_path):
     batch = Experiment(config, parts=("validation",)).validation_batches[0]
     tokens = np.where(batch["segment_ids"] >= 0, batch["tokens"], 0)

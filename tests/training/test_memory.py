@@ -146,6 +146,7 @@ def test_a_base_that_does_not_fit_is_refused_before_anything_is_opened(config_fi
             call()
 
 
+@pytest.mark.slow
 def test_dry_runs_end_with_2(config_file, doubled, capsys):
     for command, key, value in (
         (("train",), "train.batch_size", 8_000_000),

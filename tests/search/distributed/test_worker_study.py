@@ -85,6 +85,7 @@ def logged(config, trial: int) -> list[int]:
     return [int(step) for step in steps]
 
 
+@pytest.mark.slow
 def test_two_workers_score_the_same_trials(ray, config_of, alone):
     config = config_of("search.workers=2")
     summary = search(config)
@@ -126,6 +127,7 @@ class Killer(threading.Thread):
         return self.run_dir / "trials" / f"{number:03d}"
 
 
+@pytest.mark.slow
 def test_a_killed_worker_costs_the_steps_since_the_last_checkpoint(ray, config_of, alone):
     config = config_of("search.workers=2")
     killer = Killer(Path(config.directory))
