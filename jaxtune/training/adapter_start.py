@@ -10,8 +10,8 @@ from jaxtune.config import Config, with_overrides
 from jaxtune.config.paths import located
 from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule, Rule
 from jaxtune.errors import UserError
-from jaxtune.models import Decoder, DecoderConfig, read_config, resolve_path
-from jaxtune.models.loading import PACKAGED
+from jaxtune.models import Decoder, DecoderConfig, read_config
+from jaxtune.training.model_directory import model_directory
 from jaxtune.updates import UpdatePlan, load_adapter
 from jaxtune.updates.low_rank import NO_RULE
 from jaxtune.updates.peft_base import check_base
@@ -19,22 +19,6 @@ from jaxtune.updates.peft_import import adapter_rules
 from jaxtune.updates.plan import Trainable
 
 _KEY = "model.adapter"
-
-
-def model_directory(config: Config) -> Path:
-    """Where the model's configuration and tokenizer lie; its weights too, unless it has a Hub id.
-
-    Raises:
-      UserError: there is no such model.
-    """
-    model = located(config).model
-    try:
-        return resolve_path(model.path, model.revision, weights=False)
-    except UserError as error:
-        relative = not (model.path.startswith(PACKAGED) or Path(model.path).expanduser().is_absolute())
-        folders = config.paths_from if relative else ()
-        looked = f" (looked for in {' and '.join(folders)}, as paths_from says)" if folders else ""
-        raise UserError(f"model.path: {error}{looked}") from error
 
 
 def with_adapter(config: Config) -> Config:
@@ -50,13 +34,14 @@ def with_adapter(config: Config) -> Config:
     """
     if config.model.adapter is None:
         return config
-    directory = Path(located(config).model.adapter or "")
-    decoder = read_config(model_directory(config))
+    model = located(config).model
+    directory, base = Path(model.adapter or ""), model_directory(config)
+    decoder = read_config(base)
     try:
         rules = adapter_rules(directory, decoder)
     except UserError as error:
         raise UserError(f"{_KEY}: {error}") from error
-    check_base(directory, located(config).model.path, config.model.revision, model_directory(config))
+    check_base(directory, model.path, model.revision, base)
     if config.update == list(REFERENCE_UPDATE):
         return with_overrides(config, {"update": [rule.model_dump() for rule in rules]})
     _check_rules(config.update, rules, decoder, directory)

@@ -33,7 +33,8 @@ from jaxtune.models import Decoder, load_model, load_tokenizer, random_model, re
 from jaxtune.models.tokenizer import name_end_token
 from jaxtune.parallel import make_mesh
 from jaxtune.parallel.platform import compute_dtype
-from jaxtune.training.adapter_start import load_start, model_directory, with_adapter
+from jaxtune.training.adapter_start import load_start, with_adapter
+from jaxtune.training.model_directory import model_directory
 from jaxtune.training.template_date import with_date
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import UpdatePlan

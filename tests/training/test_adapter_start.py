@@ -17,8 +17,9 @@ from jaxtune.models.decoder import merge, split
 from jaxtune.search.checks import check_space
 from jaxtune.search.run import search
 from jaxtune.training import Trainer
-from jaxtune.training.adapter_start import model_directory, with_adapter
+from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.model_directory import model_directory
 from jaxtune.training.run import train
 from jaxtune.updates import UpdatePlan, load_adapter
 from jaxtune.updates.peft_base import check_base, named_base
