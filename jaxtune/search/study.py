@@ -16,18 +16,18 @@ from typing import Any, Literal
 
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_header, check_records, check_room, lookup, recorded_data, study_header
+from jaxtune.search.header import check_header, check_records, check_room, recorded_data
 from jaxtune.search.journal import Journal
 from jaxtune.search.leader import leader
 from jaxtune.search.methods import make_method
-from jaxtune.search.milestones import Milestones, milestones
+from jaxtune.search.milestones import Milestones
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.promotion import next_to_finish, ranking
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
-from jaxtune.search.space import Point, Space
+from jaxtune.search.settings import Direction, Settings
 from jaxtune.search.status import read_recorded, score_of
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
@@ -47,11 +47,11 @@ class Study:
 
     Args:
       run_dir: where the journal, the trials and the summary lie; an earlier study there is continued.
-      search: space, number of trials, fraction, promotions, seed.
+      search: space, number of trials, fraction, promotions, seed: the section, or what follows from a configuration.
       runner: trains and scores trials.
-      direction: whether the objective is minimised or maximised.
-      reference: dotted overrides of ``base`` that make trial 0; ``base`` itself without any.
       start: configurations of the trials after the reference, instead of a design: of an earlier study.
+      direction: whether the objective is minimised or maximised. This and the next four go with a section alone.
+      reference: dotted overrides of ``base`` that make trial 0; ``base`` itself without any.
       base: the resolved configuration, nested, that trials override; the journal remembers it.
       reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up
         (a missing one puts it outside the space). If unset, ``reference`` itself and then ``base``.
@@ -74,12 +74,12 @@ class Study:
     def __init__(
         self,
         run_dir: str | Path,
-        search: SearchConfig,
+        search: SearchConfig | Settings,
         runner: TrialRunner,
         *,
-        direction: Literal["min", "max"] = "min",
-        reference: Mapping[str, Any] | None = None,
         start: Sequence[Mapping[str, Any]] = (),
+        direction: Direction = "min",
+        reference: Mapping[str, Any] | None = None,
         base: Mapping[str, Any] | None = None,
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
@@ -90,39 +90,34 @@ class Study:
         accept_changed_data: bool = False,
     ):
         self.run_dir = Path(run_dir)
-        self.search = search
         self.runner = runner
-        self.direction: Literal["min", "max"] = direction
-        self.reference = dict(reference or {})
+        self.settings = (
+            search
+            if isinstance(search, Settings)
+            else Settings.by_hand(
+                search,
+                direction=direction,
+                reference=reference,
+                base=base,
+                reference_config=reference_config,
+                known_keys=known_keys,
+            )
+        )
+        self.search, self.space, seed = self.settings.search, self.settings.space, self.settings.search.seed
         self.start = [dict(one) for one in start]
-        self.base = {} if base is None else dict(base)
-        self.space = Space(search.space, known_keys, search.fixed)
         # The first trials are proposed before anything is scored: they are all design.
-        initial = max(search.initial, runner.capacity + 1)
-        self._method = make_method(search.method, self.space, seed=search.seed, initial=initial)
+        initial = max(self.search.initial, runner.capacity + 1)
+        self._method = make_method(self.search.method, self.space, seed=seed, initial=initial)
         # Whatever proposes, scores are weighed by the Gaussian process.
-        self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
-        self._reference_point = self._locate_reference(reference_config)
-        self._sign = 1.0 if direction == "min" else -1.0
-        self._scores = Scores(self.space, self._reference_point, self._sign)
-        self.reference_in_space = self._reference_point is not None
+        self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
+        self._scores = Scores(self.space, self.settings.reference_point, self.settings.sign)
+        self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._keep = on_event, keep
         self._stop, self._stopping = stop, False
         self._targets: dict[int, int] = {}
-        if not search.fixed:  # else it depends on what was tried before
-            check_room(self.space, search.trials, {0: self._reference_point})
-
-    def _locate_reference(self, config: Mapping[str, Any] | None) -> Point | None:
-        def value(key: str) -> Any:
-            if config is not None:
-                return lookup(config, key)
-            return self.reference[key] if key in self.reference else lookup(self.base, key)
-
-        try:
-            return self.space.point({key: value(key) for key in self.space.keys})
-        except KeyError:
-            return None
+        if not self.search.fixed:  # else it depends on what was tried before
+            check_room(self.space, self.search.trials, {0: self.settings.reference_point})
 
     def run(self) -> StudySummary | None:
         """Runs the study to its end, or continues it.
@@ -151,7 +146,7 @@ class Study:
                 self._history,
                 best,
                 objective=self.search.objective,
-                direction=self.direction,
+                direction=self.settings.direction,
                 fraction=self.search.fraction,
                 top_k=self.search.promote,
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
@@ -185,22 +180,15 @@ class Study:
 
     def _open(self) -> History:
         """Checks that the journal is this study's, or starts it, and reads it back."""
-        header = study_header(
-            self.search,
-            # Of one process: a study may go on over more workers, or fewer.
-            population=self.runner.capacity // self.search.workers,
-            direction=self.direction,
-            reference=self.reference,
-            start=self.start,
-            base=self.base,
-        )
+        # The population of one process: a study may go on over more workers, or fewer.
+        header = self.settings.header(population=self.runner.capacity // self.search.workers, start=self.start)
         records, path = self._journal.records, self._journal.path
         if records:
             check_header(records, header, path)
             check_records(records, self.space, path)
         history = replay(records[1:], self.run_dir, path)
         points = {number: self._scores.point(state) for number, state in history.trials.items()}
-        check_room(self.space, self.search.trials, {0: self._reference_point} | points)
+        check_room(self.space, self.search.trials, {0: self.settings.reference_point} | points)
         known, what = recorded_data(records, path), f"the study in {self.run_dir}"
         data = known.follow(self._data, what, accept=self._accept_changed_data, begun=bool(records))
         if not records:
@@ -238,7 +226,7 @@ class Study:
         self._settle()
         trials = self._history.trials
         waiting = [state for state in trials.values() if not (state.ended or state.waits)]
-        with Proposals(self._method, self.reference, self.start) as proposals:
+        with Proposals(self._method, self.settings.reference, self.start) as proposals:
 
             def take() -> TrialState:
                 state = waiting.pop(0) if waiting else self._propose(proposals.take(self._request(len(trials))))
@@ -279,7 +267,7 @@ class Study:
         self._train("early", lambda _: functools.partial(waiting.pop, 0) if waiting else None)
 
     def _milestones(self, trial: Trial) -> Milestones:
-        return milestones(self.search, self.runner.total_steps(trial))
+        return self.settings.milestones(self.runner.total_steps(trial))
 
     def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""
@@ -414,7 +402,7 @@ class Study:
                     configuration=state.trial.configuration,
                     rank=order.index(number) + 1,
                     score=None if state.early is None else state.early.score,
-                    estimate=self._sign * estimates[number],
+                    estimate=self.settings.sign * estimates[number],
                 )
             return state
 
@@ -427,7 +415,7 @@ class Study:
     # The end
 
     def _best(self) -> TrialState:
-        best = leader(self._history, self.direction, ended=True)
+        best = leader(self._history, self.settings.direction, ended=True)
         if best is None:
             raise UserError(self._all_diverged())
         return best

@@ -23,7 +23,7 @@ from jaxtune.evaluation.evaluator import documents
 from jaxtune.search.header import read_data
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import direction
+from jaxtune.search.settings import direction
 from jaxtune.search.trial import Trial
 from jaxtune.studies import data_size_page
 from jaxtune.studies.learning_curve import Curve, Measured, fit_curve, group_curves, saturation

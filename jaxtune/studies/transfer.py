@@ -23,7 +23,8 @@ from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import TrainerRunner, direction, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -159,8 +160,8 @@ def _summarize(
     each: Mapping[str, Sequence[Trial]],
 ) -> dict[str, Any]:
     """The summary of trials that are all scored in every setting."""
-    search, study = search_config(config), config.study
-    sign = 1.0 if direction(search.objective) == "min" else -1.0
+    settings, study = Settings.of(config), config.study
+    search, sign = settings.search, settings.sign
     outcomes = {name: [_outcome(trials, runners[name], trial) for trial in each[name]] for name in runners}
     scores = {
         name: np.array([math.inf if o.failed else sign * o.score for o in row], np.float64)
@@ -177,7 +178,7 @@ def _summarize(
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": search.objective, "direction": direction(search.objective)},
+        "objective": {"name": search.objective, "direction": settings.direction},
         "top_k": TOP,
         "promote": search.promote,
         "interval": {"confidence": study.confidence, "bootstrap": study.bootstrap, "over": "trials"},

@@ -16,7 +16,7 @@ from jaxtune.search.header import check_header, deciding, recorded_data
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.settings import direction, reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
 from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
