@@ -20,11 +20,10 @@ import jinja2
 from markupsafe import Markup
 
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.reports import figures, formatting, headline, space_figures
 from jaxtune.reports.progress import progress
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
-
-REPORT = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     directory = Path(run_dir)
     page = render(view(read_study(directory)))
-    target = directory / REPORT
+    target = RunFiles(directory).report_path
     write_atomically(target, page)
     return target
 

@@ -16,9 +16,9 @@ from typing import Any
 import yaml
 
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
-from jaxtune.search.directory import SUMMARY_FILENAME
 from jaxtune.search.durations import Durations, durations, trials_at_work
 from jaxtune.search.header import searched_values
 from jaxtune.search.status import Recorded, read_recorded
@@ -150,7 +150,7 @@ def read_study(directory: Path) -> StudyRecord:
     """
     recorded = read_recorded(directory)
     records, history = recorded.records, recorded.history
-    summary = _read_summary(directory / SUMMARY_FILENAME) if recorded.ended else {}
+    summary = _read_summary(RunFiles(directory).summary_path) if recorded.ended else {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.
     base = {key: value for key, value in searched_values(recorded.header).items() if value is not None}
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
@@ -207,7 +207,7 @@ def _validation(state: TrialState, files: TrialFiles) -> Curve:
 
 def _name(directory: Path) -> str:
     """The study's name from its configuration, else its directory's."""
-    file = directory / "config.yaml"
+    file = RunFiles(directory).config_path
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

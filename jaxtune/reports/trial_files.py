@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from jaxtune.layout import TrialDirectory
 from jaxtune.reports.formatting import finite
 from jaxtune.search.durations import file_times
 from jaxtune.telemetry.writers import read_metrics
@@ -35,7 +36,7 @@ class TrialFiles:
 
 def read_trial_files(directory: Path) -> TrialFiles:
     """Reads a trial's directory, which another process may be writing to, and which need not be there yet."""
-    metrics = directory / "metrics.jsonl"
+    metrics = TrialDirectory(directory).metrics_path
     logged = _modified(metrics)
     try:
         # Most files do not change between two looks at a running study.

@@ -41,7 +41,7 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
     mine = [record for record in recorded.records if record.get("trial") == state.trial.id]
     proposed = next(record for record in mine if record["event"] == "proposed")
     promoted = next((record for record in mine if record["event"] == "promoted"), None)
-    file = state.trial.directory / "metrics.jsonl"
+    file = state.trial.files.metrics_path
     metrics = read_metrics(file) if file.is_file() else []
     target = Path(f"{recorded.directory}-trial-{state.trial.id:03d}")
     return plain(

@@ -64,8 +64,8 @@ class RunningTrial:
             return result.metrics
 
         config = options.get("config") or trainer.config
-        self._checkpoints = Checkpoints(trial.directory / "checkpoints", keep=config.keep)
-        self._writer = JsonlWriter(trial.directory / "metrics.jsonl", self._checkpoints.latest_step or 0)
+        self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
+        self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
         run = Run(
             trainer,
             batches,

@@ -13,16 +13,14 @@ import numpy as np
 
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.search.dependence import partial_dependence
-from jaxtune.search.directory import SUMMARY_FILENAME
 from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
-
-FILENAME = SUMMARY_FILENAME
 
 
 def _score(state: TrialState, which: str) -> float | None:
@@ -128,6 +126,6 @@ def build_summary(
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Writes ``summary.json`` in one piece: a reader sees the old one or the new one."""
-    path = run_dir / FILENAME
+    path = RunFiles(run_dir).summary_path
     write_atomically(path, json.dumps(plain(summary), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     return path

@@ -10,9 +10,10 @@ import os
 from typing import Any
 
 from jaxtune.errors import UserError, nearest
+from jaxtune.layout import RunFiles
 from jaxtune.search.directory import study_directory
 from jaxtune.search.header import amended_header
-from jaxtune.search.journal import FILENAME, read_journal
+from jaxtune.search.journal import read_journal
 from jaxtune.search.space import Space
 from jaxtune.search.trial import replay
 
@@ -30,7 +31,7 @@ def best_configurations(run_dir: str | os.PathLike[str], space: Space, count: in
         the space.
     """
     directory = study_directory(run_dir)
-    path, records = directory / FILENAME, read_journal(directory)
+    path, records = RunFiles(directory).journal_path, read_journal(directory)
     header = amended_header(records, path)
     missing = [key for key in space.keys if key not in header["space"]]
     if missing:

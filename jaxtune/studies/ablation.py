@@ -19,6 +19,7 @@ from jaxtune.config.hyperparameters import HOST_KEYS
 from jaxtune.config.paths import located
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, search
@@ -174,7 +175,7 @@ def _given_search(config: Config) -> Path | None:
 
 def _search_of(config: Config) -> Config:
     """The configuration of the search that is run first."""
-    return config.model_copy(update={"run_dir": str(Path(config.directory) / "search")})
+    return config.model_copy(update={"run_dir": str(RunFiles(config.directory).search_path)})
 
 
 def _read_search(config: Config, directory: Path) -> dict[str, Any]:
