@@ -170,7 +170,6 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
     model = (study.config.get("model") or {}).get("path")
     data = (study.config.get("data") or {}).get("train")
     source = data.get("path") if isinstance(data, dict) else data
-    lower = "lower is better" if study.direction == "min" else "higher is better"
     states = [trial.status for trial in study.trials]
     told = f"{len(states)} of {study.planned}" if study.planned > len(states) else str(len(states))
     told += f", {states.count('finished')} finished" + (
@@ -179,7 +178,7 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
     given = [
         ("Model", model),
         ("Data", source),
-        ("Objective", f"{formatting.metric_name(study.objective)}, {lower}"),
+        ("Objective", f"{formatting.metric_name(study.objective)}, {study.goal.words}"),
         ("Trials", told),
         ("Scored after", f"{formatting.percentage(study.fraction)} of the steps"),
     ]

@@ -15,6 +15,7 @@ from typing import Any
 
 import yaml
 
+from jaxtune.config.metrics import VALIDATION_LOSS, Goal
 from jaxtune.errors import UserError
 from jaxtune.layout import RunFiles
 from jaxtune.reports.formatting import finite
@@ -97,9 +98,9 @@ class StudyRecord:
         return self.recorded.header["objective"]["name"]
 
     @property
-    def direction(self) -> str:
-        """``min`` or ``max``."""
-        return self.recorded.header["objective"]["direction"]
+    def goal(self) -> Goal:
+        """Which way scores are better."""
+        return Goal.of(self.recorded.header["objective"])
 
     @property
     def fraction(self) -> float:
@@ -139,7 +140,7 @@ class StudyRecord:
     def best_first(self, trials: list[TrialRecord], score: str) -> list[TrialRecord]:
         """Trials that have a ``score`` ("early_score" or "final_score"), the best first."""
         present = [trial for trial in trials if getattr(trial, score) is not None]
-        return sorted(present, key=lambda trial: getattr(trial, score), reverse=self.direction == "max")
+        return sorted(present, key=lambda trial: self.goal.signed(getattr(trial, score)))
 
 
 def read_study(directory: Path) -> StudyRecord:
@@ -200,8 +201,8 @@ def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, tra
 
 def _validation(state: TrialState, files: TrialFiles) -> Curve:
     """The validation losses of the trial's metrics, and those that only the journal has."""
-    scored = [outcome for outcome in state.outcomes if not outcome.failed and "validation_loss" in outcome.metrics]
-    losses = {outcome.steps_run: finite(outcome.metrics["validation_loss"]) for outcome in scored}
+    scored = [outcome for outcome in state.outcomes if not outcome.failed and VALIDATION_LOSS in outcome.metrics]
+    losses = {outcome.steps_run: finite(outcome.metrics[VALIDATION_LOSS]) for outcome in scored}
     return sorted({**losses, **dict(files.validation)}.items())
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from jaxtune.config.metrics import VALIDATION_LOSS
 from jaxtune.layout import TrialDirectory
 from jaxtune.reports.formatting import finite
 from jaxtune.search.durations import file_times
@@ -65,7 +66,7 @@ def _curves(file: Path, modified: int, size: int) -> tuple[Curve, Curve, int]:
     records = [record for record in read_metrics(file) if isinstance(record, dict) and "step" in record]
     curves = [
         [(int(record["step"]), finite(record[name])) for record in records if name in record]
-        for name in ("loss", "validation_loss")
+        for name in ("loss", VALIDATION_LOSS)
     ]
     return _thinned(curves[0]), _thinned(curves[1]), int(records[-1]["step"]) if records else 0
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
+from jaxtune.config.metrics import METRICS
 from jaxtune.config.paths import recorded
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
@@ -31,7 +32,7 @@ from jaxtune.search.header import (
 )
 from jaxtune.search.journal import Journal
 from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
 from jaxtune.search.trial import History, replay
 from jaxtune.training.experiment import Experiment, read_fingerprints
 from jaxtune.training.template_date import with_date
@@ -94,7 +95,7 @@ def extend(
             settings,
             # "auto" is what the study began with.
             population=header["population"] if settings.population == "auto" else settings.population,
-            direction=direction(settings.objective),
+            direction=METRICS[settings.objective].direction,
             reference=reference,
             start=header["start"],
             base=config.model_dump(mode="json"),

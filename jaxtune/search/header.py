@@ -11,6 +11,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxtune.config.hyperparameters import without_host_keys
+from jaxtune.config.metrics import Direction
 from jaxtune.config.schema import Config
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
@@ -39,7 +40,7 @@ def study_header(
     search: SearchConfig,
     *,
     population: int,
-    direction: str,
+    direction: Direction,
     reference: Mapping[str, Any],
     start: Sequence[Mapping[str, Any]],
     base: Mapping[str, Any],

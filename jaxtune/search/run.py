@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtune.config import Config, dotted
+from jaxtune.config.metrics import METRICS
 from jaxtune.config.paths import located
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
@@ -24,7 +25,7 @@ from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
-from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
 from jaxtune.telemetry.progress import ProgressBoard, watched
@@ -143,7 +144,7 @@ def make_study(
         config.directory,
         settings,
         runner,
-        direction=direction(settings.objective),
+        direction=METRICS[settings.objective].direction,
         reference=reference,
         start=starting_trials(config),
         base=config.model_dump(mode="json"),

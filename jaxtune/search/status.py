@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
 from jaxtune.layout import RunFiles, TrialDirectory
@@ -79,7 +80,7 @@ class StudyStatus:
 
     directory: Path
     objective: str
-    direction: str
+    direction: Direction
     phase: str
     holder: Holder | None
     experiment: str | None
@@ -141,7 +142,7 @@ class Recorded:
     @property
     def leader(self) -> TrialState | None:
         """The trial that is ahead."""
-        return leader(self.history, self.header["objective"]["direction"], ended=self.ended)
+        return leader(self.history, Goal.of(self.header["objective"]), ended=self.ended)
 
     @property
     def sources(self) -> dict[int, str]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
@@ -69,7 +70,7 @@ def build_summary(
     best: TrialState,
     *,
     objective: str,
-    direction: str,
+    direction: Direction,
     fraction: float,
     top_k: int,
     posterior: Posterior | None,
@@ -87,7 +88,7 @@ def build_summary(
       posterior: the surrogate fitted to all scores; None where there were too few.
       reference_in_space: whether the surrogate was told of trial 0.
     """
-    sign = 1.0 if direction == "min" else -1.0
+    sign = Goal(direction).sign
     states = [history.trials[number] for number in sorted(history.trials)]
     baseline = history.trials[0]
     early = [math.inf if (score := _score(state, "early")) is None else sign * score for state in states]

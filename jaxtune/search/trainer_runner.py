@@ -22,6 +22,7 @@ from jaxtune.config import (
     program_name,
     with_overrides,
 )
+from jaxtune.config.metrics import check_measured
 from jaxtune.config.paths import located, recorded
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
@@ -49,22 +50,16 @@ logger = logging.getLogger(__name__)
 PAPER_BATCH_SIZE = 16
 
 
-def direction(objective: str) -> Literal["min", "max"]:
-    """Whether an objective is minimised or maximised."""
-    return "min" if objective == "loss" else "max"
-
-
 def search_config(config: Config) -> SearchConfig:
     """The ``search`` section.
 
     Raises:
-      UserError: there is none, its objective needs a task that is not configured, or there is no validation split.
+      UserError: there is none, its objective is not measured, or there is no validation split.
     """
     search = config.search
     if search is None:
         raise UserError("search: this section is required; jaxtune init quickstart writes an example")
-    if search.objective != "loss" and config.evaluation.task == "none":
-        raise UserError(f"search.objective: {search.objective!r} needs evaluation.task, which is 'none'")
+    check_measured(search.objective, config.evaluation.task, "search.objective")
     if config.data.validation is None:
         raise UserError("data.validation: a search scores its trials on this split; it is required")
     return search

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import RunFiles
 from jaxtune.search.directory import study_directory
@@ -39,10 +40,10 @@ def best_configurations(run_dir: str | os.PathLike[str], space: Space, count: in
             f"search.start_from: the study in {run_dir} did not search over {missing[0]}"
             f"{nearest(missing[0], header['space'])}"
         )
-    sign = 1.0 if header["objective"]["direction"] == "min" else -1.0
+    goal = Goal.of(header["objective"])
     history = replay(records[1:], directory, path)
     finished = sorted(
-        (sign * state.final.score, number, state.trial.configuration)
+        (goal.signed(state.final.score), number, state.trial.configuration)
         for number, state in history.trials.items()
         if number and state.finished and state.final is not None
     )
