@@ -18,8 +18,9 @@ from jaxtune.config.paths import recorded
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, check_trials
-from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.search.directory import study_directory
 from jaxtune.search.header import (
     amended_header,
     check_header,
@@ -126,7 +127,7 @@ def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
     Raises:
       UserError: it is missing or damaged, or has no search.
     """
-    file = directory / "config.yaml"
+    file = RunFiles(directory).config_path
     config = with_date(load_config(file))
     search_config(config)
     settings = {name: header[name] for name in ("trials", "promote", "fixed")}
@@ -212,7 +213,7 @@ def _write(
     """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
     directory = journal.path.parent
     if changed or added:
-        (directory / SUMMARY_FILENAME).unlink(missing_ok=True)
+        RunFiles(directory).summary_path.unlink(missing_ok=True)
     if changed:
         journal.append("changed", **changed)
     if added and 0 not in {record.get("trial") for record in journal.records}:
@@ -221,7 +222,7 @@ def _write(
     for number, configuration in added.items():
         journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
     assert settings.config is not None
-    file, text = directory / "config.yaml", dump_config(recorded(settings.config, directory))
+    file, text = RunFiles(directory).config_path, dump_config(recorded(settings.config, directory))
     if file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 

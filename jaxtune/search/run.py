@@ -5,17 +5,17 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtune.config import Config
 from jaxtune.config.paths import located
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
-from jaxtune.search.journal import FILENAME, check_free, read_journal
+from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
@@ -159,7 +159,7 @@ def starting_trials(settings: Settings) -> list[dict[str, Any]]:
     search, config = settings.search, settings.config
     if search.start_from is None or config is None:
         return []
-    if (Path(config.directory) / FILENAME).exists() and (records := read_journal(config.directory)):
+    if RunFiles(config.directory).journal_path.exists() and (records := read_journal(config.directory)):
         if not (begun := records[0].get("start", [])):
             raise UserError(
                 f"search.start_from: the study in {config.directory} has begun without trials of another one; leave it "

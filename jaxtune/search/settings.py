@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.config.metrics import METRICS, Direction, Goal, check_measured
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
 from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
@@ -18,8 +19,6 @@ from jaxtune.search.space import Point, Space
 
 PAPER_BATCH_SIZE = 16
 
-Direction = Literal["min", "max"]
-
 
 @dataclass(frozen=True)
 class Settings:
@@ -29,7 +28,7 @@ class Settings:
       search: the section.
       space: the searched space, its fixed keys included.
       reference: dotted overrides that make trial 0.
-      direction: whether the objective is minimised or maximised.
+      goal: whether the objective is minimised or maximised.
       base: the resolved configuration, nested, that trials override.
       reference_config: ``base`` with ``reference`` applied, nested, where the reference's searched keys are looked up;
         a missing one puts it outside the space. None: it follows from ``config``, or else they are looked up in
@@ -40,7 +39,7 @@ class Settings:
     search: SearchConfig
     space: Space
     reference: Mapping[str, Any]
-    direction: Direction
+    goal: Goal
     base: Mapping[str, Any]
     reference_config: Mapping[str, Any] | None = None
     config: Config | None = None
@@ -58,7 +57,7 @@ class Settings:
             search=search,
             space=Space(search.space, dotted(config), search.fixed),
             reference=reference_overrides(config),
-            direction=direction(search.objective),
+            goal=METRICS[search.objective].goal,
             base=config.model_dump(mode="json"),
             config=config,
         )
@@ -88,12 +87,7 @@ class Settings:
           UserError: the space is empty or names unknown keys.
         """
         space = Space(search.space, known_keys, search.fixed)
-        return cls(search, space, dict(reference or {}), direction, dict(base or {}), reference_config)
-
-    @property
-    def sign(self) -> float:
-        """1 where lower scores are better, else -1."""
-        return 1.0 if self.direction == "min" else -1.0
+        return cls(search, space, dict(reference or {}), Goal(direction), dict(base or {}), reference_config)
 
     @functools.cached_property
     def reference_point(self) -> Point | None:
@@ -146,29 +140,23 @@ class Settings:
         return study_header(
             self.search,
             population=population,
-            direction=self.direction,
+            direction=self.goal.direction,
             reference=self.reference,
             start=start,
             base=self.base,
         )
 
 
-def direction(objective: str) -> Direction:
-    """Whether an objective is minimised or maximised."""
-    return "min" if objective == "loss" else "max"
-
-
 def search_config(config: Config) -> SearchConfig:
     """The ``search`` section.
 
     Raises:
-      UserError: there is none, its objective needs a task that is not configured, or there is no validation split.
+      UserError: there is none, its objective is not measured, or there is no validation split.
     """
     search = config.search
     if search is None:
         raise UserError("search: this section is required; jaxtune init quickstart writes an example")
-    if search.objective != "loss" and config.evaluation.task == "none":
-        raise UserError(f"search.objective: {search.objective!r} needs evaluation.task, which is 'none'")
+    check_measured(search.objective, config.evaluation.task, "search.objective")
     if config.data.validation is None:
         raise UserError("data.validation: a search scores its trials on this split; it is required")
     return search

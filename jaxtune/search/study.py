@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, check_records, check_room, recorded_data
@@ -27,7 +28,7 @@ from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
-from jaxtune.search.settings import Direction, Settings
+from jaxtune.search.settings import Settings
 from jaxtune.search.status import read_recorded, score_of
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
@@ -64,6 +65,7 @@ class Study:
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Attributes:
+      goal: which way scores are better.
       space: the searched space.
       reference_in_space: whether the surrogate is told of trial 0: it cannot learn from a point outside its space.
 
@@ -110,7 +112,7 @@ class Study:
         self._method = make_method(self.search.method, self.space, seed=seed, initial=initial)
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
-        self._scores = Scores(self.space, self.settings.reference_point, self.settings.sign)
+        self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)
         self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._keep = on_event, keep
@@ -146,7 +148,7 @@ class Study:
                 self._history,
                 best,
                 objective=self.search.objective,
-                direction=self.settings.direction,
+                direction=self.settings.goal.direction,
                 fraction=self.search.fraction,
                 top_k=self.search.promote,
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
@@ -402,7 +404,7 @@ class Study:
                     configuration=state.trial.configuration,
                     rank=order.index(number) + 1,
                     score=None if state.early is None else state.early.score,
-                    estimate=self.settings.sign * estimates[number],
+                    estimate=self.settings.goal.signed(estimates[number]),
                 )
             return state
 
@@ -415,7 +417,7 @@ class Study:
     # The end
 
     def _best(self) -> TrialState:
-        best = leader(self._history, self.settings.direction, ended=True)
+        best = leader(self._history, self.settings.goal, ended=True)
         if best is None:
             raise UserError(self._all_diverged())
         return best

@@ -26,6 +26,7 @@ from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
+from jaxtune.layout import TrialDirectory
 from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -34,7 +35,7 @@ from jaxtune.search.settings import Settings
 from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
-from jaxtune.training.checkpoints import load_checkpoint, newest_step
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.run_directory import RunDirectory
@@ -117,7 +118,7 @@ class TrainerRunner:
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
         _set_aside(trial.directory, config, until)
-        write_atomically(trial.directory / "config.yaml", dump_config(recorded(config, trial.directory)))
+        write_atomically(trial.files.config_path, dump_config(recorded(config, trial.directory)))
         running = RunningTrial(
             trial,
             self.trainer(config),
@@ -209,8 +210,8 @@ class TrainerRunner:
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            folder = trial.directory / "checkpoints"
-            loaded = load_checkpoint(folder, state, "latest", fall_back=False) if folder.is_dir() else None
+            folder = trial.files.checkpoints_path
+            loaded = Checkpoints.load(folder, state, "latest", fall_back=False)
             if loaded is None:
                 raise UserError(f"{folder}: the checkpoint of trial {trial.id} is missing; it must be trained again")
             state = loaded[1]
@@ -299,7 +300,8 @@ def _set_aside(directory: Path, config: Config, until: int) -> None:
     They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
     to be scored before the step that their checkpoint has reached.
     """
-    file = directory / "config.yaml"
+    files = TrialDirectory(directory)
+    file = files.config_path
     if not file.is_file():  # a trial writes it first
         return
     try:
@@ -307,7 +309,7 @@ def _set_aside(directory: Path, config: Config, until: int) -> None:
         same = _trained_by(load_config(file)) == _trained_by(config)
     except UserError:
         same = False
-    if same and newest_step(directory / "checkpoints") <= until:
+    if same and Checkpoints.newest_on_disk(files.checkpoints_path) <= until:
         return
     number = next(
         number for number in itertools.count(1) if not directory.with_name(f"{directory.name}.{number}").exists()

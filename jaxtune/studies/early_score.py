@@ -142,11 +142,11 @@ def _summarize(
 ) -> dict[str, Any]:
     """The summary of trials that are all scored at every step."""
     settings, fractions = Settings.of(config), config.study.early_score.fractions
-    search, sign = settings.search, settings.sign
+    search, goal = settings.search, settings.goal
     names = [fraction_name(fraction) for fraction in fractions]
     outcomes = [[trials.outcome(trial, step) for step in ladder] for trial, ladder in zip(each, ladders, strict=True)]
     scores = np.array(
-        [[math.inf if o is None or o.failed else sign * o.score for o in row] for row in outcomes], np.float64
+        [[math.inf if o is None or o.failed else goal.signed(o.score) for o in row] for row in outcomes], np.float64
     )
     final = scores[:, -1]
     if np.isfinite(final).sum() < 2:
@@ -175,13 +175,13 @@ def _summarize(
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": search.objective, "direction": settings.direction},
+        "objective": {"name": search.objective, "direction": goal.direction},
         "fractions": fractions,
         "top_k": TOP,
         "promote": search.promote,
         "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "trials"},
         "by_fraction": by_fraction,
-        "final": _spread(sign * final),
+        "final": _spread(goal.sign * final),
         "trials": [
             {
                 "id": trial.id,
