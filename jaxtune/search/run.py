@@ -16,12 +16,13 @@ from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
+from jaxtune.search.ledger import Event
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.settings import Settings, search_config
-from jaxtune.search.study import Event, Study
+from jaxtune.search.study import Study
 from jaxtune.search.summary import write_summary
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial

@@ -55,6 +55,8 @@ class TrainerRunner:
       should_stop: asked before every step.
     """
 
+    lockstep = True
+
     def __init__(
         self,
         experiment: Experiment,
