@@ -83,7 +83,10 @@ class EvaluationConfig(Section):
         description="'extraction' compares generated answers with the completions: exact match and F1. 'none' measures "
         "the loss alone.",
     )
-    batch_size: PositiveInt = Field(default=32, description="Prompts that are answered at the same time.")
+    batch_size: PositiveInt = Field(
+        default=32,
+        description="Prompts that are answered at the same time, in a population those of all its trials together.",
+    )
     max_new_tokens: PositiveInt = Field(default=32, description="Tokens after which an answer ends in any case.")
     stop: str | None = Field(
         default="\n",

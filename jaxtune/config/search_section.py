@@ -64,16 +64,25 @@ class DimensionConfig(Section):
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
+METHODS_WITHOUT_MODEL = ("random", "sobol")
+"""Search methods that learn nothing from scores."""
+
+
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
         "Dotted key -> what to try.", default_factory=dict
     )
-    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+    method: Literal["gp", "random", "sobol", "tpe", "hyperband"] = Field(
         default="gp",
-        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
-        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+        description="What proposes trials: a Gaussian process, chance, a Sobol sequence, or Optuna's TPE; hyperband is "
+        "TPE that also stops trials before the fraction. tpe and hyperband need the extra optuna.",
+    )
+    acquisition: Literal["thompson", "ei"] | None = Field(
+        default=None,
+        description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
+        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
     )
     trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(

@@ -158,7 +158,22 @@ class Evaluator:
           params: parameters of the generator's model.
           adapters: low-rank adapters by module path, without dropout.
         """
-        answers = self._generator(params, adapters, self._prompts)
+        return self._scored(self._generator(params, adapters, self._prompts))
+
+    def evaluate_side_by_side(
+        self, params: Params, adapters: dict[str, LowRankAdapter], states: int
+    ) -> list[EvaluatorResult]:
+        """What :meth:`evaluate` gives for each of several states, all of whose answers are generated in one loop.
+
+        Args:
+          params: parameters of the generator's model, in common.
+          adapters: low-rank adapters by module path, without dropout; every array has a leading axis of states.
+          states: how many of these are evaluated, the first ones.
+        """
+        answers = self._generator.side_by_side(params, adapters, [self._prompts] * states)
+        return [self._scored(each) for each in answers]
+
+    def _scored(self, answers: Sequence[Sequence[int]]) -> EvaluatorResult:
         predictions = answer_texts(self._tokenizer, answers, self._stop)
         result = extraction_metrics(
             predictions, self._references, self._attributes, self._absent, clusters=self._documents

@@ -6,7 +6,7 @@ import functools
 import logging
 import math
 from collections.abc import Collection, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -16,8 +16,9 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from jaxtune.errors import UserError
+from jaxtune.evaluation.groups import TRIAL_AXIS, GroupedRows, Rows
 from jaxtune.evaluation.sampling import Sampling, sample
-from jaxtune.models.cache import Cache, init_cache
+from jaxtune.models.cache import Cache
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import merge
 from jaxtune.models.linear import LowRankAdapter
@@ -48,16 +49,17 @@ class _Loop(NamedTuple):
     """What the decode loop carries."""
 
     step: Int32[Array, ""]
-    tokens: Int32[Array, "b new"]
-    counts: Int32[Array, " b"]
-    done: Bool[Array, " b"]
+    tokens: Int32[Array, "*rows new"]
+    counts: Int32[Array, "*rows"]
+    done: Bool[Array, "*rows"]
     cache: Cache
 
 
 class Generator:
     """Continues prompts with one model; adapters and parameters are arguments, so trials share its programs.
 
-    A program is compiled for each prompt bucket (:func:`prompt_bucket`), one for greedy decoding and one for sampling.
+    A program is compiled for each prompt bucket (:func:`prompt_bucket`), one for greedy decoding, one for sampling, and
+    one for several states side by side (:meth:`side_by_side`).
     Parameters, adapters, the tokens that end an answer and the sampling settings are traced. Prompts are sorted by
     length, so that a batch holds prompts of like length, and padded on the left. The decode loop ends when every row of
     the batch has ended.
@@ -94,6 +96,7 @@ class Generator:
         shards = 1 if mesh is None else math.prod(mesh.shape.get(axis, 1) for axis in ("data", "fsdp"))
         self.max_new_tokens = max_new_tokens
         self.batch_size = -(-batch_size // shards) * shards
+        self._shards = shards
         self.eos_ids = frozenset(eos_ids)
         self.stop_ids = frozenset(stop_ids)
         self.pad_id = pad_id
@@ -148,8 +151,7 @@ class Generator:
             prompts, vocabulary, context=self.context, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
         self._tell_of_context(prompts)
-        ends = np.zeros(vocabulary, bool)
-        ends[sorted(token for token in self.eos_ids | self.stop_ids if token < vocabulary)] = True
+        ends = self._ends(vocabulary)
         sampling = None
         if temperature > 0:
             sampling = Sampling(
@@ -162,12 +164,84 @@ class Generator:
         order = sorted(range(len(prompts)), key=lambda row: len(prompts[row]), reverse=True)
         for start in range(0, len(order), self.batch_size):
             chosen = order[start : start + self.batch_size]
-            tokens, lengths, rows = self._batch(prompts, chosen)
-            generated, counts = self._program(params, adapters or {}, tokens, lengths, rows, ends, sampling)
+            width = prompt_bucket(len(prompts[chosen[0]]))
+            batch = self._batch([[(row, prompts[row]) for row in chosen]], (1, self.batch_size), width)
+            arrays = [self._placed(array[0], "batch") for array in batch]
+            generated, counts = self._program(params, adapters or {}, *arrays, ends, sampling, None)
             for row, ids, count in zip(chosen, np.asarray(generated), np.asarray(counts), strict=False):
-                answer = ids[:count].tolist()
-                results[row] = answer[:-1] if answer[-1] in self.eos_ids else answer
+                results[row] = self._answer(ids, count)
         return results
+
+    def side_by_side(
+        self, params: Params, adapters: dict[str, LowRankAdapter], prompts: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[list[int]]]:
+        """Greedy continuations by several states of one model at once: the tokens that each gives by itself.
+
+        A batch has ``batch_size`` rows in all, in groups of equal size, as many as there are states where the rows
+        allow it. A group belongs to one state, and which one is traced: one state's prompts fill a batch as those of
+        all do, and how many states have prompts decides no program. A prompt's padded length depends on the prompts of
+        its own state alone.
+
+        In a run of several processes all of them make the same call and all get the result.
+
+        Args:
+          params: the parameters, the same for all.
+          adapters: by module path; every array has a leading axis of states, at least one of them.
+          prompts: token ids of each prompt of each state; for as many states as there are, or fewer.
+
+        Returns:
+          For each list of prompts, what :meth:`__call__` gives.
+
+        Raises:
+          UserError: a prompt is empty, longer than the model's context or holds an id outside the vocabulary.
+        """
+        vocabulary = params["embed.table"].shape[0]
+        for each in prompts:
+            check_request(each, vocabulary, context=self.context)
+            self._tell_of_context(each)
+        ends = self._ends(vocabulary)
+        groups, size = self.groups(len(jax.tree.leaves(adapters)[0]))
+        # Of each padded length, chunks of like prompts: (place in its state's order, state, prompts).
+        chunks: dict[int, list[tuple[int, int, list[int]]]] = {}
+        for state, each in enumerate(prompts):
+            order = sorted(range(len(each)), key=lambda row: len(each[row]), reverse=True)
+            for start in range(0, len(order), size):
+                width = prompt_bucket(len(each[order[start]]))
+                chunks.setdefault(width, []).append((start, state, order[start : start + size]))
+        results: list[list[list[int]]] = [[[] for _ in each] for each in prompts]
+        for width, waiting in chunks.items():
+            waiting.sort()
+            for first in range(0, len(waiting), groups):
+                chosen = waiting[first : first + groups]
+                batch = self._batch(
+                    [[(row, prompts[state][row]) for row in rows] for _, state, rows in chosen], (groups, size), width
+                )
+                arrays = [self._placed(array, "trials", "batch") for array in batch]
+                owners = np.zeros(groups, np.int32)
+                owners[: len(chosen)] = [state for _, state, _ in chosen]
+                generated, counts = self._program(params, adapters, *arrays, ends, None, owners)
+                generated, counts = np.asarray(generated), np.asarray(counts)
+                for group, (_, state, rows) in enumerate(chosen):
+                    for row, ids, count in zip(rows, generated[group], counts[group], strict=False):
+                        results[state][row] = self._answer(ids, count)
+        return results
+
+    def groups(self, states: int) -> tuple[int, int]:
+        """How many groups a batch of several states has, and the rows of each."""
+        parts = 1 if self.mesh is None else self.mesh.shape.get(TRIAL_AXIS, 1)
+        groups = max(1, min(states, self.batch_size // self._shards) // parts) * parts
+        return groups, max(1, self.batch_size // groups // self._shards) * self._shards
+
+    def _ends(self, vocabulary: int) -> Bool[np.ndarray, " vocab"]:
+        """Which tokens end an answer."""
+        ends = np.zeros(vocabulary, bool)
+        ends[sorted(token for token in self.eos_ids | self.stop_ids if token < vocabulary)] = True
+        return ends
+
+    def _answer(self, ids: Int32[np.ndarray, " new"], count: Any) -> list[int]:
+        """A row's tokens without the end-of-text token."""
+        answer = ids[:count].tolist()
+        return answer[:-1] if answer[-1] in self.eos_ids else answer
 
     def _tell_of_context(self, prompts: Sequence[Sequence[int]]) -> None:
         """Says once that continuations may get to positions that the model has never seen."""
@@ -185,23 +259,29 @@ class Generator:
         )
 
     def _batch(
-        self, prompts: Sequence[Sequence[int]], chosen: Sequence[int]
-    ) -> tuple[Int32[Array, "b s"], Int32[Array, " b"], Int32[Array, " b"]]:
-        """Left-padded tokens, prompt lengths, and each row's place among the prompts (-1: an empty row)."""
-        width = prompt_bucket(max(len(prompts[row]) for row in chosen))
-        tokens = np.full((self.batch_size, width), self.pad_id, np.int32)
-        lengths = np.ones(self.batch_size, np.int32)
-        rows = np.full(self.batch_size, -1, np.int32)
-        for place, row in enumerate(chosen):
-            tokens[place, width - len(prompts[row]) :] = prompts[row]
-            lengths[place], rows[place] = len(prompts[row]), row
-        return self._placed(tokens), self._placed(lengths), self._placed(rows)
+        self, groups: Sequence[Sequence[tuple[int, Sequence[int]]]], shape: tuple[int, int], width: int
+    ) -> tuple[Int32[np.ndarray, "g b s"], Int32[np.ndarray, "g b"], Int32[np.ndarray, "g b"]]:
+        """Left-padded tokens, prompt lengths, and each row's place among the prompts (-1: an empty row).
 
-    def _placed(self, array: Shaped[np.ndarray, "b ..."]) -> Shaped[Array, "b ..."]:
-        """The host array, the same in every process, cut over the mesh's batch axes."""
+        Args:
+          groups: the prompts of each group, with their places.
+          shape: groups, and rows of each.
+          width: padded length.
+        """
+        tokens = np.full((*shape, width), self.pad_id, np.int32)
+        lengths = np.ones(shape, np.int32)
+        rows = np.full(shape, -1, np.int32)
+        for group, prompts in enumerate(groups):
+            for row, (place, prompt) in enumerate(prompts):
+                tokens[group, row, width - len(prompt) :] = prompt
+                lengths[group, row], rows[group, row] = len(prompt), place
+        return tokens, lengths, rows
+
+    def _placed(self, array: Shaped[np.ndarray, "..."], *axes: str) -> Shaped[Array, "..."]:
+        """The host array, the same in every process, its first dimensions cut over the mesh by their logical axes."""
         if self.mesh is None:
             return jnp.asarray(array)
-        sharding = named_sharding(("batch", *[None] * (array.ndim - 1)), array.shape, self.mesh)
+        sharding = named_sharding((*axes, *[None] * (array.ndim - len(axes))), array.shape, self.mesh)
         return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
 
     def _generate(
@@ -209,35 +289,40 @@ class Generator:
         static: nnx.GraphDef,
         params: Params,
         adapters: dict[str, LowRankAdapter],
-        prompts: Int32[Array, "b s"],
-        lengths: Int32[Array, " b"],
-        rows: Int32[Array, " b"],
+        prompts: Int32[Array, "*rows s"],
+        lengths: Int32[Array, "*rows"],
+        rows: Int32[Array, "*rows"],
         ends: Bool[Array, " vocab"],
         sampling: Sampling | None,
-    ) -> tuple[Int32[Array, "b new"], Int32[Array, " b"]]:
-        """The program: prefill, then one token for every row until all are done. Gives tokens and their counts."""
+        owners: Int32[Array, " groups"] | None,
+    ) -> tuple[Int32[Array, "*rows new"], Int32[Array, "*rows"]]:
+        """The program: prefill, then one token for every row until all are done. Gives tokens and their counts.
+
+        Rows are ``[b]``, or ``[groups, b]`` where groups have owners.
+        """
         self._traces += 1  # A side effect of tracing on purpose: it runs once for each program.
-        model = merge(static, params)
-        batch, width = prompts.shape
+        merged = merge(static, params)
+        model = Rows(merged, adapters) if owners is None else GroupedRows(merged, adapters, owners, self.mesh)
+        width = prompts.shape[-1]
         keys = (
             None if sampling is None else jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(sampling.seed), rows)
         )
 
-        def choose(states: Float[Array, "b 1 d"], step: Int[Array, ""]) -> Int32[Array, " b"]:
-            logits = model.logits(states, adapters=adapters)[:, 0]
+        def choose(states: Float[Array, "*rows 1 d"], step: Int[Array, ""]) -> Int32[Array, "*rows"]:
+            logits = model.logits(states)[..., 0, :]
             if sampling is None or keys is None:
                 return jnp.argmax(logits, axis=-1).astype(jnp.int32)
             return sample(logits, sampling, jax.vmap(jax.random.fold_in, (0, None))(keys, step))
 
-        segments = (jnp.arange(width) >= width - lengths[:, None]).astype(jnp.int32)
+        segments = (jnp.arange(width) >= width - lengths[..., None]).astype(jnp.int32)
         # The last generated token is never fed back, hence one slot less.
-        cache = init_cache(model.config, batch, width + self.max_new_tokens - 1, model.dtype)
-        states, cache = model.extend(prompts, cache, segments, adapters=adapters)
-        first = choose(states[:, -1:], jnp.int32(0))
+        cache = model.empty_cache(prompts.shape[-2], width + self.max_new_tokens - 1)
+        states, cache = model.extend(prompts, cache, segments)
+        first = choose(states[..., -1:, :], jnp.int32(0))
         empty = rows < 0
         start = _Loop(
             step=jnp.int32(1),
-            tokens=jnp.full((batch, self.max_new_tokens), self.pad_id, jnp.int32).at[:, 0].set(first),
+            tokens=jnp.full((*rows.shape, self.max_new_tokens), self.pad_id, jnp.int32).at[..., 0].set(first),
             counts=jnp.ones_like(lengths),
             done=ends[first] | empty,
             cache=cache,
@@ -247,12 +332,12 @@ class Generator:
             return (loop.step < self.max_new_tokens) & ~jnp.all(loop.done)
 
         def decode(loop: _Loop) -> _Loop:
-            last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, axis=1)
-            states, cache = model.extend(last, loop.cache, adapters=adapters)
+            last = jax.lax.dynamic_slice_in_dim(loop.tokens, loop.step - 1, 1, axis=-1)
+            states, cache = model.extend(last, loop.cache)
             token = choose(states, loop.step)
             return _Loop(
                 step=loop.step + 1,
-                tokens=loop.tokens.at[:, loop.step].set(token),
+                tokens=loop.tokens.at[..., loop.step].set(token),
                 counts=loop.counts + ~loop.done,
                 done=loop.done | ends[token],
                 cache=cache,

@@ -13,7 +13,7 @@ from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
 from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
 from jaxtune.errors import UserError
-from jaxtune.search.header import lookup, recorded_reference, study_header
+from jaxtune.search.header import first_record, lookup, recorded_reference, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.space import Point, Space
 
@@ -25,7 +25,7 @@ class Settings:
     """Everything that a study derives from its configuration.
 
     Attributes:
-      search: the section.
+      search: the section, with what is unset as the study began, or begins.
       space: the searched space, its fixed keys included.
       reference: dotted overrides that make trial 0.
       goal: whether the objective is minimised or maximised.
@@ -52,7 +52,7 @@ class Settings:
           UserError: there is no such section, its objective needs a task that is not configured, there is no validation
             split, or the space is empty or names unknown keys.
         """
-        search = search_config(config)
+        search = settled(search_config(config), first_record(config.directory))
         return cls(
             search=search,
             space=Space(search.space, dotted(config), search.fixed),
@@ -76,7 +76,7 @@ class Settings:
         """The settings of a study over a runner that takes no configuration; see :class:`Settings`.
 
         Args:
-          search: the section.
+          search: the section, settled.
           direction: of the objective.
           reference: overrides that make trial 0.
           base: what trials override.

@@ -15,8 +15,9 @@ from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import FitResult, Run, Taken
+from jaxtune.training.fit import Asked, FitResult, Run, Taken
 from jaxtune.training.population import Population
+from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
 
@@ -30,12 +31,14 @@ class RunningTrial:
       until: the step that it is scored at.
       seed: of its start and its dropout.
       batches: its own.
-      task: scores a trained state by generating answers, where the objective is a task metric.
       objective: the name of a metric.
+      answer: scores a trained state by generating answers, where the objective is a task metric; None where whoever
+        drives the trial does, for several at once, and tells it (:meth:`tell`).
       options: of :class:`~jaxtune.training.fit.Run`.
 
     Attributes:
-      batch: what the next step takes; None once the trial is scored.
+      batch: what the next step takes; None while the trial waits to be told its score, and once it is scored.
+      asked: the state that waits to be scored by its answers.
       seconds: its share of the time so far.
     """
 
@@ -49,21 +52,16 @@ class RunningTrial:
         seed: int,
         batches: Any,
         objective: str,
-        task: Callable[[Trainer, Any, Mapping[str, float]], EvaluatorResult],
+        answer: Callable[[TrainState], EvaluatorResult] | None = None,
         **options: Any,
     ):
         self.trial, self.trainer, self.values = trial, trainer, hyperparameters
         self.seconds = 0.0
         self.result: FitResult | None = None
         self.batch: Mapping[str, np.ndarray] | None = None
-        self._objective, self._batches = objective, batches
+        self.asked: TrainState | None = None
+        self._objective, self._batches, self._answer = objective, batches, answer
         self._errors: dict[str, float] = {}
-
-        def evaluate(state: Any) -> Mapping[str, float]:
-            result = task(trainer, state, hyperparameters)
-            self._errors = dict(result.standard_errors)
-            return result.metrics
-
         config = options.get("config") or trainer.config
         self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
         self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
@@ -71,7 +69,7 @@ class RunningTrial:
             trainer,
             batches,
             hyperparameters=hyperparameters,
-            evaluate=evaluate if is_generated(objective) else None,
+            asks=is_generated(objective),
             checkpoints=self._checkpoints,
             writer=self._writer,
             **options,
@@ -86,11 +84,25 @@ class RunningTrial:
         self.state = None
         self._go(functools.partial(self._loop.send, taken))
 
-    def _go(self, resume: Callable[[], Mapping[str, np.ndarray]]) -> None:
+    def tell(self, result: EvaluatorResult) -> None:
+        """Tells the trial the score that it has asked for."""
+        self.asked = None
+        self._errors = dict(result.standard_errors)
+        self._go(functools.partial(self._loop.send, result.metrics))
+
+    def _go(self, resume: Callable[[], Mapping[str, np.ndarray] | Asked]) -> None:
+        self.batch = None
         try:
-            self.batch = resume()
+            wanted = resume()
         except StopIteration as end:
-            self.batch, self.result = None, end.value
+            self.result = end.value
+            return
+        if not isinstance(wanted, Asked):
+            self.batch = wanted
+        elif self._answer is None:
+            self.asked = wanted.state
+        else:
+            self.tell(self._answer(wanted.state))
 
     @property
     def interrupted(self) -> bool:

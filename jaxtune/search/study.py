@@ -17,7 +17,7 @@ from typing import Any
 from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_room
+from jaxtune.search.header import check_room, first_record, settled
 from jaxtune.search.leader import leader
 from jaxtune.search.ledger import Event, Ledger
 from jaxtune.search.loop import TrialLoop
@@ -89,7 +89,7 @@ class Study:
             search
             if isinstance(search, Settings)
             else Settings.by_hand(
-                search,
+                settled(search, first_record(self.run_dir)),
                 direction=direction,
                 reference=reference,
                 base=base,
@@ -101,7 +101,9 @@ class Study:
         self.start = [dict(one) for one in start]
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(self.search.initial, runner.capacity + 1)
-        self._method = make_method(self.search.method, self.space, seed=seed, initial=initial)
+        acquisition = self.search.acquisition
+        assert acquisition is not None, "a settled search names its acquisition"
+        self._method = make_method(self.search.method, self.space, seed=seed, initial=initial, acquisition=acquisition)
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
         self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from jaxtune.config import (
     Config,
@@ -31,6 +31,7 @@ from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
+from jaxtune.search.scoring import Scoring
 from jaxtune.search.settings import Settings
 from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import canonical
@@ -79,6 +80,7 @@ class TrainerRunner:
         self._space = self.settings.space
         self._variants = [experiment.config, self.configuration(self.settings.reference)]
         self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
+        self._scoring = Scoring(self._evaluators["validation"], self.slots_of)
 
     @property
     def compilations(self) -> int:
@@ -119,21 +121,21 @@ class TrainerRunner:
         assert len(self._running) < self.capacity, "start() needs a free place"
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
+        trainer, values = self.trainer(config), hyperparameters(config)
         _set_aside(trial.directory, config, until)
         write_atomically(trial.files.config_path, dump_config(recorded(config, trial.directory)))
         running = RunningTrial(
             trial,
-            self.trainer(config),
-            hyperparameters(config),
+            trainer,
+            values,
             until=until,
             seed=config.train.seed,
             batches=self.experiment.batches(config),
             config=config.train,
             objective=self.search.objective,
-            task=functools.partial(self._task, "validation"),
+            answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
             validation=self.experiment.validation_batches,
             listener=self._listener(f"trial {trial.id}") if self._listener else None,
-            # Asked once a step, so that all trials stop at the same one.
             should_stop=lambda: self._stopping,
         )
         running.seconds = time.perf_counter() - begin
@@ -147,8 +149,11 @@ class TrainerRunner:
         try:
             while not (ended := [running for running in self._running if running.result is not None]):
                 begin = time.perf_counter()
-                self._asked_to_stop()
-                self._step()
+                # Asked once a step, so that all trials stop at the same one.
+                if not self._scoring.score(self._running):
+                    self._asked_to_stop()
+                    self._step()
+                    self._scoring.score(self._running)
                 share = (time.perf_counter() - begin) / len(self._running)
                 for running in self._running:
                     running.seconds += share
@@ -173,6 +178,14 @@ class TrainerRunner:
             if trainer not in self._slots:
                 self._slots[trainer] = Slots(trainer, self.slots_of(trainer))
             self._slots[trainer].advance(trials)
+
+    def _side_by_side(self, trainer: Trainer) -> bool:
+        """Whether answers of a program's trials are generated in one loop.
+
+        Where whole parameters are trained there is no base in common: these are scored one after another, so that a
+        state is there for no longer than its own score takes.
+        """
+        return trainer.plan.is_low_rank_only and self.slots_of(trainer) > 1
 
     def _asked_to_stop(self) -> bool:
         self._stopping = self._stopping or self._should_stop()
@@ -288,10 +301,8 @@ class TrainerRunner:
             isinstance(rule, LowRankRule) and rule.dropout > 0 for variant in self._variants for rule in variant.update
         )
 
-    def _task(
-        self, part: Literal["validation", "test"], trainer: Trainer, state: TrainState, values: Mapping[str, float]
-    ) -> EvaluatorResult:
-        evaluator = self._evaluators[part]
+    def _answer(self, trainer: Trainer, values: Mapping[str, float], state: TrainState) -> EvaluatorResult:
+        evaluator = self._evaluators["validation"]
         assert evaluator is not None
         return evaluator.evaluate(*trainer.apply(state, values))
 

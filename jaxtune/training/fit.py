@@ -10,7 +10,7 @@ import dataclasses
 import functools
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, cast, runtime_checkable
 
 import jax
 
@@ -80,6 +80,13 @@ Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
 """What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
 
 
+@dataclasses.dataclass(frozen=True)
+class Asked:
+    """What the loop yields where an evaluation asks for further metrics of a state; it is sent these."""
+
+    state: TrainState
+
+
 @dataclasses.dataclass(frozen=True, repr=False)
 class FitResult:
     """How a call of :func:`fit` ended.
@@ -117,6 +124,10 @@ class FitResult:
     def _repr_html_(self) -> str:
         row = {"step": self.step, "stopped": self.stopped, **self.metrics, **self.evaluation, "seconds": self.seconds}
         return html_table([row], title="fit")
+
+
+Loop = Generator[HostBatch | Asked, Taken | Mapping[str, Any], FitResult]
+"""One run's loop, see :meth:`Run.loop`."""
 
 
 def fit(
@@ -161,7 +172,7 @@ def fit(
         batches,
         hyperparameters=hyperparameters,
         validation=validation,
-        evaluate=evaluate,
+        asks=evaluate is not None,
         checkpoints=checkpoints,
         writer=writer,
         listener=listener,
@@ -170,10 +181,14 @@ def fit(
     state = run.start(state)
     loop = run.loop(until, evaluate_at_end)
     try:
-        batch = next(loop)
+        wanted = next(loop)
         while True:
-            state, metrics = trainer.step(state, batch, run.values)
-            batch = loop.send((functools.partial(_same, state), metrics))
+            if isinstance(wanted, Asked):
+                assert evaluate is not None
+                wanted = loop.send(evaluate(wanted.state))
+            else:
+                state, metrics = trainer.step(state, wanted, run.values)
+                wanted = loop.send((functools.partial(_same, state), metrics))
     except StopIteration as end:
         return end.value
 
@@ -188,7 +203,7 @@ class Run:
         own ``get_state()``, or else their number, and as many are passed over to go on.
       hyperparameters: overrides of single values by dotted key.
       validation: see :func:`fit`, as the others.
-      evaluate: further metrics of an evaluation.
+      asks: whether an evaluation asks for further metrics (:class:`Asked`).
       checkpoints: where to resume from and write to.
       writer: takes the metrics of every logged step.
       listener: is told the same, for people.
@@ -207,7 +222,7 @@ class Run:
         *,
         hyperparameters: Mapping[str, float] | None = None,
         validation: Iterable[HostBatch] | None = None,
-        evaluate: Evaluate | None = None,
+        asks: bool = False,
         checkpoints: Checkpoints | None = None,
         writer: MetricWriter | None = None,
         listener: Listener | None = None,
@@ -217,7 +232,7 @@ class Run:
         self.trainer, self.batches, self.values = trainer, as_batches(batches), dict(hyperparameters or {})
         # They are gone through at every evaluation.
         self.validation = list(validation) if isinstance(validation, Iterator) else validation
-        self.further = evaluate
+        self.asks = asks
         self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
         self.config = trainer.config if config is None else config
         self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
@@ -236,8 +251,8 @@ class Run:
         self._state = functools.partial(_same, begun)
         return begun
 
-    def loop(self, until: int | None = None, evaluate_at_end: bool = True) -> Generator[HostBatch, Taken, FitResult]:
-        """Yields the batch of each step, is sent what the step came to, and returns how it ended.
+    def loop(self, until: int | None = None, evaluate_at_end: bool = True) -> Loop:
+        """Yields the batch of each step, is sent what the step came to (see :class:`Asked`), and returns how it ended.
 
         Args:
           until: stop after this many steps in all.
@@ -249,7 +264,7 @@ class Run:
             if self.listener:
                 self.listener.on_end()
 
-    def _loop(self, until: int | None, evaluate_at_end: bool) -> Generator[HostBatch, Taken, FitResult]:
+    def _loop(self, until: int | None, evaluate_at_end: bool) -> Loop:
         assert self._state is not None, "start() comes first"
         begin = time.perf_counter()
         start, state, self._state = self._first, self._state, None
@@ -262,14 +277,14 @@ class Run:
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
-            state, metrics = yield batch
+            state, metrics = cast(Taken, (yield batch))
             step += 1
             self.throughput.count(count_tokens(batch))
             self.examples += count_examples(batch)
             self.log.launched(step, metrics, logged=step % self.config.log_every == 0 or step == last)
             evaluated = self._due(step, self.config.evaluate_every) and step < last and not self.log.diverged(step)
             if evaluated:
-                stopped = self._evaluate(state(), step)
+                stopped = yield from self._evaluate(state(), step)
             # At the last step there is nothing to stop any more: the end is evaluated and saved as ever.
             if stopped is None and step < last and self.should_stop():
                 stopped = "signal"
@@ -288,10 +303,10 @@ class Run:
         if stopped is None:
             # Resumed behind the last step, the evaluation stands in the checkpoint and in the metrics already.
             known = self.past.evaluated == step
-            scored = evaluate_at_end and not known and (self.validation is not None or self.further is not None)
+            scored = evaluate_at_end and not known and (self.validation is not None or self.asks)
             if scored:
                 # Where a run pauses is no part of it: gone on, it ends as if it had not paused.
-                self._evaluate(state(), step, counts=self._due(step, self.config.evaluate_every))
+                yield from self._evaluate(state(), step, counts=self._due(step, self.config.evaluate_every))
             if step > start:
                 self._save(state(), step, "end", scored=scored)
             stopped = "finished" if step >= self.total else "paused"
@@ -336,7 +351,9 @@ class Run:
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0
 
-    def _evaluate(self, state: TrainState, step: int, *, counts: bool = True) -> Stopped | None:
+    def _evaluate(
+        self, state: TrainState, step: int, *, counts: bool = True
+    ) -> Generator[Asked, Mapping[str, Any], Stopped | None]:
         """Evaluates and, where it counts for early stopping, tells that; a reason to stop, or None."""
         self.log.read()
         jax.block_until_ready(state.step)
@@ -348,8 +365,8 @@ class Run:
             if result.standard_error is not None:
                 evaluation[f"{VALIDATION_LOSS}_standard_error"] = result.standard_error
             evaluation |= {f"validation_{name}": value for name, value in result.metrics.items()}
-        if self.further is not None:
-            evaluation |= self.further(state)
+        if self.asks:
+            evaluation |= cast(Mapping[str, float], (yield Asked(state)))
         self.past.evaluation, self.past.evaluated = evaluation, step
         self.log.evaluated(step, evaluation)
         self.throughput.resume()

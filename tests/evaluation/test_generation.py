@@ -203,13 +203,64 @@ def test_a_mesh_gives_the_same_tokens(tiny, mesh):
     model, static, params = tiny
     prompts = make_prompts()
     adapters = make_adapters(1)
-    expected = make_generator(static)(params, adapters, prompts)
+    alone = make_generator(static)
+    expected = alone(params, adapters, prompts)
     sharded = random_model(model.config, jax.random.key(0), mesh, dtype=jnp.float32)
     cut, cut_params = split(sharded)
     generator = make_generator(cut, mesh=mesh, batch_size=3)
     assert generator.batch_size == 4
     assert generator(cut_params, adapters, prompts) == expected
     assert generator.compilations == 1
+    states = [adapters, make_adapters(2), make_adapters(3)]
+    beside = [expected, *(alone(params, state, prompts) for state in states[1:])]
+    assert generator.side_by_side(cut_params, stacked(states), [prompts] * 3) == beside
+
+
+def stacked(states):
+    return jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
+
+
+def own_prompts(*lengths):
+    return [make_prompts(each, seed) for seed, each in enumerate(lengths)]
+
+
+def test_states_side_by_side_give_the_tokens_that_each_gives_by_itself(tiny):
+    """Other scales, another end for each row, other numbers of prompts; however few states have any, one program."""
+    _, static, params = tiny
+    states = [make_adapters(seed, rank=8) for seed in range(5)]
+    for factor, state in enumerate(states):
+        state["lm_head"] = LowRankAdapter(
+            jax.random.normal(jax.random.key(factor), (32, 8)), jnp.ones((8, VOCAB)), jnp.float32(0.02 * factor)
+        )
+    prompts = own_prompts((3, 29, 1, 17, 30, 8, 9), (5, 5), (20,), (), (31, 2, 7))
+    free = make_generator(static)(params, states[0], prompts[0])
+    ends = {"eos_ids": {free[0][3], free[1][6]}, "stop_ids": {free[2][5]}}
+    alone = make_generator(static, **ends)
+    expected = [alone(params, state, each) for state, each in zip(states, prompts, strict=True)]
+    lengths = {len(answer) for each in expected for answer in each}
+    assert len(lengths) > 3, "all answers end alike: nothing of their ends is compared"
+    assert make_generator(static, batch_size=64).groups(5) == (5, 12)
+    for batch_size, groups in ((10, (5, 2)), (3, (3, 1))):
+        generator = make_generator(static, batch_size=batch_size, **ends)
+        assert generator.groups(5) == groups
+        assert generator.side_by_side(params, stacked(states), prompts) == expected
+        others = stacked([states[4], *states[:4]])
+        assert generator.side_by_side(params, others, [prompts[4], prompts[0]]) == [expected[4], expected[0]]
+        assert generator.side_by_side(params, stacked(states), prompts[:1]) == expected[:1]
+        assert generator.side_by_side(params, stacked(states), []) == []
+        assert generator.compilations == 1
+
+
+def test_states_side_by_side_pad_a_prompt_as_their_own_prompts_ask(tiny):
+    """Two padded lengths, two programs; a state whose prompts are short is never computed at another's length."""
+    _, static, params = tiny
+    states, prompts = [make_adapters(seed) for seed in range(2)], own_prompts((40, 3, 33, 8), (4, 9, 6))
+    alone, generator = make_generator(static), make_generator(static)
+    expected = [alone(params, state, each) for state, each in zip(states, prompts, strict=True)]
+    assert generator.side_by_side(params, stacked(states), prompts) == expected
+    assert generator.compilations == 2
+    with pytest.raises(UserError, match="prompt 1 is empty"):
+        generator.side_by_side(params, stacked(states), [prompts[0], [[1], []]])
 
 
 def test_sampling_is_repeatable_and_independent_of_batches(tiny):

@@ -269,3 +269,32 @@ def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path)
     assert [entry.name for entry in (tmp_path / "t[1]").iterdir()] == ["001"]
     assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
     assert ended[1].steps_run == 4
+
+
+def test_answers_of_a_population_score_each_trial_as_its_own_do(config_file, tmp_path, monkeypatch):
+    """Trials of other ranks, scales and lengths, side by side in one program, answer as their own checkpoints do."""
+    task = "evaluation={task: extraction, max_new_tokens: 3, batch_size: 16, stop: null}"
+    settings = [SEARCH.replace("search={", "search={objective: f1, "), "train.steps=6", "data.test=null", task]
+    experiment = Experiment(load_config(config_file, [*settings, "train.evaluate_every=2"]))
+    runner = TrainerRunner(experiment, population=3)
+    evaluator = runner._evaluators["validation"]
+    scored, side_by_side = [], type(evaluator).evaluate_side_by_side
+
+    def kept(self, params, adapters, states):
+        scored.append(side_by_side(self, params, adapters, states))
+        return scored[-1]
+
+    monkeypatch.setattr(type(evaluator), "evaluate_side_by_side", kept)
+    values = [{**SOUND[number], "optimizer.learning_rate": 0.2} for number in (0, 1, 14, 15)]
+    jobs = [(Trial(number, each, tmp_path / str(number)), 4 + number % 2) for number, each in enumerate(values)]
+    ended = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}
+    assert [len(results) for results in scored] == [3, 3, 1, 1, 1, 1]
+    assert experiment.generator.compilations == 1
+    last = {0: scored[1][0], 1: scored[2][0], 2: scored[1][2], 3: scored[5][0]}
+    assert len({str(result.records) for result in last.values()}) == 4, "all answer alike: nothing is compared"
+    for trial, _ in jobs:
+        trainer, own, state = runner.load(trial)
+        alone = evaluator.evaluate(*trainer.apply(state, own))
+        assert last[trial.id].records == alone.records
+        assert ended[trial.id].metrics.items() >= alone.metrics.items()
+        assert ended[trial.id].standard_error == alone.standard_errors.get("f1")
