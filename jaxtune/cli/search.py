@@ -93,6 +93,13 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
 
 
+def _rungs(summary: Mapping[str, Any]) -> list[str]:
+    """How many trials came to each rung after the fraction, the reference among them; nothing without such a rung."""
+    rungs = summary.get("finish") or []
+    told = ", ".join(f"{len(rung['trials'])} trials at {rung['share']:.0%}" for rung in rungs)
+    return [f"finished in rungs: {told} of the steps"] if rungs else []
+
+
 def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
@@ -133,6 +140,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
+            *_rungs(summary),
             f"report: {RunFiles(config.directory).report_path}",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),
@@ -140,13 +148,19 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
     )
 
 
+def _promotions(finish: Sequence[Mapping[str, Any]]) -> str:
+    """How many trials go on to each rung after the fraction, beside the reference: ``8 on to step 16, 4 finished``."""
+    *rungs, end = finish
+    return ", ".join([*(f"{rung['trials']} on to step {rung['step']}" for rung in rungs), f"{end['trials']} finished"])
+
+
 def _dry_text(checked: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             table(checked["plan"], title="what is trained"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
-            f"({checked['early_steps']} at first), {checked['population']} at a time, {checked['promote']} finished: "
-            f"{checked['steps']:,} steps in all",
+            f"({checked['early_steps']} at first), {checked['population']} at a time, "
+            f"{_promotions(checked['finish'])}: {checked['steps']:,} steps in all",
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
             *(f"never acts: {message}" for message in checked["warnings"]),
             "everything that can be checked before training is in order",

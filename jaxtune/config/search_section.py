@@ -93,7 +93,16 @@ class SearchConfig(Section):
         description="Shares of the steps before fraction, ascending: all trials are trained to the first, and the "
         "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
     )
-    promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
+    promote: PositiveInt = Field(
+        default=5, description="How many of the best trials are finished, where they go straight to the end."
+    )
+    finish: list[Annotated[float, Field(gt=0, le=1)]] | None = Field(
+        default=None,
+        description="Shares of the steps after fraction, ascending to 1: the trials that are best at fraction go on to "
+        "the first, the better half there to the next, at the price of promote trials that go straight to the end. "
+        "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [1.0]; a study that has begun keeps "
+        "what it began with.",
+    )
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
         description="Trials that train at the same time, in one compiled step on one copy of the base. 'auto': as many "
@@ -157,6 +166,10 @@ class SearchConfig(Section):
             raise ValueError(f"promote {self.promote} is above trials {self.trials}")
         if list(self.ladder) != sorted(set(self.ladder)) or any(rung >= self.fraction for rung in self.ladder):
             raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
+        if self.finish is not None:
+            *rungs, end = self.finish or [0.0]
+            if end != 1 or self.finish != sorted(set(self.finish)) or any(rung <= self.fraction for rung in rungs):
+                raise ValueError(f"finish {self.finish} must ascend, above fraction {self.fraction}, and end in 1.0")
         if self.ladder and self.method == "hyperband":
             raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
         if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:

@@ -24,13 +24,13 @@ CHANGEABLE = ("trials", "promote", "fixed")
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
 
 # Of the settings, those that make a study this study.
-_SETTINGS = {"method", "acquisition", "ladder", "fraction", "trials", "promote", "initial", "seed", "fixed"}
+_SETTINGS = {"method", "acquisition", "ladder", "fraction", "finish", "trials", "promote", "initial", "seed", "fixed"}
 
 # What a study had where its journal does not name it: it began before there was a choice.
-_BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
+_BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "finish": [1.0], "start": [], "fixed": {}}
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "ei"}
+_NEW: dict[str, Any] = {"acquisition": "ei", "finish": [1.0]}
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
 FREE_SECTIONS = ("run_dir", "paths_from", "name", "telemetry", "search", "study")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -181,6 +182,12 @@ def _first_steps(trials: int, stops: Milestones) -> int:
     return total
 
 
+def _last_steps(numbers: Sequence[int], stops: Milestones) -> int:
+    """Steps until all trials are finished that are to be; the reference is one of them."""
+    legs = itertools.pairwise((stops.early, *stops.legs))
+    return sum((number + 1) * (step - before) for number, (before, step) in zip(numbers, legs, strict=True))
+
+
 def _with_command(config: Config, summary: dict[str, Any]) -> StudySummary:
     """The summary with the command of its winner, which names the directory as it is named now."""
     summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
@@ -217,7 +224,10 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
     settings = Settings.of(config)
     search, stops = settings.search, settings.milestones(checked.steps)
-    finished = search.promote + 1  # the reference is finished as well
+    legs = [
+        {"share": share, "step": step, "trials": min(number, search.trials - 1)}
+        for share, step, number in zip(settings.shares.finish, stops.legs, settings.promotions, strict=True)
+    ]
     return {
         **checked.as_dict(),
         "trials": search.trials,
@@ -225,5 +235,6 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
         "promote": search.promote,
         "steps_per_trial": checked.steps,
         "early_steps": stops.early,
-        "steps": _first_steps(search.trials, stops) + finished * (stops.total - stops.early),
+        "finish": legs,
+        "steps": _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops),
     }

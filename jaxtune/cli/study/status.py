@@ -34,8 +34,8 @@ def text(status: StudyStatus) -> str:
             "from": trial.source,
             "step": trial.step,
             "of": trial.until,
-            **_at_rungs(status, trial),
             "early": trial.early_score,
+            **_at_rungs(status, trial),
             "final": trial.final_score,
             "": "best" if trial.trial == status.best else "",
         }
@@ -43,7 +43,7 @@ def text(status: StudyStatus) -> str:
     ]
     fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
     kind = f" (experiment {status.experiment})" if status.experiment else ""
-    ended = f"; the best {status.promote} go to the end" if status.promote is not None else ""
+    ended = f"; {_promotions(status)}" if status.promote is not None else ""
     lines = [
         f"{status.directory}: {status.phase}{kind}",
         f"{standing(status)}{ended}{fixed}",
@@ -57,6 +57,14 @@ def text(status: StudyStatus) -> str:
     return "\n".join(lines)
 
 
+def _promotions(status: StudyStatus) -> str:
+    """How many trials go on after the fraction, and how far."""
+    assert status.promote is not None
+    numbers = zip(status.shares.promotions(status.promote), status.shares.finish, strict=True)
+    parts = [f"{number} go to {'the end' if share == 1 else f'{share:.3g} of the steps'}" for number, share in numbers]
+    return f"the best {', the best '.join(parts)}"
+
+
 def rungs(status: StudyStatus) -> list[str]:
     """At which shares of their steps trials are looked at: a line; none where that is the fraction alone."""
     ladder, fraction = [f"{share:.3g}" for share in status.shares.ladder], f"{status.shares.fraction:.3g}"
@@ -68,7 +76,8 @@ def rungs(status: StudyStatus) -> list[str]:
 def _at_rungs(status: StudyStatus, trial: TrialStatus) -> dict[str, float | None]:
     """A trial's scores at the rungs, which it passes one after another, by share of its steps."""
     scores = dict(enumerate(trial.rungs.values()))
-    return {f"at {share:.3g}": scores.get(place) for place, share in enumerate(status.shares.ladder)}
+    shares = (*status.shares.ladder, *status.shares.finish[:-1])
+    return {f"at {share:.3g}": scores.get(place) for place, share in enumerate(shares)}
 
 
 def standing(status: StudyStatus) -> str:
