@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
-from jaxtune.config.hyperparameters import HOST_KEYS
 from jaxtune.config.metrics import Goal
 from jaxtune.config.paths import located
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.layout import RunFiles
@@ -44,8 +45,7 @@ SEED = "train.seed"
 MATERIAL = 0.01
 """A change of less than this share of what winner and reference differ by is none to choose a value for."""
 
-# Keys that may differ between the search that found the winner and the configuration that it is ablated with.
-_FREE = ("name", "telemetry.", "study.", "search.", *HOST_KEYS)
+# What must be the same in the search that found the winner, beside all that decides training.
 _SEARCH = ("search.space", "search.reference", "search.objective")
 
 
@@ -196,7 +196,9 @@ def _read_search(config: Config, directory: Path) -> dict[str, Any]:
         )
 
     first, second = dotted(load_config(there.config_path)), dotted(config)
-    different = [name for name in different_keys(first, second) if name in _SEARCH or not name.startswith(_FREE)]
+    different = [
+        name for name in different_keys(first, second) if name in _SEARCH or not within(name, marked(HostOnly))
+    ]
     if different:
         name = different[0]
         raise UserError(
