@@ -8,6 +8,7 @@ be a choice.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -16,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.config.aliases import our_keys
-from jaxtune.config.search_section import DimensionConfig
+from jaxtune.config.search_section import Confidence, DimensionConfig
 from jaxtune.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ class Dimension:
       low: smallest coordinate.
       high: largest coordinate (included).
       choices: the values that a ``choice`` indexes; empty for the other kinds.
+      prior: the coordinate that is likely best (:mod:`jaxtune.search.prior`); None where all are alike.
+      confidence: how sure that is: ``low``, ``medium`` or ``high``.
     """
 
     key: str
@@ -62,6 +65,8 @@ class Dimension:
     low: Coordinate
     high: Coordinate
     choices: tuple[Any, ...] = ()
+    prior: Coordinate | None = None
+    confidence: Confidence = "medium"
 
     @property
     def continuous(self) -> bool:
@@ -136,6 +141,17 @@ class Dimension:
 
 
 def _dimension(key: str, config: DimensionConfig) -> Dimension:
+    dimension = _ranged(key, config)
+    if config.prior is None:
+        return dimension
+    coordinate = dimension.encode(config.prior)
+    if coordinate is None:
+        raise UserError(f"search.space.{key}.prior: {config.prior!r} is outside {dimension.describe()}")
+    return dataclasses.replace(dimension, prior=coordinate, confidence=config.confidence or "medium")
+
+
+def _ranged(key: str, config: DimensionConfig) -> Dimension:
+    """The dimension without what is believed of it."""
     where = f"search.space.{key}"
     value = getattr(config, config.kind)
     if config.kind == "choice":

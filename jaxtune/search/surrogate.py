@@ -18,6 +18,7 @@ from jaxtyping import Float
 
 from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
+from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
 
@@ -143,6 +144,7 @@ class Surrogate:
         self.space = space
         self.seed = seed
         self.initial = initial
+        self._prior = Prior.of(space)
         self._design: list[Point] | None = None
         self._last: tuple[list[Observation], Posterior] | None = None
 
@@ -185,7 +187,10 @@ class Surrogate:
             model = posterior.believing(pending, lie)
 
             points = self._candidates(trial, posterior, taken)
-            return points[int(np.argmax(gaussian_ei(posterior.columns(points), model, lie)))]
+            gain = gaussian_ei(posterior.columns(points), model, lie)
+            if self._prior is not None:
+                gain = gain * self._prior.factor(points, len(told))
+            return points[int(np.argmax(gain))]
 
     def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
         """New points near the best told ones, and a few anywhere.
