@@ -33,7 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,10 @@ FRACTION = 0.2
 TOLERANCE = {"float32": 1e-4, "bfloat16": 1e-2}
 # The first finished configuration that is as good as this: at most so much above the best loss of all ways.
 WITHIN = 0.01
+
+
+class WayFailed(Exception):
+    """A way's process ended in an error; the text is the end of what it printed."""
 
 
 # One way, in its own process
@@ -133,7 +137,11 @@ def _mfu(run: Path) -> float | None:
 
 
 def child(way: str, folder: Path, arguments: argparse.Namespace, setting: int) -> dict[str, Any] | None:
-    """Runs this file for one way in a process of its own, from an empty compilation cache."""
+    """Runs this file for one way in a process of its own, from an empty compilation cache.
+
+    Raises:
+      WayFailed: it did not come to its end.
+    """
     out = folder / "out.json"
     out.unlink(missing_ok=True)
     command = [sys.executable, __file__, "--alone", way, "--folder", str(folder), "--setting", str(setting)]
@@ -155,7 +163,7 @@ def child(way: str, folder: Path, arguments: argparse.Namespace, setting: int) -
             command + begin, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
         )
     if done.returncode:
-        raise SystemExit(f"{way} failed:\n{done.stderr[-4000:]}")
+        raise WayFailed(done.stderr[-4000:])
     return json.loads(out.read_text()) if out.exists() else None
 
 
@@ -167,30 +175,69 @@ def measure(setting: Setting, number: int, arguments: argparse.Namespace) -> dic
         ways = [way for way in ways if not way.startswith("peer")]
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        child("prepare", folder, arguments, number)
+        try:
+            child("prepare", folder, arguments, number)
+        except WayFailed as failure:
+            return {"failed": {"prepare": str(failure)}}
         described = json.loads((folder / "described.json").read_text())
+        failed: dict[str, str] = {}
         if any(way.startswith("peer") for way in ways):
-            described["untuned_loss_peer"] = _same_loss(described["untuned_loss"], folder, arguments, number, setting)
-        runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
-        for repeat in range(arguments.repeats):
-            # Every other time in reverse, so that no way is always the first.
-            for way in ways if repeat % 2 == 0 else reversed(ways):
-                load = os.getloadavg()[0]
-                print(f"{setting.name}: {way}, repeat {repeat + 1} of {arguments.repeats}", file=sys.stderr, flush=True)
-                _remove(folder / "run")
-                result = child(way, folder, arguments, number)
-                assert result is not None
-                runs[way].append({**result, "load_before": load})
-    return {"setting": {**vars(setting), **described}, **summarise(runs, arguments.population)}
+            try:
+                described["untuned_loss_peer"] = _same_loss(
+                    described["untuned_loss"], folder, arguments, number, setting
+                )
+            except WayFailed as failure:
+                failed["peer_untuned"] = str(failure)
+                ways = [way for way in ways if not way.startswith("peer")]
+        runs, later = in_turns(ways, arguments.repeats, lambda way: _load_and_run(way, folder, arguments, number))
+        failed |= later
+    return {"setting": {**vars(setting), **described}, **summarise(runs, arguments.population), "failed": failed}
+
+
+def in_turns(
+    ways: Sequence[str], repeats: int, run: Callable[[str], dict[str, Any]]
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, str]]:
+    """Runs all ways, one after another, so many times.
+
+    What one way's failure must not take with it is what the others measured: a way that fails is not run again.
+
+    Returns:
+      Of each way its runs, without the failed one; of each way that failed what it printed.
+    """
+    runs: dict[str, list[dict[str, Any]]] = {way: [] for way in ways}
+    failed: dict[str, str] = {}
+    for repeat in range(repeats):
+        # Every other time in reverse, so that no way is always the first.
+        for way in ways if repeat % 2 == 0 else reversed(ways):
+            if way in failed:
+                continue
+            print(f"{way}, repeat {repeat + 1} of {repeats}", file=sys.stderr, flush=True)
+            try:
+                runs[way].append(run(way))
+            except WayFailed as failure:
+                failed[way] = str(failure)
+    return runs, failed
+
+
+def _load_and_run(way: str, folder: Path, arguments: argparse.Namespace, number: int) -> dict[str, Any]:
+    load = os.getloadavg()[0]
+    _remove(folder / "run")
+    result = child(way, folder, arguments, number)
+    assert result is not None
+    return {**result, "load_before": load}
 
 
 def _same_loss(loss: float, folder: Path, arguments: argparse.Namespace, number: int, setting: Setting) -> float:
-    """The peer's loss of the untuned model, once it is sure that both measure the same thing."""
+    """The peer's loss of the untuned model, once it is sure that both measure the same thing.
+
+    Raises:
+      WayFailed: they do not.
+    """
     result = child("peer_untuned", folder, arguments, number)
     assert result is not None
     other = result["untuned_loss"]
     if abs(loss - other) > TOLERANCE[setting.dtype] * abs(loss):
-        raise SystemExit(
+        raise WayFailed(
             f"{setting.name}: the untuned model's validation loss is {loss:.6f} in jaxtune and {other:.6f} in the "
             "peer: they do not measure the same thing"
         )
@@ -212,7 +259,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]], population: int) 
         for event in run["events"]
         if event["event"] == "finished"
     ]
-    goal = min(finals) * (1 + WITHIN)
+    goal = min(finals, default=math.inf) * (1 + WITHIN)
     ways = {way: _way(runs[way], goal) if runs.get(way) else None for way in WAYS}
     seconds = {way: found and found["seconds"] for way, found in ways.items()}
 
@@ -233,7 +280,7 @@ def summarise(runs: Mapping[str, Sequence[Mapping[str, Any]]], population: int) 
         # Full use of the device would make K = 1 faster by 1 / MFU, and K trials do no more work than K times one.
         "bound_over_single": bound,
         "share_of_bound": over_single / bound if over_single and bound else None,
-        "good_loss": goal,
+        "good_loss": goal if finals else None,
         "ways": ways,
     }
 
@@ -293,7 +340,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         "peak_bytes": ("peak memory, MiB", 2**20),
     }
     for name, found in result["settings"].items():
-        if found is None:
+        if found is None or "ways" not in found:
             lines += [f"{name:<30}not measured", ""]
             continue
         lines.append(f"{name:<30}" + "".join(f"{way.replace('peer_at_', '@'):>12}" for way in WAYS))
@@ -308,7 +355,9 @@ def as_text(result: Mapping[str, Any]) -> str:
             "single": "speedup_over_single",
         }
         told = (f"{found[key]:.2f} × {text}" for text, key in ratios.items() if found[key] is not None)
-        lines += ["  population: " + ", ".join(told), ""]
+        if ratios_told := ", ".join(told):
+            lines.append(f"  population: {ratios_told}")
+        lines.append("")
     return "\n".join(lines).rstrip()
 
 
@@ -342,16 +391,24 @@ def main() -> None:
         parser.error(f"--settings: the preset has {', '.join(setting.name for setting in settings)}")
     result = report(arguments, {s.name: measure(s, settings.index(s), arguments) for s in chosen})
     print(json.dumps(result) if arguments.json else as_text(result))
+    failed = [
+        f"{name}: {way} failed:\n{text}"
+        for name, one in result["settings"].items()
+        if one
+        for way, text in one["failed"].items()
+    ]
+    if failed:
+        raise SystemExit("\n".join(failed))
 
 
 def report(arguments: argparse.Namespace, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The headline, which is the first setting's; all settings; what it was measured with and on."""
-    first = next(iter(measured.values()))
+    first = next((one for one in measured.values() if "ways" in one), {})
     headline = ("seconds", *(key for key in first if key.startswith("speedup")), "bound_over_single", "share_of_bound")
     keys = ("preset", "trials", "promote", "steps", "population", "validation", "repeats")
     packages = ("jax", "jaxlib", "flax", "scikit-optimize", "torch", "transformers", "peft", "optuna")
     return {
-        **{key: first[key] for key in headline},
+        **{key: first.get(key) for key in headline},
         "settings": {
             # A row that was not measured stays, empty.
             setting.name: measured.get(setting.name)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from jaxtune.cli.common import add_config_arguments, emit, path_argument, start, table
+from jaxtune.layout import RunFiles
 
 EXAMPLE = "jaxtune init tfds && jaxtune profile tfds.yaml --steps 20"
 
@@ -36,7 +37,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
-    folder = Path(arguments.trace or Path(config.directory) / "profile")
+    folder = Path(arguments.trace or RunFiles(config.directory).profile_path)
     if not arguments.no_trace:
         check_writable(folder, "--trace")
         if folder.exists() and not folder.is_dir():

@@ -8,11 +8,11 @@ import functools
 import shlex
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, time_taken
 from jaxtune.cli.trained import next_steps
+from jaxtune.layout import RunFiles
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
@@ -42,7 +42,6 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
     """Runs the study of a configuration, or goes on with it, and writes its report; returns the exit code."""
     from jaxtune.cli.study.status import standing
     from jaxtune.reports import write_report
-    from jaxtune.search.journal import FILENAME
     from jaxtune.search.run import search
     from jaxtune.search.status import read_status
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
@@ -54,7 +53,7 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
         begun.append(True)
         # Only now is it known that the study can begin.
         say(table(rows, title="what is trained"))
-        if (journal := Path(config.directory) / FILENAME).exists() and journal.stat().st_size:
+        if (journal := RunFiles(config.directory).journal_path).exists() and journal.stat().st_size:
             say(f"going on with the study in {config.directory}: {standing(read_status(config.directory))}")
         say(f"to watch it: jaxtune report {shlex.quote(config.directory)} --serve")
 
@@ -69,7 +68,7 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
             accept_changed_data=accept_changed_data,
         )
     if summary is None:
-        again = f"stopped; to go on: jaxtune search {Path(config.directory) / 'config.yaml'}"
+        again = f"stopped; to go on: jaxtune search {RunFiles(config.directory).config_path}"
         emit({"stopped": "signal", "run_dir": config.directory}, as_json, again)
         return 0
     if not begun:
@@ -134,7 +133,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
-            f"report: {config.directory}/report.html",
+            f"report: {RunFiles(config.directory).report_path}",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),
         ]

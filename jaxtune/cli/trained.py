@@ -11,14 +11,13 @@ from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_json_argument, path_argument, start
 from jaxtune.errors import UserError, nearest
+from jaxtune.layout import CONFIG_FILE, RunFiles, TrialDirectory
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
     from jaxtune.search.trial import TrialState
     from jaxtune.training.experiment import Experiment
     from jaxtune.training.trained import Trained
-
-_CONFIG, _JOURNAL = "config.yaml", "trials.jsonl"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +82,7 @@ def start_subject(arguments: argparse.Namespace) -> Subject:
             raise UserError(f"--trial {number}: {folder} is a trial itself; give the study's directory, {inside[0]}")
         folder = inside[0]
     if folder is not None:
-        arguments.config = str(folder / _CONFIG)
+        arguments.config = str(RunFiles(folder).config_path)
     config = start(arguments)
 
     from jaxtune.search.trained import any_trial, finished_trial, winner
@@ -95,7 +94,7 @@ def start_subject(arguments: argparse.Namespace) -> Subject:
         return Subject(config, any_trial(name, inside[1]), f"trial {inside[1]} of {name}")
     if number is not None:
         return Subject(config, finished_trial(name, number), f"trial {number} of {name}")
-    if (Path(name) / _JOURNAL).is_file():
+    if RunFiles(name).journal_path.is_file():
         best = winner(name)
         return Subject(config, best, f"the winner of {name}, trial {best.trial.id},")
     return Subject(config)
@@ -131,22 +130,22 @@ def _folder(given: str) -> Path | None:
     """
     path = Path(given)
     if path.is_dir():
-        if (path / _CONFIG).is_file():
+        if RunFiles(path).config_path.is_file():
             return path
-        raise UserError(f"{path}: no run or study here (it has no {_CONFIG}){_nearest(path)}")
+        raise UserError(f"{path}: no run or study here (it has no {CONFIG_FILE}){_nearest(path)}")
     if not path.exists() and path.suffix not in (".yaml", ".yml"):
         raise UserError(f"{path}: no such directory{_nearest(path)}")
-    return path.parent if path.name == _CONFIG and _trial_in(path.parent) else None
+    return path.parent if path.name == CONFIG_FILE and _trial_in(path.parent) else None
 
 
 def _nearest(path: Path) -> str:
-    around = [found.parent for place in (path, path.parent) if place.is_dir() for found in place.glob(f"*/{_CONFIG}")]
+    around = [
+        found.parent for place in (path, path.parent) if place.is_dir() for found in place.glob(f"*/{CONFIG_FILE}")
+    ]
     return nearest(str(path), sorted(map(str, around)))
 
 
 def _trial_in(folder: Path) -> tuple[Path, int] | None:
     """The study and the number of the trial whose directory this is; None where it is none."""
-    place = folder.absolute()
-    if place.name.isdecimal() and place.parent.name == "trials" and (place.parent.parent / _JOURNAL).is_file():
-        return folder.parent.parent if len(folder.parts) > 2 else place.parent.parent, int(place.name)
-    return None
+    trial = TrialDirectory(folder)
+    return None if trial.study_path is None or trial.number is None else (trial.study_path, trial.number)

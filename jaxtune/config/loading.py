@@ -20,13 +20,9 @@ from jaxtune.config.schema import Config
 from jaxtune.config.section import Section
 from jaxtune.config.update_rules import REFERENCE_UPDATE, Rule
 from jaxtune.errors import UserError, nearest
+from jaxtune.layout import CONFIG_FILE, RunFiles
 
 SectionType = TypeVar("SectionType", bound=BaseModel)
-
-
-# What a run or a study leaves in its directory from its first step on. (A folder `checkpoints` proves nothing: projects
-# with a config.yaml of their own have such folders too.)
-_TRACES = ("run.lock", "metrics.jsonl", "study.lock", "trials.jsonl")
 
 
 class _Loader(yaml.SafeLoader):
@@ -112,7 +108,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise UserError(f"{file}: expected keys such as model:, data: and train:, found {_kind(raw)}")
     lines: dict[str, int] = {}
     _collect_lines(node, "", lines)
-    begun = file.name == "config.yaml" and any((file.parent / trace).exists() for trace in _TRACES)
+    begun = file.name == CONFIG_FILE and RunFiles(file.parent).has_begun
     if begun:
         # Told from a home: in front of a path of the file system, ~ is the name of a folder.
         raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
@@ -201,7 +197,7 @@ def _read(file: Path) -> str:
         siblings = [str(folder / item.name) for item in folder.glob("*.y*ml")] if folder.is_dir() else []
         raise UserError(f"{file}: no such file{nearest(str(file), siblings, listed=False)}")
     if file.is_dir():
-        inside = file / "config.yaml"
+        inside = RunFiles(file).config_path
         hint = f"; did you mean '{inside}'?" if inside.is_file() else ""
         raise UserError(f"{file}: a directory, not a YAML file{hint}")
     try:

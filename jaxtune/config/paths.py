@@ -16,6 +16,7 @@ from typing import Any
 
 from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 
 PATHS_FROM = "paths_from"
 """The key of the folders."""
@@ -114,7 +115,7 @@ def check_there(config: Config, section: str) -> None:
     Raises:
       UserError: one is gone; names its key, where it was looked for and what to do.
     """
-    if not (Path(config.directory) / "config.yaml").is_file():
+    if not RunFiles(config.directory).config_path.is_file():
         return
     for key, path in named_paths(config):
         if key.startswith(f"{section}.") and not may_be_id(key, path) and _found(path, config.paths_from) is None:

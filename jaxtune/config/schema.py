@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from jaxtune.config.data_section import DataConfig
+from jaxtune.config.metrics import TaskName
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.section import (
     LocalPath,
@@ -77,7 +78,7 @@ class ModelConfig(Section):
 class EvaluationConfig(Section):
     """The task metric, measured by generating answers."""
 
-    task: Literal["none", "extraction"] = Field(
+    task: TaskName = Field(
         default="none",
         description="'extraction' compares generated answers with the completions: exact match and F1. 'none' measures "
         "the loss alone.",

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
+from jaxtune.config.metrics import MetricName
 from jaxtune.config.section import (
     Parsed,
     PositiveInt,
@@ -151,9 +152,7 @@ class SearchConfig(Section):
         "model: its best finished trials come first, in the places of the design (initial less the reference). If "
         "unset, the design is drawn.",
     )
-    objective: Literal["loss", "exact_match", "f1"] = Field(
-        default="loss", description="Validation loss, or a task metric."
-    )
+    objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
     seed: Seed = Field(default=0, description="Seed of the proposals; every trial trains with train.seed.")
     reference: Literal["own", "paper"] | dict[str, Any] = Field(
         default="own",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
+from jaxtune.config.metrics import ExampleMetricName
 from jaxtune.config.section import Parsed, PositiveInt, Section, Seed, UserPath, parsed
 
 
@@ -79,8 +80,10 @@ class DataSizeConfig(Section):
     group_by: str | None = Field(
         default=None, description="Field that tells an example's group; if unset, the attribute of data.explode."
     )
-    score: Literal["loss", "exact_match"] = Field(
-        default="loss", description="What is measured on data.test: the loss, or a metric of evaluation.task."
+    score: ExampleMetricName = Field(
+        default="loss",
+        description="What is measured on data.test: the loss, or a metric of evaluation.task that is a mean over "
+        "examples.",
     )
     epsilon: Annotated[float, Field(gt=0)] | None = Field(
         default=None,

@@ -10,6 +10,7 @@ from typing import Any
 from transformers import PreTrainedTokenizerBase
 
 from jaxtune.config.data_section import ExplodeConfig
+from jaxtune.config.metrics import METRICS
 from jaxtune.config.schema import EvaluationConfig
 from jaxtune.data.examples import Example
 from jaxtune.errors import UserError
@@ -55,7 +56,7 @@ class EvaluatorResult:
           ``clusters`` (documents), one entry per example, for ``exact_match``. Empty for metrics whose denominator
           depends on the answers (F1, precision): two systems have no weights in common there.
         """
-        if metric != "exact_match":
+        if not METRICS[metric].by_example:
             return {}
         return {
             "per_example": [float(record["found"]) for record in self.records],

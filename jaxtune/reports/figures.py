@@ -66,7 +66,7 @@ def draw(
 def score_label(study: StudyRecord, *, when: str = "") -> str:
     """An axis title such as ``validation loss at 20 %, lower is better``."""
     name = formatting.metric_name(study.objective)
-    return f"{name}{when}, {'lower' if study.direction == 'min' else 'higher'} is better"
+    return f"{name}{when}, {study.goal.words}"
 
 
 def at_fraction(study: StudyRecord) -> str:
@@ -102,10 +102,9 @@ def convergence(study: StudyRecord, winner: int | None) -> Figure:
     if not scored:
         return Figure(missing="No trial has been scored yet.")
     best: list[tuple[int, float]] = []
-    pick = min if study.direction == "min" else max
     for trial in scored:
         assert trial.early_score is not None
-        best.append((trial.id, pick(trial.early_score, best[-1][1]) if best else trial.early_score))
+        best.append((trial.id, min([trial.early_score, *(score for _, score in best[-1:])], key=study.goal.signed)))
     scores = [trial.early_score for trial in scored if trial.early_score is not None]
     y = svg.for_scores(scores)
     if formatting.is_share(study.objective):
@@ -141,7 +140,7 @@ def convergence(study: StudyRecord, winner: int | None) -> Figure:
                 plot.root, x, at, trial.status, trial=trial.id, reference=trial.reference, winner=trial.id == winner
             )
             if trial.id == winner and winner != 0:
-                name_label(plot.root, winner_name(study, winner), x, at, plot, above=study.direction == "max")
+                name_label(plot.root, winner_name(study, winner), x, at, plot, above=study.goal.sign < 0)
         return plot.root
 
     rows = [
@@ -195,7 +194,7 @@ def early_against_final(study: StudyRecord, winner: int | None) -> Figure:
             svg.mark(plot.root, *at, trial.status, trial=trial.id, reference=trial.reference, winner=trial.id == winner)
             if trial.id == winner or trial.reference:
                 text = winner_name(study, winner) if trial.id == winner else "reference"
-                name_label(plot.root, text, *at, plot, above=(trial.id == winner) == (study.direction == "max"))
+                name_label(plot.root, text, *at, plot, above=(trial.id == winner) == (study.goal.sign < 0))
         return plot.root
 
     ranked = {trial.id: rank for rank, trial in enumerate(study.best_first(both, "early_score"), 1)}

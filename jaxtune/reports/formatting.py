@@ -7,24 +7,23 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtune.config.metrics import METRICS
+
 Number = int | float
 
 MINUS = "−"
 SPACE = "\u00a0"  # a number stays on one line with its unit
 ABSENT = "–"
 
-_SHARES = ("accuracy", "exact_match", "f1", "precision", "recall")
-_NAMES = {"loss": "validation loss", "exact_match": "exact match", "f1": "F1"}
-
 
 def is_share(metric: str) -> bool:
     """Whether a metric lies in [0, 1] and is read as a percentage."""
-    return metric.rsplit("/", 1)[-1] in _SHARES
+    return metric in METRICS and METRICS[metric].is_share
 
 
 def metric_name(metric: str) -> str:
     """An objective's name in words."""
-    return _NAMES.get(metric, metric.replace("_", " "))
+    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
 
 
 def finite(value: Any) -> float | None:

@@ -154,7 +154,7 @@ def test_sentence(study: StudyRecord, winner: Winner | None) -> str:
     if low <= 0 <= high:
         meaning = "it includes zero: on this test split winner and reference cannot be told apart"
     else:
-        better = high < 0 if study.direction == "min" else low > 0
+        better = study.goal.better(low, 0.0)
         meaning = f"it excludes zero: the winner is {'better' if better else 'worse'} on the test split too"
     return f"Paired bootstrap of the test difference to the reference, {confidence} interval: {ends}; {meaning}."
 

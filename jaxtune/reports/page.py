@@ -20,11 +20,10 @@ import jinja2
 from markupsafe import Markup
 
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.reports import figures, formatting, headline, space_figures
 from jaxtune.reports.progress import progress
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
-
-REPORT = "report.html"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +61,7 @@ def write_report(run_dir: str | Path) -> Path:
     """
     directory = Path(run_dir)
     page = render(view(read_study(directory)))
-    target = directory / REPORT
+    target = RunFiles(directory).report_path
     write_atomically(target, page)
     return target
 
@@ -171,7 +170,6 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
     model = (study.config.get("model") or {}).get("path")
     data = (study.config.get("data") or {}).get("train")
     source = data.get("path") if isinstance(data, dict) else data
-    lower = "lower is better" if study.direction == "min" else "higher is better"
     states = [trial.status for trial in study.trials]
     told = f"{len(states)} of {study.planned}" if study.planned > len(states) else str(len(states))
     told += f", {states.count('finished')} finished" + (
@@ -180,7 +178,7 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
     given = [
         ("Model", model),
         ("Data", source),
-        ("Objective", f"{formatting.metric_name(study.objective)}, {lower}"),
+        ("Objective", f"{formatting.metric_name(study.objective)}, {study.goal.words}"),
         ("Trials", told),
         ("Scored after", f"{formatting.percentage(study.fraction)} of the steps"),
     ]

@@ -15,10 +15,11 @@ from typing import Any
 
 import yaml
 
+from jaxtune.config.metrics import VALIDATION_LOSS, Goal
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
-from jaxtune.search.directory import SUMMARY_FILENAME
 from jaxtune.search.durations import Durations, durations, trials_at_work
 from jaxtune.search.header import searched_values
 from jaxtune.search.status import Recorded, read_recorded
@@ -97,9 +98,9 @@ class StudyRecord:
         return self.recorded.header["objective"]["name"]
 
     @property
-    def direction(self) -> str:
-        """``min`` or ``max``."""
-        return self.recorded.header["objective"]["direction"]
+    def goal(self) -> Goal:
+        """Which way scores are better."""
+        return Goal.of(self.recorded.header["objective"])
 
     @property
     def fraction(self) -> float:
@@ -139,7 +140,7 @@ class StudyRecord:
     def best_first(self, trials: list[TrialRecord], score: str) -> list[TrialRecord]:
         """Trials that have a ``score`` ("early_score" or "final_score"), the best first."""
         present = [trial for trial in trials if getattr(trial, score) is not None]
-        return sorted(present, key=lambda trial: getattr(trial, score), reverse=self.direction == "max")
+        return sorted(present, key=lambda trial: self.goal.signed(getattr(trial, score)))
 
 
 def read_study(directory: Path) -> StudyRecord:
@@ -150,7 +151,7 @@ def read_study(directory: Path) -> StudyRecord:
     """
     recorded = read_recorded(directory)
     records, history = recorded.records, recorded.history
-    summary = _read_summary(directory / SUMMARY_FILENAME) if recorded.ended else {}
+    summary = _read_summary(RunFiles(directory).summary_path) if recorded.ended else {}
     # The reference overrides only what differs from the configuration; figures need all searched keys.
     base = {key: value for key, value in searched_values(recorded.header).items() if value is not None}
     files = {number: read_trial_files(state.trial.directory) for number, state in history.trials.items()}
@@ -200,14 +201,14 @@ def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, tra
 
 def _validation(state: TrialState, files: TrialFiles) -> Curve:
     """The validation losses of the trial's metrics, and those that only the journal has."""
-    scored = [outcome for outcome in state.outcomes if not outcome.failed and "validation_loss" in outcome.metrics]
-    losses = {outcome.steps_run: finite(outcome.metrics["validation_loss"]) for outcome in scored}
+    scored = [outcome for outcome in state.outcomes if not outcome.failed and VALIDATION_LOSS in outcome.metrics]
+    losses = {outcome.steps_run: finite(outcome.metrics[VALIDATION_LOSS]) for outcome in scored}
     return sorted({**losses, **dict(files.validation)}.items())
 
 
 def _name(directory: Path) -> str:
     """The study's name from its configuration, else its directory's."""
-    file = directory / "config.yaml"
+    file = RunFiles(directory).config_path
     try:
         config = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
     except (yaml.YAMLError, UnicodeDecodeError) as error:

@@ -22,10 +22,9 @@ from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 from jaxtune.errors import UserError
+from jaxtune.layout import CONFIG_FILE, JOURNAL_FILE, METRICS_FILE, SUMMARY_FILE, TRIALS_FOLDER
 from jaxtune.reports.page import View, notice, render, version, view
 from jaxtune.reports.records import read_study
-from jaxtune.search.journal import FILENAME as JOURNAL
-from jaxtune.search.summary import FILENAME as SUMMARY
 
 PORT = 8808
 """Tried first where no port is asked for."""
@@ -79,7 +78,8 @@ class LivePage:
     def _files(self) -> list[tuple[str, int, int]]:
         """Name, time and size of every file that the page is made from."""
         found = []
-        for pattern in (JOURNAL, SUMMARY, "config.yaml", "trials/*/config.yaml", "trials/*/metrics.jsonl"):
+        trials = f"{TRIALS_FOLDER}/*/"
+        for pattern in (JOURNAL_FILE, SUMMARY_FILE, CONFIG_FILE, f"{trials}{CONFIG_FILE}", f"{trials}{METRICS_FILE}"):
             for file in sorted(self.directory.glob(pattern)):
                 with contextlib.suppress(OSError):  # moved or replaced since it was listed
                     status = file.stat()
@@ -103,11 +103,11 @@ class LivePage:
         }
 
     def _view(self) -> View:
-        if not (self.directory / JOURNAL).is_file():
+        if not (self.directory / JOURNAL_FILE).is_file():
             return notice(
                 self.directory,
                 "There is no study here yet",
-                f"{self.directory} has no {JOURNAL}. The study appears here when it begins.",
+                f"{self.directory} has no {JOURNAL_FILE}. The study appears here when it begins.",
             )
         try:
             return view(read_study(self.directory), live=True)

@@ -127,7 +127,7 @@ def _axes(study: StudyRecord, scales: list[svg.Scale], size: tuple[int, int], *,
     axes = []
     for index, ((label, key), scale) in enumerate(zip(names, scales, strict=True)):
         # Good scores end at the top (on a phone: on the right), whichever way they run.
-        reverse = not key and study.direction == "min"
+        reverse = not key and study.goal.sign > 0
         place = (40.0 if upright else 74.0) + gap * index
         title_at = place - 9 if upright else (18.0 if crowded and index % 2 else 38.0)
         room = 12 if upright else int((gap - 16) / svg.CHARACTER)

@@ -6,6 +6,8 @@ import dataclasses
 import functools
 from pathlib import Path
 
+from jaxtune.config.metrics import VALIDATION_LOSS
+from jaxtune.layout import TrialDirectory
 from jaxtune.reports.formatting import finite
 from jaxtune.search.durations import file_times
 from jaxtune.telemetry.writers import read_metrics
@@ -35,7 +37,7 @@ class TrialFiles:
 
 def read_trial_files(directory: Path) -> TrialFiles:
     """Reads a trial's directory, which another process may be writing to, and which need not be there yet."""
-    metrics = directory / "metrics.jsonl"
+    metrics = TrialDirectory(directory).metrics_path
     logged = _modified(metrics)
     try:
         # Most files do not change between two looks at a running study.
@@ -64,7 +66,7 @@ def _curves(file: Path, modified: int, size: int) -> tuple[Curve, Curve, int]:
     records = [record for record in read_metrics(file) if isinstance(record, dict) and "step" in record]
     curves = [
         [(int(record["step"]), finite(record[name])) for record in records if name in record]
-        for name in ("loss", "validation_loss")
+        for name in ("loss", VALIDATION_LOSS)
     ]
     return _thinned(curves[0]), _thinned(curves[1]), int(records[-1]["step"]) if records else 0
 

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from jaxtune.config.metrics import VALIDATION_LOSS
 from jaxtune.errors import UserError, nearest
 from jaxtune.search.directory import train_command
 from jaxtune.search.journal import plain
@@ -41,7 +42,7 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
     mine = [record for record in recorded.records if record.get("trial") == state.trial.id]
     proposed = next(record for record in mine if record["event"] == "proposed")
     promoted = next((record for record in mine if record["event"] == "promoted"), None)
-    file = state.trial.directory / "metrics.jsonl"
+    file = state.trial.files.metrics_path
     metrics = read_metrics(file) if file.is_file() else []
     target = Path(f"{recorded.directory}-trial-{state.trial.id:03d}")
     return plain(
@@ -58,7 +59,7 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
             else {"score": state.test.score, "metrics": state.test.metrics, "seconds": state.test.seconds},
             "promoted": None if promoted is None else {key: promoted.get(key) for key in ("rank", "estimate")},
             "curve": _curve(metrics, "loss"),
-            "validation_curve": _curve(metrics, "validation_loss"),
+            "validation_curve": _curve(metrics, VALIDATION_LOSS),
             "directory": str(state.trial.directory),
             "command": train_command(recorded.directory, state.trial.configuration, str(target)),
         }

@@ -11,9 +11,7 @@ from typing import Any
 
 from jaxtune.config import parse_value
 from jaxtune.errors import UserError, nearest
-from jaxtune.search.journal import FILENAME
-
-SUMMARY_FILENAME = "summary.json"
+from jaxtune.layout import JOURNAL_FILE, RunFiles
 
 
 def study_directory(run_dir: str | os.PathLike[str]) -> Path:
@@ -23,25 +21,25 @@ def study_directory(run_dir: str | os.PathLike[str]) -> Path:
       UserError: there is none; names the nearest directory that has one.
     """
     directory = Path(run_dir)
-    if (directory / FILENAME).is_file():
+    if RunFiles(directory).journal_path.is_file():
         return directory
     if directory.is_file():
         raise UserError(f"{directory}: a file; give the run directory of a study{_inside(directory)}")
-    if (directory / "metrics.jsonl").is_file():
-        raise UserError(f"{directory}: this is a single run, not a study (it has no {FILENAME})")
-    problem = f"no study here (it has no {FILENAME})" if directory.is_dir() else "no such directory"
+    if RunFiles(directory).metrics_path.is_file():
+        raise UserError(f"{directory}: this is a single run, not a study (it has no {JOURNAL_FILE})")
+    problem = f"no study here (it has no {JOURNAL_FILE})" if directory.is_dir() else "no such directory"
     raise UserError(f"{directory}: {problem}{nearest(str(directory), map(str, studies_around(directory)))}")
 
 
 def _inside(file: Path) -> str:
-    return f", such as {file.parent}" if (file.parent / FILENAME).is_file() else ""
+    return f", such as {file.parent}" if RunFiles(file.parent).journal_path.is_file() else ""
 
 
 def studies_around(directory: Path) -> Iterator[Path]:
     """Directories with a study: below the directory itself, and beside it."""
     for parent in (directory, directory.parent):
         if parent.is_dir():
-            for found in sorted(parent.glob(f"*/{FILENAME}")):
+            for found in sorted(parent.glob(f"*/{JOURNAL_FILE}")):
                 yield found.parent
 
 
@@ -55,7 +53,7 @@ def find_studies(directory: str | os.PathLike[str]) -> list[Path]:
         raise UserError(f"{directory}: no such directory")
     found = []
     for place, folders, files in os.walk(directory):
-        if FILENAME in files:
+        if JOURNAL_FILE in files:
             found.append(Path(place))
             folders.clear()  # a study's own folders hold trials
     return sorted(found)
@@ -70,7 +68,7 @@ def train_command(run_dir: str | os.PathLike[str], configuration: Mapping[str, A
       target: the run directory of the training.
     """
     overrides = [f"{key}={_argument(value)}" for key, value in configuration.items()]
-    return shlex.join(["jaxtune", "train", str(Path(run_dir) / "config.yaml"), *overrides, f"run_dir={target}"])
+    return shlex.join(["jaxtune", "train", str(RunFiles(run_dir).config_path), *overrides, f"run_dir={target}"])
 
 
 def export_command(run_dir: str | os.PathLike[str]) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtune.layout import TrialDirectory
 from jaxtune.search.trial import History, TrialState
 
 Interval = tuple[float, float]
@@ -74,7 +75,8 @@ def file_times(directory: Path) -> tuple[float | None, float | None]:
     Args:
       directory: of the trial, which another process may be writing to, and which need not be there yet.
     """
-    began, logged = (_modified(directory / name) for name in ("config.yaml", "metrics.jsonl"))
+    files = TrialDirectory(directory)
+    began, logged = (_modified(file) for file in (files.config_path, files.metrics_path))
     return began, max((time for time in (began, logged) if time is not None), default=None)
 
 

@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
+from jaxtune.config.metrics import METRICS
 from jaxtune.config.paths import recorded
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, check_trials, reference_point
-from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.search.directory import study_directory
 from jaxtune.search.header import (
     amended_header,
     check_header,
@@ -30,7 +32,7 @@ from jaxtune.search.header import (
 )
 from jaxtune.search.journal import Journal
 from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
 from jaxtune.search.trial import History, replay
 from jaxtune.training.experiment import Experiment, read_fingerprints
 from jaxtune.training.template_date import with_date
@@ -93,7 +95,7 @@ def extend(
             settings,
             # "auto" is what the study began with.
             population=header["population"] if settings.population == "auto" else settings.population,
-            direction=direction(settings.objective),
+            direction=METRICS[settings.objective].direction,
             reference=reference,
             start=header["start"],
             base=config.model_dump(mode="json"),
@@ -133,7 +135,7 @@ def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
     Raises:
       UserError: it is missing or damaged, or has no search.
     """
-    file = directory / "config.yaml"
+    file = RunFiles(directory).config_path
     config = with_date(load_config(file))
     search_config(config)
     settings = {name: header[name] for name in ("trials", "promote", "fixed")}
@@ -219,7 +221,7 @@ def _write(
     """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
     directory = journal.path.parent
     if changed or added:
-        (directory / SUMMARY_FILENAME).unlink(missing_ok=True)
+        RunFiles(directory).summary_path.unlink(missing_ok=True)
     if changed:
         journal.append("changed", **changed)
     if added and 0 not in {record.get("trial") for record in journal.records}:
@@ -227,7 +229,7 @@ def _write(
         journal.append("proposed", trial=0, **reference, told=[], pending=[])
     for number, configuration in added.items():
         journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
-    file, text = directory / "config.yaml", dump_config(recorded(config, directory))
+    file, text = RunFiles(directory).config_path, dump_config(recorded(config, directory))
     if file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 

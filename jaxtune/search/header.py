@@ -11,10 +11,12 @@ from typing import Any
 from pydantic import ValidationError
 
 from jaxtune.config.hyperparameters import without_host_keys
+from jaxtune.config.metrics import Direction
 from jaxtune.config.schema import Config
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError, nearest
-from jaxtune.search.journal import FILENAME, difference, read_journal
+from jaxtune.layout import RunFiles
+from jaxtune.search.journal import difference, read_journal
 from jaxtune.search.space import Point, Space
 from jaxtune.training.data_history import DataHistory
 
@@ -38,7 +40,7 @@ def study_header(
     search: SearchConfig,
     *,
     population: int,
-    direction: str,
+    direction: Direction,
     reference: Mapping[str, Any],
     start: Sequence[Mapping[str, Any]],
     base: Mapping[str, Any],
@@ -98,7 +100,7 @@ def read_data(run_dir: Path) -> DataHistory:
     Raises:
       UserError: the journal is damaged.
     """
-    path = run_dir / FILENAME
+    path = RunFiles(run_dir).journal_path
     return recorded_data(read_journal(run_dir), path) if path.exists() else DataHistory()
 
 
@@ -107,7 +109,10 @@ def recorded_reference(run_dir: str | Path) -> dict[str, Any] | None:
 
     A journal that cannot be read is told of by whoever reads all of it.
     """
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError), (Path(run_dir) / FILENAME).open("rb") as file:
+    with (
+        contextlib.suppress(OSError, ValueError, KeyError, TypeError),
+        RunFiles(run_dir).journal_path.open("rb") as file,
+    ):
         return dict(json.loads(file.readline())["reference"])
     return None
 

@@ -19,11 +19,9 @@ import numpy as np
 
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, lock_holder
+from jaxtune.layout import RunFiles
 
 logger = logging.getLogger(__name__)
-
-FILENAME = "trials.jsonl"
-LOCK_FILENAME = "study.lock"
 
 
 def plain(value: Any) -> Any:
@@ -72,7 +70,7 @@ def read_journal(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       UserError: there is no journal, or a line before the last one is no record.
     """
-    path = Path(run_dir) / FILENAME
+    path = RunFiles(run_dir).journal_path
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -86,14 +84,14 @@ def check_free(run_dir: str | os.PathLike[str]) -> None:
     Raises:
       UserError: one does; the message names it.
     """
-    directory = Path(run_dir)
-    holder = lock_holder(directory / LOCK_FILENAME)
+    directory = RunFiles(run_dir)
+    holder = lock_holder(directory.study_lock_path)
     if holder is not None:
-        raise UserError(f"{directory}: this study is being run by {holder.text}; {_advice(directory)}")
+        raise UserError(f"{directory.path}: this study is being run by {holder.text}; {_advice(directory)}")
 
 
-def _advice(directory: Path) -> str:
-    return f"wait, or stop it with: jaxtune study stop {directory}"
+def _advice(directory: RunFiles) -> str:
+    return f"wait, or stop it with: jaxtune study stop {directory.path}"
 
 
 class Journal:
@@ -112,17 +110,17 @@ class Journal:
     """
 
     def __init__(self, run_dir: str | os.PathLike[str]):
-        directory = Path(run_dir)
-        directory.mkdir(parents=True, exist_ok=True)
-        self.path = directory / FILENAME
-        self._lock = acquire_lock(directory / LOCK_FILENAME, "study", _advice(directory))
+        directory = RunFiles(run_dir)
+        directory.path.mkdir(parents=True, exist_ok=True)
+        self.path = directory.journal_path
+        self._lock = acquire_lock(directory.study_lock_path, "study", _advice(directory))
         try:
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             self.records: list[dict[str, Any]] = self._recover()
         except BaseException:
             os.close(self._lock)
             raise
-        _sync_directory(directory)
+        _sync_directory(directory.path)
 
     def _recover(self) -> list[dict[str, Any]]:
         data = self.path.read_bytes()

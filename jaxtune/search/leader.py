@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from jaxtune.config.metrics import Goal
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState
 
 
-def leader(history: History, direction: str, *, ended: bool) -> TrialState | None:
+def leader(history: History, goal: Goal, *, ended: bool) -> TrialState | None:
     """The trial that is ahead; None while none has a score.
 
     At the end that is the one with the best final score. Until then the best of those that are finished is compared
@@ -17,13 +18,12 @@ def leader(history: History, direction: str, *, ended: bool) -> TrialState | Non
 
     Args:
       history: of the study.
-      direction: ``min`` or ``max``.
+      goal: which way scores are better.
       ended: whether all are finished that are to be.
     """
-    sign = 1.0 if direction == "min" else -1.0
 
     def best(trials: Iterable[tuple[TrialState, Outcome | None]]) -> TrialState | None:
-        scores = [(sign * outcome.score, state.trial.id) for state, outcome in trials if outcome is not None]
+        scores = [(goal.signed(outcome.score), state.trial.id) for state, outcome in trials if outcome is not None]
         return history.trials[min(scores)[1]] if scores else None
 
     sound = [state for state in history.trials.values() if not state.failed]

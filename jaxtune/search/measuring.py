@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.config.metrics import is_generated
 from jaxtune.evaluation.evaluator import Evaluator
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.training.state import TrainState
@@ -32,7 +33,7 @@ def measure(
       state: the trained state, or a fresh one for the untuned model.
       batches: every example of the split once.
       evaluator: generates and scores the answers of the split; None without a task.
-      objective: ``loss`` or the name of a task metric.
+      objective: the name of a metric.
       begin: when the work on it began, by ``time.perf_counter``.
       values: overrides of single hyperparameters by dotted key.
       clusters: the document of each example, for a loss; None where all are independent.
@@ -47,6 +48,6 @@ def measure(
     if evaluator is not None:
         task = evaluator.evaluate(*trainer.apply(state, values))
         metrics |= task.metrics
-        if objective != "loss":
+        if is_generated(objective):
             score, examples = task.metrics[objective], task.per_example(objective)
     return TestOutcome(score=score, metrics=metrics, seconds=time.perf_counter() - begin, **examples)

@@ -8,8 +8,9 @@ import numpy as np
 
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.parallel.platform import memory_bytes
-from jaxtune.search.journal import FILENAME, read_journal
+from jaxtune.search.journal import read_journal
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.memory import compiled_memory
 from jaxtune.training.population import Population
@@ -44,7 +45,7 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
                 f"search.population: {given} trials do not divide over parallel.trial = {parts}; nearest: {nearest}"
             )
         return given
-    if (run_dir / FILENAME).exists() and (records := read_journal(run_dir)):
+    if RunFiles(run_dir).journal_path.exists() and (records := read_journal(run_dir)):
         return int(records[0].get("population", 1))
     wanted = max(1, runner.search.trials // (4 * parts * runner.search.workers))
     memory = memory_bytes(mesh)

@@ -5,18 +5,19 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from jaxtune.config import Config, dotted
+from jaxtune.config.metrics import METRICS
 from jaxtune.config.paths import located
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
-from jaxtune.search.journal import FILENAME, check_free, read_journal
+from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import milestones
 from jaxtune.search.results import StudySummary
@@ -24,7 +25,7 @@ from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.study import Event, Study
 from jaxtune.search.summary import write_summary
-from jaxtune.search.trainer_runner import TrainerRunner, direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
 from jaxtune.telemetry.progress import ProgressBoard, watched
@@ -143,7 +144,7 @@ def make_study(
         config.directory,
         settings,
         runner,
-        direction=direction(settings.objective),
+        direction=METRICS[settings.objective].direction,
         reference=reference,
         start=starting_trials(config),
         base=config.model_dump(mode="json"),
@@ -166,7 +167,7 @@ def starting_trials(config: Config) -> list[dict[str, Any]]:
     settings = search_config(config)
     if settings.start_from is None:
         return []
-    if (Path(config.directory) / FILENAME).exists() and (records := read_journal(config.directory)):
+    if RunFiles(config.directory).journal_path.exists() and (records := read_journal(config.directory)):
         if not (begun := records[0].get("start", [])):
             raise UserError(
                 f"search.start_from: the study in {config.directory} has begun without trials of another one; leave it "

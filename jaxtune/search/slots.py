@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.config.metrics import METRICS, is_generated
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import Trial
@@ -30,7 +31,7 @@ class RunningTrial:
       seed: of its start and its dropout.
       batches: its own.
       task: scores a trained state by generating answers, where the objective is a task metric.
-      objective: ``loss`` or the name of a task metric.
+      objective: the name of a metric.
       options: of :class:`~jaxtune.training.fit.Run`.
 
     Attributes:
@@ -64,13 +65,13 @@ class RunningTrial:
             return result.metrics
 
         config = options.get("config") or trainer.config
-        self._checkpoints = Checkpoints(trial.directory / "checkpoints", keep=config.keep)
-        self._writer = JsonlWriter(trial.directory / "metrics.jsonl", self._checkpoints.latest_step or 0)
+        self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
+        self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
         run = Run(
             trainer,
             batches,
             hyperparameters=hyperparameters,
-            evaluate=None if objective == "loss" else evaluate,
+            evaluate=evaluate if is_generated(objective) else None,
             checkpoints=self._checkpoints,
             writer=self._writer,
             **options,
@@ -110,12 +111,9 @@ class RunningTrial:
         metrics = {**result.metrics, **result.evaluation}
         if result.stopped == "diverged":
             return Outcome(math.nan, None, result.step, self.seconds, metrics, diverged=True)
-        if self._objective == "loss":
-            score = result.evaluation["validation_loss"]
-            error = result.evaluation.get("validation_loss_standard_error")
-        else:
-            score = result.evaluation[self._objective]
-            error = self._errors.get(self._objective)
+        logged = METRICS[self._objective].logged or self._objective
+        score = result.evaluation[logged]
+        error = self._errors.get(logged, result.evaluation.get(f"{logged}_standard_error"))
         return Outcome(score, error, result.step, self.seconds, metrics, diverged=not math.isfinite(score))
 
 

@@ -13,12 +13,14 @@ from typing import Any
 
 import yaml
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
-from jaxtune.search.directory import SUMMARY_FILENAME, study_directory
+from jaxtune.layout import RunFiles, TrialDirectory
+from jaxtune.search.directory import study_directory
 from jaxtune.search.durations import durations, trials_at_work
 from jaxtune.search.header import amended_header, searched_values
-from jaxtune.search.journal import FILENAME, LOCK_FILENAME, read_journal
+from jaxtune.search.journal import read_journal
 from jaxtune.search.leader import leader
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
@@ -78,7 +80,7 @@ class StudyStatus:
 
     directory: Path
     objective: str
-    direction: str
+    direction: Direction
     phase: str
     holder: Holder | None
     experiment: str | None
@@ -140,7 +142,7 @@ class Recorded:
     @property
     def leader(self) -> TrialState | None:
         """The trial that is ahead."""
-        return leader(self.history, self.header["objective"]["direction"], ended=self.ended)
+        return leader(self.history, Goal.of(self.header["objective"]), ended=self.ended)
 
     @property
     def sources(self) -> dict[int, str]:
@@ -159,9 +161,10 @@ def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:
       UserError: there is no study, or its journal is damaged.
     """
     directory = study_directory(run_dir)
-    path = directory / FILENAME
+    files = RunFiles(directory)
+    path = files.journal_path
     # The summary is looked for first: with one, the journal read after it is whole.
-    ended = (directory / SUMMARY_FILENAME).is_file()
+    ended = files.summary_path.is_file()
     records = read_journal(directory)
     header = amended_header(records, path)
     for name in ("space", "objective", "fraction"):
@@ -177,7 +180,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
       UserError: there is no study, or its journal is damaged.
     """
     # The lock is looked at first: a study that ends in between is then shown with its last records.
-    holder = lock_holder(Path(run_dir) / LOCK_FILENAME)
+    holder = lock_holder(RunFiles(run_dir).study_lock_path)
     recorded = read_recorded(run_dir)
     header, history, sources = recorded.header, recorded.history, recorded.sources
     trials = [
@@ -211,7 +214,7 @@ def score_of(outcome: Outcome | None) -> float | None:
 
 def logged_step(directory: Path) -> int | None:
     """The last step that a trial has logged: 0 where it has only begun, None where it has not."""
-    file = directory / "metrics.jsonl"
+    file = TrialDirectory(directory).metrics_path
     if not file.is_file():
         return None
     with file.open("rb") as stream:
@@ -259,7 +262,7 @@ def _next_step(directory: Path, shares: Sequence[float], step: int) -> int | Non
       step: at which it was scored last.
     """
     try:
-        config = yaml.safe_load((directory / "config.yaml").read_text(encoding="utf-8"))
+        config = yaml.safe_load(TrialDirectory(directory).config_path.read_text(encoding="utf-8"))
         return next((at for share in shares if (at := round(share * config["train"]["steps"])) > step), None)
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None

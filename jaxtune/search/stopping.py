@@ -9,8 +9,8 @@ from collections.abc import Callable
 
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, has_open, lock_holder
+from jaxtune.layout import RunFiles
 from jaxtune.search.directory import study_directory
-from jaxtune.search.journal import LOCK_FILENAME
 
 _PAUSE = 0.1  # seconds between two looks at the lock
 
@@ -32,7 +32,7 @@ def stop_study(
       UserError: there is no study, or the process that holds it runs elsewhere, is not the one that the lock's file
         names, or is another user's.
     """
-    path = study_directory(run_dir) / LOCK_FILENAME
+    path = RunFiles(study_directory(run_dir)).study_lock_path
     holder = lock_holder(path)
     if holder is None:
         return None, True

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, check_records, check_room, lookup, recorded_data, study_header
@@ -64,6 +65,7 @@ class Study:
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Attributes:
+      goal: which way scores are better.
       space: the searched space.
       reference_in_space: whether the surrogate is told of trial 0: it cannot learn from a point outside its space.
 
@@ -77,7 +79,7 @@ class Study:
         search: SearchConfig,
         runner: TrialRunner,
         *,
-        direction: Literal["min", "max"] = "min",
+        direction: Direction = "min",
         reference: Mapping[str, Any] | None = None,
         start: Sequence[Mapping[str, Any]] = (),
         base: Mapping[str, Any] | None = None,
@@ -92,7 +94,7 @@ class Study:
         self.run_dir = Path(run_dir)
         self.search = search
         self.runner = runner
-        self.direction: Literal["min", "max"] = direction
+        self.goal = Goal(direction)
         self.reference = dict(reference or {})
         self.start = [dict(one) for one in start]
         self.base = {} if base is None else dict(base)
@@ -103,8 +105,7 @@ class Study:
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)
-        self._sign = 1.0 if direction == "min" else -1.0
-        self._scores = Scores(self.space, self._reference_point, self._sign)
+        self._scores = Scores(self.space, self._reference_point, self.goal.sign)
         self.reference_in_space = self._reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._keep = on_event, keep
@@ -151,7 +152,7 @@ class Study:
                 self._history,
                 best,
                 objective=self.search.objective,
-                direction=self.direction,
+                direction=self.goal.direction,
                 fraction=self.search.fraction,
                 top_k=self.search.promote,
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
@@ -189,7 +190,7 @@ class Study:
             self.search,
             # Of one process: a study may go on over more workers, or fewer.
             population=self.runner.capacity // self.search.workers,
-            direction=self.direction,
+            direction=self.goal.direction,
             reference=self.reference,
             start=self.start,
             base=self.base,
@@ -414,7 +415,7 @@ class Study:
                     configuration=state.trial.configuration,
                     rank=order.index(number) + 1,
                     score=None if state.early is None else state.early.score,
-                    estimate=self._sign * estimates[number],
+                    estimate=self.goal.signed(estimates[number]),
                 )
             return state
 
@@ -427,7 +428,7 @@ class Study:
     # The end
 
     def _best(self) -> TrialState:
-        best = leader(self._history, self.direction, ended=True)
+        best = leader(self._history, self.goal, ended=True)
         if best is None:
             raise UserError(self._all_diverged())
         return best

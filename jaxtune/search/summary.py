@@ -11,18 +11,17 @@ from typing import Any
 
 import numpy as np
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.search.dependence import partial_dependence
-from jaxtune.search.directory import SUMMARY_FILENAME
 from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
-
-FILENAME = SUMMARY_FILENAME
 
 
 def _score(state: TrialState, which: str) -> float | None:
@@ -71,7 +70,7 @@ def build_summary(
     best: TrialState,
     *,
     objective: str,
-    direction: str,
+    direction: Direction,
     fraction: float,
     top_k: int,
     posterior: Posterior | None,
@@ -89,7 +88,7 @@ def build_summary(
       posterior: the surrogate fitted to all scores; None where there were too few.
       reference_in_space: whether the surrogate was told of trial 0.
     """
-    sign = 1.0 if direction == "min" else -1.0
+    sign = Goal(direction).sign
     states = [history.trials[number] for number in sorted(history.trials)]
     baseline = history.trials[0]
     early = [math.inf if (score := _score(state, "early")) is None else sign * score for state in states]
@@ -128,6 +127,6 @@ def build_summary(
 
 def write_summary(run_dir: Path, summary: Mapping[str, Any]) -> Path:
     """Writes ``summary.json`` in one piece: a reader sees the old one or the new one."""
-    path = run_dir / FILENAME
+    path = RunFiles(run_dir).summary_path
     write_atomically(path, json.dumps(plain(summary), indent=2, allow_nan=False, ensure_ascii=False) + "\n")
     return path

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 from jaxtune.search.directory import train_command
 from jaxtune.search.status import Recorded, read_recorded
 from jaxtune.search.trainer_runner import TrainerRunner
@@ -30,7 +31,7 @@ def winner(run_dir: str | Path) -> TrialState:
     if ahead is None:
         raise UserError(
             f"{directory}: the study has not ended, so it has no winner yet; to go on with it: jaxtune search "
-            f"{directory / 'config.yaml'}; or {_choices(recorded)}"
+            f"{RunFiles(directory).config_path}; or {_choices(recorded)}"
         )
     return ahead
 

@@ -22,6 +22,7 @@ from jaxtune.config import (
     program_name,
     with_overrides,
 )
+from jaxtune.config.metrics import check_measured
 from jaxtune.config.paths import located, recorded
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
@@ -29,6 +30,7 @@ from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
+from jaxtune.layout import TrialDirectory
 from jaxtune.search.header import deciding, recorded_reference
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -36,7 +38,7 @@ from jaxtune.search.runner import Interrupted
 from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import Space, canonical
 from jaxtune.search.trial import Trial
-from jaxtune.training.checkpoints import load_checkpoint, newest_step
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.run_directory import RunDirectory
@@ -48,22 +50,16 @@ logger = logging.getLogger(__name__)
 PAPER_BATCH_SIZE = 16
 
 
-def direction(objective: str) -> Literal["min", "max"]:
-    """Whether an objective is minimised or maximised."""
-    return "min" if objective == "loss" else "max"
-
-
 def search_config(config: Config) -> SearchConfig:
     """The ``search`` section.
 
     Raises:
-      UserError: there is none, its objective needs a task that is not configured, or there is no validation split.
+      UserError: there is none, its objective is not measured, or there is no validation split.
     """
     search = config.search
     if search is None:
         raise UserError("search: this section is required; jaxtune init quickstart writes an example")
-    if search.objective != "loss" and config.evaluation.task == "none":
-        raise UserError(f"search.objective: {search.objective!r} needs evaluation.task, which is 'none'")
+    check_measured(search.objective, config.evaluation.task, "search.objective")
     if config.data.validation is None:
         raise UserError("data.validation: a search scores its trials on this split; it is required")
     return search
@@ -176,7 +172,7 @@ class TrainerRunner:
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
         _set_aside(trial.directory, config, until)
-        write_atomically(trial.directory / "config.yaml", dump_config(recorded(config, trial.directory)))
+        write_atomically(trial.files.config_path, dump_config(recorded(config, trial.directory)))
         running = RunningTrial(
             trial,
             self.trainer(config),
@@ -268,8 +264,8 @@ class TrainerRunner:
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
-            folder = trial.directory / "checkpoints"
-            loaded = load_checkpoint(folder, state, "latest", fall_back=False) if folder.is_dir() else None
+            folder = trial.files.checkpoints_path
+            loaded = Checkpoints.load(folder, state, "latest", fall_back=False)
             if loaded is None:
                 raise UserError(f"{folder}: the checkpoint of trial {trial.id} is missing; it must be trained again")
             state = loaded[1]
@@ -358,7 +354,8 @@ def _set_aside(directory: Path, config: Config, until: int) -> None:
     They are there where a journal was cut back by hand: then its trials are proposed anew, with other values, or are
     to be scored before the step that their checkpoint has reached.
     """
-    file = directory / "config.yaml"
+    files = TrialDirectory(directory)
+    file = files.config_path
     if not file.is_file():  # a trial writes it first
         return
     try:
@@ -366,7 +363,7 @@ def _set_aside(directory: Path, config: Config, until: int) -> None:
         same = _trained_by(load_config(file)) == _trained_by(config)
     except UserError:
         same = False
-    if same and newest_step(directory / "checkpoints") <= until:
+    if same and Checkpoints.newest_on_disk(files.checkpoints_path) <= until:
         return
     number = next(
         number for number in itertools.count(1) if not directory.with_name(f"{directory.name}.{number}").exists()

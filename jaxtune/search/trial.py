@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles, TrialDirectory
 from jaxtune.search.outcome import Outcome, TestOutcome
 
 
@@ -25,6 +26,11 @@ class Trial:
     id: int
     configuration: dict[str, Any]
     directory: Path
+
+    @property
+    def files(self) -> TrialDirectory:
+        """What lies where in its directory."""
+        return TrialDirectory(self.directory)
 
 
 @dataclass
@@ -197,7 +203,7 @@ class History:
         event = record["event"]
         if event == "proposed":
             number = record["trial"]
-            directory = run_dir / "trials" / f"{number:03d}"
+            directory = RunFiles(run_dir).trial(number).path
             self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
             return
         if event == "changed":

@@ -9,10 +9,12 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.errors import UserError, nearest
+from jaxtune.layout import RunFiles
 from jaxtune.search.directory import study_directory
 from jaxtune.search.header import amended_header
-from jaxtune.search.journal import FILENAME, read_journal
+from jaxtune.search.journal import read_journal
 from jaxtune.search.space import Space
 from jaxtune.search.trial import replay
 
@@ -30,7 +32,7 @@ def best_configurations(run_dir: str | os.PathLike[str], space: Space, count: in
         the space.
     """
     directory = study_directory(run_dir)
-    path, records = directory / FILENAME, read_journal(directory)
+    path, records = RunFiles(directory).journal_path, read_journal(directory)
     header = amended_header(records, path)
     missing = [key for key in space.keys if key not in header["space"]]
     if missing:
@@ -38,10 +40,10 @@ def best_configurations(run_dir: str | os.PathLike[str], space: Space, count: in
             f"search.start_from: the study in {run_dir} did not search over {missing[0]}"
             f"{nearest(missing[0], header['space'])}"
         )
-    sign = 1.0 if header["objective"]["direction"] == "min" else -1.0
+    goal = Goal.of(header["objective"])
     history = replay(records[1:], directory, path)
     finished = sorted(
-        (sign * state.final.score, number, state.trial.configuration)
+        (goal.signed(state.final.score), number, state.trial.configuration)
         for number, state in history.trials.items()
         if number and state.finished and state.final is not None
     )

@@ -16,15 +16,17 @@ import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
 from jaxtune.config.hyperparameters import HOST_KEYS
+from jaxtune.config.metrics import METRICS, Goal
 from jaxtune.config.paths import located
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
+from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, search
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
 from jaxtune.studies.output import publish
@@ -174,7 +176,7 @@ def _given_search(config: Config) -> Path | None:
 
 def _search_of(config: Config) -> Config:
     """The configuration of the search that is run first."""
-    return config.model_copy(update={"run_dir": str(Path(config.directory) / "search")})
+    return config.model_copy(update={"run_dir": str(RunFiles(config.directory).search_path)})
 
 
 def _read_search(config: Config, directory: Path) -> dict[str, Any]:
@@ -213,7 +215,7 @@ def _summarize(
 ) -> dict[str, Any]:
     """The summary of trials that are all trained and tested."""
     ablation, objective = config.study.ablation, search_config(config).objective
-    better = direction(objective)
+    goal = METRICS[objective].goal
     validation = {name: [_final(trials, trial) for trial in each] for name, each in by_variant.items()}
     tests = {name: [trials.history.trials[trial.id].test for trial in each] for name, each in by_variant.items()}
     test = {name: [math.nan if outcome is None else outcome.score for outcome in each] for name, each in tests.items()}
@@ -229,7 +231,7 @@ def _summarize(
         if tested:
             measured["test"] = _difference(config, test[name], test["winner"])
             measured["test"]["over_examples"] = _over_examples(config, tests[name], tests["winner"])
-        return {**measured, "verdict": _verdict(measured["validation"], whole, better)}
+        return {**measured, "verdict": _verdict(measured["validation"], whole, goal)}
 
     reference, best = variants[0].configuration, variants[1].configuration if len(variants) > 1 else {}
     effects = [
@@ -237,13 +239,12 @@ def _summarize(
          **effect(variant.name)}
         for variant in variants[2:]
     ]  # fmt: skip
-    sign = 1.0 if better == "min" else -1.0
-    effects.sort(key=lambda entry: -sign * _or(entry["validation"]["difference"], sign * math.inf))
+    effects.sort(key=lambda entry: -goal.signed(_or(entry["validation"]["difference"], goal.signed(math.inf))))
     return {
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": objective, "direction": better},
+        "objective": {"name": objective, "direction": goal.direction},
         "seeds": ablation.seeds,
         "material": MATERIAL,
         "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "seeds"},
@@ -320,7 +321,7 @@ def _over_examples(
     return {"low": found.low, "high": found.high}
 
 
-def _verdict(measured: Mapping[str, Any], whole: float | None, better: str) -> str:
+def _verdict(measured: Mapping[str, Any], whole: float | None, goal: Goal) -> str:
     """What setting a key back comes to.
 
     ``mattered`` (worse), ``harmful`` (better), ``unclear`` (the interval holds zero), or ``negligible``: told from
@@ -333,7 +334,7 @@ def _verdict(measured: Mapping[str, Any], whole: float | None, better: str) -> s
         return "unclear"
     if whole is not None and abs(difference) < MATERIAL * abs(whole):
         return "negligible"
-    return "mattered" if (low > 0) == (better == "min") else "harmful"
+    return "mattered" if goal.better(0.0, low) else "harmful"
 
 
 def _or(value: float | None, otherwise: float) -> float:

@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.reports import formatting, svg
 from jaxtune.studies.drawing import bounded, fixed, legend, whisker
 from jaxtune.studies.output import markdown_table
@@ -79,13 +80,12 @@ def _sentence(keys: list[str], words: str, nothing: str) -> str:
 def text(summary: Summary) -> list[str]:
     """The page, as Markdown paragraphs."""
     objective, interval, seeds = summary["objective"], summary["interval"], summary["seeds"]
-    better = "lower" if objective["direction"] == "min" else "higher"
     effects = summary["effects"]
     page = [
         f"The winner of a search over {summary['search']['trials']} trials (trial {summary['search']['trial']}) was "
         f"trained again with each of its hyperparameters set back to the reference's value by itself, to the end, with "
         f"{len(seeds)} seeds{_strange(summary)}. The score is {formatting.metric_name(objective['name'])}, "
-        f"{better} is better.",
+        f"{Goal.of(objective).words}.",
         " ".join(findings(summary)),
     ]
     if not effects:

@@ -18,12 +18,12 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config
+from jaxtune.config.metrics import METRICS, VALIDATION_LOSS, check_measured
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
 from jaxtune.search.header import read_data
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import direction
 from jaxtune.search.trial import Trial
 from jaxtune.studies import data_size_page
 from jaxtune.studies.learning_curve import Curve, Measured, fit_curve, group_curves, saturation
@@ -125,8 +125,7 @@ def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[
             f"train.evaluate_every: {STUDY} keeps the model of each run's best evaluation, so it needs several; it is "
             f"{train.evaluate_every}, for train.steps {train.steps}"
         )
-    if settings.score != "loss" and config.evaluation.task == "none":
-        raise UserError(f"study.data_size.score: {settings.score!r} needs evaluation.task, which is 'none'")
+    check_measured(settings.score, config.evaluation.task, "study.data_size.score")
     if settings.sampling != "random" and group_field(config.data.explode, settings.group_by) is None:
         raise UserError(
             f"study.data_size.sampling: {settings.sampling} needs groups; set study.data_size.group_by to a field of "
@@ -183,6 +182,7 @@ def _measured(
 ) -> Measured:
     """All test outcomes by size, seed and test example."""
     settings = config.study.data_size
+    metric = METRICS[settings.score]
     first = tested[None][1]
     assert first.per_example is not None
     weights = np.ones(len(first.per_example)) if first.weights is None else np.asarray(first.weights, np.float64)
@@ -199,8 +199,8 @@ def _measured(
         weights,
         strata=first.strata,
         clusters=documents(runner.experiment.examples["test"], config.data.explode),
-        direction=direction(settings.score),
-        limit=0.0 if settings.score == "loss" else 1.0,
+        direction=metric.direction,
+        limit=metric.best,
     )
 
 
@@ -226,7 +226,7 @@ def _summarize(
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": settings.score, "direction": direction(settings.score)},
+        "objective": {"name": settings.score, "direction": METRICS[settings.score].direction},
         "split": "test",
         "sampling": settings.sampling,
         "group_by": field,
@@ -302,7 +302,7 @@ def _size_entry(
                 "seed": seed,
                 "score": result.score,
                 "metrics": result.metrics,
-                "validation_loss": outcome.score,
+                VALIDATION_LOSS: outcome.score,
                 "best_step": int(outcome.metrics["best_step"]),
                 "steps_run": outcome.steps_run,
                 "passes": outcome.metrics["passes"],

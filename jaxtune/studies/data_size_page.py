@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.reports import formatting, svg
 from jaxtune.reports.formatting import MINUS, SPACE, Number
 from jaxtune.studies.drawing import legend, whisker
@@ -142,7 +143,7 @@ def _last_gain(summary: Summary) -> list[str]:
 def _improvement(summary: Summary) -> float:
     """By how much the largest size is better than the one before."""
     before, after = (entry["mean"] for entry in summary["scores"][-2:])
-    return before - after if summary["objective"]["direction"] == "min" else after - before
+    return Goal.of(summary["objective"]).gain(before, after)
 
 
 def _percent(share: float) -> str:
@@ -171,7 +172,7 @@ def text(summary: Summary) -> list[str]:
     """The page, as Markdown paragraphs."""
     training, interval, objective = summary["training"], summary["interval"], summary["objective"]
     seeds = len(summary["scores"][-1]["seeds"])
-    better = "lower" if objective["direction"] == "min" else "higher"
+    goal = Goal.of(objective)
     name = formatting.metric_name(objective["name"]).removeprefix("validation ")
     drawn = {
         "random": "at random",
@@ -184,7 +185,7 @@ def text(summary: Summary) -> list[str]:
         " ".join(findings(summary)),
         "![Score by number of documents](curve.svg)",
         markdown_table(rows(summary)),
-        f"The score is the {name} on the test split, {better} is better. Subsets are nested and drawn "
+        f"The score is the {name} on the test split, {goal.words}. Subsets are nested and drawn "
         f"{drawn}, anew for each of {seeds} seeds; what is drawn are documents, with all of their examples. Every size "
         f"trains at most {training['steps']:,} steps of {training['batch_size']} rows with "
         f"{training['sequence_length']} positions on one schedule{early}: a small set is repeated, of a large one "
@@ -192,7 +193,7 @@ def text(summary: Summary) -> list[str]:
         f"split every {training['evaluate_every']} steps, and the model of its best evaluation is measured. The "
         "*standard error* is that of the mean over seeds and test documents, "
         f"*between seeds* the standard deviation of single runs.",
-        f"*The curve* is c {'+' if objective['direction'] == 'min' else MINUS} a (n + n0)^{MINUS}b, by least squares "
+        f"*The curve* is c {'+' if goal.sign > 0 else MINUS} a (n + n0)^{MINUS}b, by least squares "
         f"through the mean scores: c = {formatting.number(summary['ceiling']['value'])}, a = "
         f"{formatting.number(summary['curve']['coefficient'])}, n0 = {formatting.number(summary['curve']['offset'])}, "
         f"b = {formatting.number(summary['curve']['exponent'])}; residuals have a root mean square of "
@@ -252,8 +253,7 @@ def _score_scale(summary: Summary, values: Sequence[Number]) -> svg.Scale:
 def _label(summary: Summary, scale: svg.Scale) -> str:
     objective = summary["objective"]
     name = formatting.metric_name(objective["name"]).replace("validation", "test")
-    better = "lower" if objective["direction"] == "min" else "higher"
-    return f"{name}, {better} is better{' (log scale)' if scale.base else ''}"
+    return f"{name}, {Goal.of(objective).words}{' (log scale)' if scale.base else ''}"
 
 
 def _curve(summary: Summary) -> ET.Element:

@@ -15,11 +15,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config import Config, dotted
+from jaxtune.config.metrics import METRICS
 from jaxtune.errors import UserError
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Point, Space
 from jaxtune.search.surrogate import Surrogate
-from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -152,10 +153,10 @@ def _summarize(
     """The summary of trials that are all scored at every step."""
     search, fractions = search_config(config), config.study.early_score.fractions
     names = [fraction_name(fraction) for fraction in fractions]
-    sign = 1.0 if direction(search.objective) == "min" else -1.0
+    goal = METRICS[search.objective].goal
     outcomes = [[trials.outcome(trial, step) for step in ladder] for trial, ladder in zip(each, ladders, strict=True)]
     scores = np.array(
-        [[math.inf if o is None or o.failed else sign * o.score for o in row] for row in outcomes], np.float64
+        [[math.inf if o is None or o.failed else goal.signed(o.score) for o in row] for row in outcomes], np.float64
     )
     final = scores[:, -1]
     if np.isfinite(final).sum() < 2:
@@ -184,13 +185,13 @@ def _summarize(
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": search.objective, "direction": direction(search.objective)},
+        "objective": {"name": search.objective, "direction": goal.direction},
         "fractions": fractions,
         "top_k": TOP,
         "promote": search.promote,
         "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "trials"},
         "by_fraction": by_fraction,
-        "final": _spread(sign * final),
+        "final": _spread(goal.sign * final),
         "trials": [
             {
                 "id": trial.id,

@@ -7,6 +7,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.reports import formatting, svg
 from jaxtune.studies.drawing import bounded, fixed, legend, whisker
 from jaxtune.studies.output import markdown_table
@@ -89,12 +90,11 @@ def _verdict(overlap: Mapping[str, float], claimed: int) -> str:
 def text(summary: Summary) -> list[str]:
     """The page, as Markdown paragraphs."""
     objective, interval = summary["objective"], summary["interval"]
-    better = "lower" if objective["direction"] == "min" else "higher"
     promote = summary["promote"]
     return [
         f"All {len(summary['trials'])} configurations of a space-filling design (trial 0 is the reference) were "
         f"trained to their end and scored on the way. The score is {formatting.metric_name(objective['name'])}, "
-        f"{better} is better. How much of the final order is there early?",
+        f"{Goal.of(objective).words}. How much of the final order is there early?",
         " ".join(findings(summary)),
         markdown_table(rows(summary)),
         f"In brackets: {formatting.percentage(interval['confidence'])} percentile intervals of "
@@ -114,10 +114,10 @@ def text(summary: Summary) -> list[str]:
 
 def _trial_rows(summary: Summary) -> list[dict[str, str]]:
     metric = summary["objective"]["name"]
-    sign = 1 if summary["objective"]["direction"] == "min" else -1
+    goal = Goal.of(summary["objective"])
     order = sorted(
         summary["trials"],
-        key=lambda trial: math.inf if trial["final_score"] is None else sign * trial["final_score"],
+        key=lambda trial: math.inf if trial["final_score"] is None else goal.signed(trial["final_score"]),
     )
     return [
         {
@@ -206,16 +206,15 @@ def _scores(summary: Summary) -> ET.Element:
     """The score of every trial by fraction; the leading ones of the end stand out."""
     names = list(summary["by_fraction"])
     metric, k = summary["objective"]["name"], summary["top_k"]
-    sign = 1 if summary["objective"]["direction"] == "min" else -1
+    goal = Goal.of(summary["objective"])
     finished = sorted(
         (trial for trial in summary["trials"] if trial["final_score"] is not None),
-        key=lambda trial: sign * trial["final_score"],
+        key=lambda trial: goal.signed(trial["final_score"]),
     )
     leading = {trial["id"] for trial in finished[:k]}
     every = [score for trial in summary["trials"] for score in trial["scores"].values() if score is not None]
     y = svg.for_scores(every)
-    better = "lower" if sign == 1 else "higher"
-    label = f"{formatting.metric_name(metric)}, {better} is better{' (log scale)' if y.base else ''}"
+    label = f"{formatting.metric_name(metric)}, {goal.words}{' (log scale)' if y.base else ''}"
     plot = svg.Plot(
         (920, 380), _fraction_scale(names), y, label="Score of every trial by fraction of the steps",
         x_label="share of the steps", y_label=label, percent_y=formatting.is_share(metric), interactive=False,

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int, Num
 
+from jaxtune.config.metrics import Direction, Goal
 from jaxtune.evaluation.statistics import indices
-from jaxtune.studies.power_law import Direction, PowerLaw, fit_power_law
+from jaxtune.studies.power_law import PowerLaw, fit_power_law
 
 _BLOCK = 256
 
@@ -33,7 +34,7 @@ class Measured:
       strata: label of each test example whose ratios are averaged.
       clusters: the document of each test example.
       direction: whether the score is minimised or maximised.
-      limit: the best score there can be.
+      limit: the best score there can be; None where there is no best.
     """
 
     sizes: tuple[int, ...]
@@ -42,7 +43,7 @@ class Measured:
     strata: Int[np.ndarray, " examples"]
     clusters: Int[np.ndarray, " examples"]
     direction: Direction
-    limit: float
+    limit: float | None
 
     @classmethod
     def of(
@@ -54,7 +55,7 @@ class Measured:
         strata: Sequence[Hashable] | None,
         clusters: Sequence[Hashable] | None,
         direction: Direction,
-        limit: float,
+        limit: float | None,
     ) -> Measured:
         """From labels of any kind; one stratum and independent examples where there are none."""
         count = numerators.shape[-1]
@@ -71,7 +72,7 @@ class Measured:
     @property
     def sign(self) -> float:
         """1 for a loss, -1 for a score that is maximised."""
-        return 1.0 if self.direction == "min" else -1.0
+        return Goal(self.direction).sign
 
     def only(self, examples: Bool[np.ndarray, " examples"]) -> Measured:
         """The same models on some of the test examples."""
@@ -143,8 +144,7 @@ def saturation(
     direction: Direction,
 ) -> int | None:
     """The smallest size whose mean is no further than its tolerance behind the ceiling; None if there is none."""
-    sign = 1.0 if direction == "min" else -1.0
-    reached = sign * (np.asarray(means) - ceiling) <= np.asarray(tolerances)
+    reached = Goal(direction).sign * (np.asarray(means) - ceiling) <= np.asarray(tolerances)
     return int(sizes[int(np.argmax(reached))]) if reached.any() else None
 
 

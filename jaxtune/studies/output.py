@@ -10,6 +10,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from jaxtune.config import Config
 from jaxtune.files import write_atomically
+from jaxtune.layout import SUMMARY_FILE
 from jaxtune.reports.formatting import ABSENT
 from jaxtune.search.journal import plain
 from jaxtune.studies.drawing import standalone
@@ -95,7 +96,7 @@ def write_output(
     page = [f"# {title}", *text, *_provenance(written)]
     write_atomically(directory / "README.md", "\n\n".join(page) + "\n")
     contents = json.dumps(written, indent=2, allow_nan=False, ensure_ascii=False)
-    write_atomically(directory / "summary.json", contents + "\n")
+    write_atomically(directory / SUMMARY_FILE, contents + "\n")
     return written
 
 
@@ -109,5 +110,5 @@ def _provenance(summary: Mapping[str, Any]) -> list[str]:
         f"{budget['steps_run']:,} optimizer steps, {budget['seconds']:,.0f} s of training and scoring, train step "
         f"compiled {budget['compilations']} times. {machine['cores']} cores of {machine['processor']}, device "
         f"{machine['device']}; Python {machine['python']}, {versions}. All numbers are in "
-        "[summary.json](summary.json).",
+        f"[{SUMMARY_FILE}]({SUMMARY_FILE}).",
     ]

@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, Num
 from scipy import optimize
 
-Direction = Literal["min", "max"]
+from jaxtune.config.metrics import Direction, Goal
 
 FEWEST_SIZES = 4
 """The curve has four parameters."""
@@ -55,14 +54,13 @@ class PowerLaw:
 
     def __call__(self, sizes: Sequence[float | int] | Num[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
         """The score at each size."""
-        sign = 1.0 if self.direction == "min" else -1.0
         shape = (1.0 + np.asarray(sizes, np.float64) / self.offset) ** -self.exponent
-        return self.ceiling + sign * self.gain * shape
+        return self.ceiling + Goal(self.direction).sign * self.gain * shape
 
     def improvement(self, start: float | int, end: float | int) -> float:
         """By how much the score at ``end`` documents is better than at ``start``; positive for more documents."""
         first, second = self([start, end])
-        return float(first - second if self.direction == "min" else second - first)
+        return Goal(self.direction).gain(float(first), float(second))
 
     def size_within(self, epsilon: float) -> float:
         """The number of documents from which on the curve is within ``epsilon`` > 0 of its ceiling."""
@@ -99,7 +97,7 @@ def fit_power_law(
         raise ValueError(f"a curve with {FEWEST_SIZES} parameters needs {FEWEST_SIZES} sizes, not {len(x)}")
     if not np.isfinite(y).all():
         raise ValueError("a curve needs finite scores")
-    sign = 1.0 if direction == "min" else -1.0
+    sign = Goal(direction).sign
     lower = -np.inf if limit is None else sign * limit
     targets = sign * y
     positive = x[x > 0]

@@ -20,7 +20,7 @@ from jaxtune.search.runner import Interrupted
 from jaxtune.search.trial import Trial
 from jaxtune.studies.sampling import Sampling, read_documents, sampling_order
 from jaxtune.telemetry.writers import JsonlWriter
-from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
 from jaxtune.training.state import TrainState
@@ -117,8 +117,8 @@ class SizeRunner:
             examples_may_change=self.experiment.data_changed,
             **layout,
         )
-        checkpoints = Checkpoints(trial.directory / "checkpoints", keep=config.train.keep)
-        writer = JsonlWriter(trial.directory / "metrics.jsonl", checkpoints.latest_step or 0)
+        checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.train.keep)
+        writer = JsonlWriter(trial.files.metrics_path, checkpoints.latest_step or 0)
         try:
             result = self._trainer.fit(
                 batches,
@@ -159,7 +159,7 @@ class SizeRunner:
         )
 
     def _best(self, trial: Trial) -> TrainState:
-        loaded = load_checkpoint(trial.directory / "checkpoints", self._trainer.init(), "best", fall_back=False)
+        loaded = Checkpoints.load(trial.files.checkpoints_path, self._trainer.init(), "best", fall_back=False)
         if loaded is None:
-            raise UserError(f"{trial.directory / 'checkpoints'}: the trained model's checkpoint is missing")
+            raise UserError(f"{trial.files.checkpoints_path}: the trained model's checkpoint is missing")
         return loaded[1]

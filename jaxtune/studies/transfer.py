@@ -19,11 +19,12 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config import Config, hyperparameters, with_overrides
+from jaxtune.config.metrics import METRICS, Goal
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import TrainerRunner, direction, search_config
+from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -160,10 +161,10 @@ def _summarize(
 ) -> dict[str, Any]:
     """The summary of trials that are all scored in every setting."""
     search, study = search_config(config), config.study
-    sign = 1.0 if direction(search.objective) == "min" else -1.0
+    goal = METRICS[search.objective].goal
     outcomes = {name: [_outcome(trials, runners[name], trial) for trial in each[name]] for name in runners}
     scores = {
-        name: np.array([math.inf if o.failed else sign * o.score for o in row], np.float64)
+        name: np.array([math.inf if o.failed else goal.signed(o.score) for o in row], np.float64)
         for name, row in outcomes.items()
     }
     full = scores[FULL]
@@ -177,14 +178,14 @@ def _summarize(
         "study": STUDY,
         "task": config.name,
         "command": command,
-        "objective": {"name": search.objective, "direction": direction(search.objective)},
+        "objective": {"name": search.objective, "direction": goal.direction},
         "top_k": TOP,
         "promote": search.promote,
         "interval": {"confidence": study.confidence, "bootstrap": study.bootstrap, "over": "trials"},
         "full": {
             "cost": cost[FULL],
             "best": int(np.argmin(full)),
-            "best_score": sign * float(full.min()),
+            "best_score": goal.signed(float(full.min())),
             "standard_deviation": float(full[np.isfinite(full)].std(ddof=1)),
             "diverged": int(np.isinf(full).sum()),
         },
@@ -194,7 +195,7 @@ def _summarize(
                 **agreement(
                     scores[name], full, promote=search.promote, samples=study.bootstrap, confidence=study.confidence
                 ),
-                **_choice(scores[name], full, sign),
+                **_choice(scores[name], full, goal),
                 "diverged": int(np.isinf(scores[name]).sum()),
                 "cost": cost[name],
                 "cost_saved": _saved(cost, name, len(full)),
@@ -221,7 +222,7 @@ def _outcome(trials: StudyTrials, runner: TrainerRunner, trial: Trial) -> Outcom
     return outcome
 
 
-def _choice(cheap: Float[np.ndarray, " n"], full: Float[np.ndarray, " n"], sign: float) -> dict[str, Any]:
+def _choice(cheap: Float[np.ndarray, " n"], full: Float[np.ndarray, " n"], goal: Goal) -> dict[str, Any]:
     """What choosing in a cheaper setting comes to: the trial, and where it stands in the full one.
 
     Of equal scores the earlier trial is chosen. Ranks count from 1; a rank is one more than the trials that are better.
@@ -230,7 +231,7 @@ def _choice(cheap: Float[np.ndarray, " n"], full: Float[np.ndarray, " n"], sign:
     return {
         "chosen": chosen,
         "rank_in_full": int((full < full[chosen]).sum()) + 1,
-        "score_in_full": sign * float(full[chosen]) if np.isfinite(full[chosen]) else None,
+        "score_in_full": goal.signed(float(full[chosen])) if np.isfinite(full[chosen]) else None,
         "rank_of_full_best": int((cheap < cheap[best]).sum()) + 1,
     }
 

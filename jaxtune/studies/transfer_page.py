@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from jaxtune.config.metrics import Goal
 from jaxtune.reports import formatting, svg
 from jaxtune.reports.formatting import ABSENT
 from jaxtune.studies.drawing import bounded, fixed
@@ -81,12 +82,11 @@ def _listed(words: Sequence[str]) -> str:
 def text(summary: Summary) -> list[str]:
     """The page, as Markdown paragraphs."""
     objective, interval, full = summary["objective"], summary["interval"], summary["full"]
-    better = "lower" if objective["direction"] == "min" else "higher"
     return [
         f"{len(summary['trials'])} configurations of a space-filling design (trial 0 is the reference) were trained to "
         f"their end in the full setting and in {len(summary['settings'])} others. The score is "
-        f"{formatting.metric_name(objective['name'])}, {better} is better. Is the best of a cheaper setting the "
-        "best in full?",
+        f"{formatting.metric_name(objective['name'])}, {Goal.of(objective).words}. Is the best of a cheaper setting "
+        "the best in full?",
         "\n".join(f"- {sentence}" for sentence in findings(summary)),
         markdown_table(rows(summary)),
         f"In brackets: {formatting.percentage(interval['confidence'])} percentile intervals of "
@@ -123,10 +123,10 @@ def _setting_rows(summary: Summary) -> list[dict[str, str]]:
 
 def _trial_rows(summary: Summary) -> list[dict[str, str]]:
     metric = summary["objective"]["name"]
-    sign = 1 if summary["objective"]["direction"] == "min" else -1
+    goal = Goal.of(summary["objective"])
     order = sorted(
         summary["trials"],
-        key=lambda trial: float("inf") if trial["scores"]["full"] is None else sign * trial["scores"]["full"],
+        key=lambda trial: float("inf") if trial["scores"]["full"] is None else goal.signed(trial["scores"]["full"]),
     )
     return [
         {

@@ -11,12 +11,13 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config
+from jaxtune.config.metrics import METRICS
 from jaxtune.errors import UserError
 from jaxtune.search.header import check_header, deciding, recorded_data
 from jaxtune.search.journal import Journal, difference, plain
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.trainer_runner import direction, reference_overrides, search_config
+from jaxtune.search.trainer_runner import reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
 from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
@@ -236,7 +237,7 @@ def _header(
             "experiment": experiment,
             "settings": dict(settings),
             "space": {key: value.model_dump(exclude_none=True) for key, value in space.items()},
-            "objective": {"name": name, "direction": direction(name)},
+            "objective": {"name": name, "direction": METRICS[name].direction},
             "fraction": 1.0,
             "trials": planned,
             "seed": None if search is None else search.seed,

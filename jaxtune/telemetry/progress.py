@@ -10,16 +10,17 @@ from collections.abc import Callable, Mapping
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
+from jaxtune.config.metrics import METRICS, main_metrics
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.telemetry.notebook import NotebookBars, in_notebook
 
 
 def short(metrics: Mapping[str, float]) -> str:
     """The metrics worth a line, with few digits."""
+    measured = {name: METRICS[name] for name in main_metrics()}
     shown = {
         "loss": "loss {:.4f}",
-        "validation_loss": "validation loss {:.4f}",
-        "exact_match": "exact match {:.3f}",
+        **{metric.logged or name: f"{metric.label} {metric.format}" for name, metric in measured.items()},
         "learning_rate": "lr {:.2e}",
         "grad_norm": "norm {:.2f}",
         "tokens_per_second": "{:,.0f} tokens/s",

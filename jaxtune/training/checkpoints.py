@@ -23,6 +23,7 @@ from orbax.checkpoint import checkpoint_managers
 
 from jaxtune.config.training_sections import KeepConfig
 from jaxtune.errors import UserError
+from jaxtune.layout import CHECKPOINTS_FOLDER
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.training.state import check_alive
 from jaxtune.training.storage import quiet_storage, system_errors
@@ -111,7 +112,7 @@ class Checkpoints:
         if not read_only:
             self.directory.mkdir(parents=True, exist_ok=True)
         self._alias = tempfile.TemporaryDirectory(prefix="jaxtune-")
-        link = Path(self._alias.name) / "checkpoints"
+        link = Path(self._alias.name) / CHECKPOINTS_FOLDER
         link.symlink_to(self.directory)
         return link
 
@@ -272,56 +273,66 @@ class Checkpoints:
         if self._alias is not None:
             self._alias.cleanup()
 
+    @staticmethod
+    def newest_on_disk(directory: str | Path) -> int:
+        """The step of the newest whole checkpoint in a folder that any process may write, 0 before the first."""
+        return max(_files(Path(directory)), default=0)
 
-def load_checkpoint(
-    directory: str | Path, like: PyTree, which: Literal["best", "latest"], *, fall_back: bool = True
-) -> tuple[int, PyTree] | None:
-    """Reads the best or the newest checkpoint of a folder that a run may be writing to, and changes nothing in it.
+    @staticmethod
+    def load(
+        directory: str | Path, like: PyTree, which: Literal["best", "latest"], *, fall_back: bool = True
+    ) -> tuple[int, PyTree] | None:
+        """Reads the best or the newest checkpoint of a folder that a run may be writing to, and changes nothing in it.
 
-    A checkpoint that is replaced while it is read is left for the one that took its place. A damaged one is left for
-    the best, or the newest, of the others, which is told.
+        A checkpoint that is replaced while it is read is left for the one that took its place. A damaged one is left
+        for the best, or the newest, of the others, which is told.
 
-    Args:
-      directory: the ``checkpoints/`` folder.
-      like: shapes, dtypes and shardings of the state.
-      which: ``best`` takes the newest one where none was scored.
-      fall_back: whether another one will do where that one is damaged.
+        Args:
+          directory: the ``checkpoints/`` folder.
+          like: shapes, dtypes and shardings of the state.
+          which: ``best`` takes the newest one where none was scored.
+          fall_back: whether another one will do where that one is damaged.
 
-    Returns:
-      The step and the state; None where no checkpoint was finished.
+        Returns:
+          The step and the state; None where no checkpoint was finished.
 
-    Raises:
-      UserError: the checkpoint holds other arrays (another configuration), none can be read, or a run replaces its
-        checkpoints faster than they can be read.
-      UnreadableCheckpoint: it is damaged, and no other will do.
-    """
-    folder, end, seen = Path(directory), time.monotonic() + _REPLACED_SECONDS, False
-    damaged: dict[int, UnreadableCheckpoint] = {}
-    while True:
-        before = _files(folder)
-        seen = seen or bool(before)
-        try:
-            found = _load(folder, like, which, damaged)
-        except UnreadableCheckpoint as error:
-            if _files(folder) == before:
-                if not fall_back:
+        Raises:
+          UserError: the checkpoint holds other arrays (another configuration), none can be read, or a run replaces its
+            checkpoints faster than they can be read.
+          UnreadableCheckpoint: it is damaged, and no other will do.
+        """
+        folder, end, seen = Path(directory), time.monotonic() + _REPLACED_SECONDS, False
+        damaged: dict[int, UnreadableCheckpoint] = {}
+        while True:
+            before = _files(folder)
+            seen = seen or bool(before)
+            try:
+                found = _load(folder, like, which, damaged)
+            except UnreadableCheckpoint as error:
+                if _files(folder) == before:
+                    if not fall_back:
+                        raise
+                    damaged[error.step] = error
+                    continue
+            except Exception:
+                if _files(folder) == before:
                     raise
-                damaged[error.step] = error
-                continue
-        except Exception:
-            if _files(folder) == before:
-                raise
-        else:
-            if found is None and not seen:
-                return None
-            # Half removed, a checkpoint can still be read: what is gone is zeros.
-            if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
-                for error in damaged.values():
-                    logger.warning("%s; step %d is taken instead", error, found[0])
-                return found
-        if time.monotonic() > end:
-            raise UserError(f"{folder}: a run replaces its checkpoints faster than they can be read; try again later")
-        time.sleep(_PAUSE_SECONDS)
+            else:
+                if found is None and not seen:
+                    return None
+                # Half removed, a checkpoint can still be read: what is gone is zeros.
+                if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
+                    for error in damaged.values():
+                        logger.warning("%s; step %d is taken instead", error, found[0])
+                    return found
+            if time.monotonic() > end:
+                raise UserError(
+                    f"{folder}: a run replaces its checkpoints faster than they can be read; try again later"
+                )
+            time.sleep(_PAUSE_SECONDS)
+
+
+load_checkpoint = Checkpoints.load
 
 
 def _load(
@@ -367,13 +378,8 @@ def _policy(keep: KeepConfig) -> checkpoint_managers.AnyPreservationPolicy:
     return checkpoint_managers.AnyPreservationPolicy(policies)
 
 
-def newest_step(folder: Path) -> int:
-    """The step of the newest whole checkpoint in a folder, 0 before the first; unfinished ones have other names."""
-    return max(_files(folder), default=0)
-
-
 def _files(folder: Path) -> dict[int, frozenset[str]]:
-    """The files of each whole checkpoint in a folder, by step."""
+    """The files of each whole checkpoint in a folder, by step; unfinished ones have other names."""
     steps = [int(entry.name) for entry in folder.glob("*") if entry.name.isdigit()]
     return {
         step: frozenset(os.path.join(place, name) for place, _, names in os.walk(folder / str(step)) for name in names)

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import jax
 
+from jaxtune.config.metrics import VALIDATION_LOSS
 from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation.loss import LossResult
@@ -343,16 +344,16 @@ class Run:
         evaluation: dict[str, float] = {}
         if self.validation is not None:
             result = self.trainer.evaluate(state, self.validation, self.values)
-            evaluation = {"validation_loss": result.loss, "validation_tokens": result.tokens}
+            evaluation = {VALIDATION_LOSS: result.loss, "validation_tokens": result.tokens}
             if result.standard_error is not None:
-                evaluation["validation_loss_standard_error"] = result.standard_error
+                evaluation[f"{VALIDATION_LOSS}_standard_error"] = result.standard_error
             evaluation |= {f"validation_{name}": value for name, value in result.metrics.items()}
         if self.further is not None:
             evaluation |= self.further(state)
         self.past.evaluation, self.past.evaluated = evaluation, step
         self.log.evaluated(step, evaluation)
         self.throughput.resume()
-        score = evaluation.get("validation_loss")
+        score = evaluation.get(VALIDATION_LOSS)
         if score is None or not counts:
             return None
         self.past.improved(score)
@@ -368,7 +369,7 @@ class Run:
         # A checkpoint vouches for every record up to its step.
         self.log.flush()
         loop = {"data": self.batches.get_state(), "why": why, **self._past(step).record()}
-        self.checkpoints.save(step, state, loop, self.past.evaluation.get("validation_loss") if scored else None)
+        self.checkpoints.save(step, state, loop, self.past.evaluation.get(VALIDATION_LOSS) if scored else None)
         self.saves.restart(step)
 
     def _past(self, step: int) -> LoopState:

@@ -44,7 +44,7 @@ def open_writers(directory: RunDirectory, config: Config, resume_at: int) -> Wri
     if is_writer():
         writers.append(JsonlWriter(directory.metrics_path, resume_at))
         if config.telemetry.tensorboard:
-            writers.append(TensorBoardWriter(directory.path / "tensorboard", resume_at))
+            writers.append(TensorBoardWriter(directory.tensorboard_path, resume_at))
         if config.telemetry.wandb is not None:
             writers.append(
                 WandbWriter(config.telemetry.wandb, config.name, directory.path, config.model_dump(mode="json"))

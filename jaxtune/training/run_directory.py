@@ -15,6 +15,7 @@ from jaxtune.config.hyperparameters import HOST_KEYS
 from jaxtune.config.paths import PATHS_FROM, recorded
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
+from jaxtune.layout import WORKERS_FOLDER, RunFiles
 from jaxtune.training.data_history import DataHistory, Fingerprints
 
 # Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
@@ -33,7 +34,7 @@ def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[st
     return sorted(key for key in keys if there.get(key) != here.get(key))
 
 
-class RunDirectory:
+class RunDirectory(RunFiles):
     """A directory that holds one run, or one study.
 
     Args:
@@ -42,43 +43,8 @@ class RunDirectory:
     """
 
     def __init__(self, path: str | Path, *, study: bool = False):
-        self.path = Path(path)
+        super().__init__(path)
         self.study = study
-
-    @property
-    def config_path(self) -> Path:
-        """The resolved configuration."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics_path(self) -> Path:
-        """One JSON object per logged step."""
-        return self.path / "metrics.jsonl"
-
-    @property
-    def journal_path(self) -> Path:
-        """The journal of a study."""
-        return self.path / "trials.jsonl"
-
-    @property
-    def checkpoints_path(self) -> Path:
-        """Orbax checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def adapter_path(self) -> Path:
-        """The PEFT adapter of a finished run."""
-        return self.path / "adapter"
-
-    @property
-    def summary_path(self) -> Path:
-        """The end of a run, for programs."""
-        return self.path / "summary.json"
-
-    @property
-    def data_path(self) -> Path:
-        """Fingerprints of the data of a single run; a study has them in its journal."""
-        return self.path / "data.json"
 
     def date(self) -> str | None:
         """The day that chat templates show: as recorded, or that on which what is here was begun; None before that."""
@@ -139,19 +105,14 @@ class RunDirectory:
             raise UserError(
                 f"run_dir: {self.path} holds {kind} ({other.name}); choose another directory with run_dir=…"
             )
-        study = self.path.absolute().parent.parent
-        if (
-            not self.study
-            and self.path.absolute().parent == study / "trials"
-            and (study / self.journal_path.name).exists()
-        ):
+        if not self.study and self.study_path is not None:
             raise UserError(
-                f"run_dir: {self.path} is a trial of the study in {self.path.parent.parent}, which trains it; to train "
-                f"the configuration by itself, choose another directory with run_dir=…"
+                f"run_dir: {self.path} is a trial of the study in {self.study_path}, which trains it; to train the "
+                f"configuration by itself, choose another directory with run_dir=…"
             )
         if not self.config_path.exists():
             # Workers of a study write there before it begins.
-            names = {item.name for item in self.path.iterdir() if not item.name.startswith(".")} - {"workers"}
+            names = {item.name for item in self.path.iterdir() if not item.name.startswith(".")} - {WORKERS_FOLDER}
             if strangers := sorted(names):
                 raise UserError(
                     f"run_dir: {self.path} holds files of something else ({', '.join(strangers[:5])}); choose another "
@@ -206,7 +167,7 @@ class RunDirectory:
         Raises:
           UserError: another process does.
         """
-        descriptor = acquire_lock(self.path / "run.lock", "run")
+        descriptor = acquire_lock(self.run_lock_path, "run")
         try:
             yield
         finally:

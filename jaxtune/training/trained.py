@@ -9,7 +9,7 @@ from pathlib import Path
 from jaxtune.config import with_overrides
 from jaxtune.errors import UserError
 from jaxtune.models import LowRankAdapter, Params
-from jaxtune.training.checkpoints import load_checkpoint
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
@@ -72,7 +72,7 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
         raise UserError(
             f"{directory.checkpoints_path}: no checkpoint; run jaxtune train first, or name --adapter or --untuned"
         )
-    loaded = load_checkpoint(directory.checkpoints_path, state, "best")
+    loaded = Checkpoints.load(directory.checkpoints_path, state, "best")
     if loaded is None:
         raise UserError(f"{directory.checkpoints_path}: no checkpoint was finished there")
     step, state = loaded

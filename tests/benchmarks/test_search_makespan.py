@@ -141,3 +141,26 @@ def test_figures_follow_from_the_events(modules):
     shown = script.as_text({"settings": {"real": found, "full": None}})
     assert max(map(len, shown.splitlines())) <= 80
     assert "not measured" in shown
+
+
+def test_a_way_that_fails_leaves_what_the_others_measured(modules, capsys):
+    script = modules["search_makespan"]
+
+    def run(way):
+        if way == "peer":
+            raise script.WayFailed("no memory left")
+        events = [{"seconds": 1.0, "trial": 0, "event": "finished", "step": 9, "score": 2.0}]
+        figures = {"cpu_seconds": 1.0, "steps_run": 10, "compile_seconds": 1.0, "mfu": None, "peak_bytes": 1}
+        return {"seconds": 2.0, "events": events, "load_before": 0.0, **figures}
+
+    runs, failed = script.in_turns(script.WAYS, 2, run)
+    assert failed == {"peer": "no memory left"}
+    assert {way: len(found) for way, found in runs.items()} == {way: 2 * (way != "peer") for way in script.WAYS}
+    assert capsys.readouterr().err.count("peer,") == 1, "it is not run again"
+    found = script.summarise(runs, population=2)
+    assert found["speedup_over_single"] == 1.0
+    assert found["ways"]["peer"] is None
+    assert script.summarise({way: [] for way in script.WAYS}, population=2)["good_loss"] is None
+    text = script.as_text({"settings": {"full": found, "real": {"failed": {"prepare": "…"}}}})
+    assert "1.00 × single" in text
+    assert "not measured" in text

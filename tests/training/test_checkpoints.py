@@ -18,7 +18,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtune.config.training_sections import KeepConfig
 from jaxtune.errors import UserError
 from jaxtune.training import checkpoints as module
-from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint, load_checkpoint, newest_step
+from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint, load_checkpoint
 from jaxtune.training.state import TrainState
 
 LOOP = {"data": {"row": 3, "nested": {"epoch": 1}}, "best": None, "misses": 0, "evaluation": {}}
@@ -339,7 +339,7 @@ def test_a_reader_changes_nothing(opened, tmp_path):
         load_checkpoint(folder, state_of(width=5), "best")
     assert _whole(folder) == before
     assert load_checkpoint(tmp_path / "none", state_of(), "best") is None
-    assert (newest_step(folder), newest_step(tmp_path / "none")) == (2, 0)
+    assert (Checkpoints.newest_on_disk(folder), Checkpoints.newest_on_disk(tmp_path / "none")) == (2, 0)
     assert not (tmp_path / "none").exists()
 
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from jaxtune.cli.common import add_data_argument, add_json_argument, emit, path_argument, say, start_devices
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 
 EXAMPLE = (
     "jaxtune study extend runs/quickstart search.trials=24 search.promote=6 \\\n"
@@ -88,4 +88,4 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _again(run_dir: str) -> str:
-    return f"jaxtune search {Path(run_dir) / 'config.yaml'}"
+    return f"jaxtune search {RunFiles(run_dir).config_path}"

@@ -6,6 +6,7 @@ import argparse
 import time
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, table, time_taken
+from jaxtune.layout import RunFiles
 from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
@@ -70,7 +71,7 @@ def running(status: StudyStatus) -> str:
     if status.phase == "finished":
         return idle
     command = f"study {status.experiment}" if status.experiment else "search"
-    return f"{idle}; to go on: jaxtune {command} {status.directory / 'config.yaml'}"
+    return f"{idle}; to go on: jaxtune {command} {RunFiles(status.directory).config_path}"
 
 
 def duration(seconds: float | int) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, say
 from jaxtune.errors import UserError
+from jaxtune.layout import RunFiles
 
 EXAMPLE = "jaxtune study stop runs/quickstart"
 
@@ -22,7 +22,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Asks the process that runs a study to save and end, and waits until it has."""
-    from jaxtune.search.directory import SUMMARY_FILENAME
     from jaxtune.search.stopping import stop_study
 
     if not arguments.timeout >= 0:
@@ -32,8 +31,9 @@ def run(arguments: argparse.Namespace) -> int:
         timeout=arguments.timeout,
         on_asked=lambda holder: say(f"asked {holder.text} to stop; it saves the trials under way first"),
     )
-    over = (Path(arguments.run_dir) / SUMMARY_FILENAME).is_file()
-    again = "it is finished" if over else f"to go on: jaxtune search {Path(arguments.run_dir) / 'config.yaml'}"
+    files = RunFiles(arguments.run_dir)
+    over = files.summary_path.is_file()
+    again = "it is finished" if over else f"to go on: jaxtune search {files.config_path}"
     result = {"run_dir": arguments.run_dir, "was_running": None if holder is None else holder.text, "stopped": stopped}
     if holder is None:
         text = f"nobody runs {arguments.run_dir}; {again}"

@@ -28,13 +28,14 @@ import jax
 from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
+from jaxtune.layout import RunFiles
 from jaxtune.search.distributed.cluster import actor_options, places, start_ray, worker_resources
-from jaxtune.search.distributed.worker import Opened, Report, Site, Worker, log_file, versions
+from jaxtune.search.distributed.worker import Opened, Report, Site, Worker, versions
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import search_config
 from jaxtune.search.trial import Trial
-from jaxtune.training.checkpoints import newest_step
+from jaxtune.training.checkpoints import Checkpoints
 
 logger = logging.getLogger(__name__)
 
@@ -226,7 +227,7 @@ class RayRunner:
         if (room := places(self._resources, self._ray)) < self._search.workers:
             logger.warning("search.workers: %d asked for, the Ray cluster has room for %d", self._search.workers, room)
         token = secrets.token_hex(16)
-        self._probe = self._run_dir / "workers" / f"probe-{token[:8]}"
+        self._probe = RunFiles(self._run_dir).probe_path(token[:8])
         write_atomically(self._probe, token)
         self._site = Site(str(Path.cwd()), self._run_dir, self._probe, token, versions())
         self._places = [_Place(index, *self._begin(index)) for index in range(self._search.workers)]
@@ -356,7 +357,7 @@ class RayRunner:
         """Puts a fresh worker in the place of one that is gone, and its trials back into the queue."""
         words = str(error).strip().splitlines()
         why = f"{type(error).__name__}: {words[-1].strip() if words else ''}"
-        log = log_file(self._run_dir, place.index)
+        log = RunFiles(self._run_dir).worker_log_path(place.index)
         jobs = list(place.jobs.values())
         told = ", ".join(str(job.trial.id) for job in jobs) or "none"
         where = f" on {place.opened.host}" if place.opened else ""
@@ -377,7 +378,7 @@ class RayRunner:
 
     def _give_back(self, job: _Job, why: str) -> None:
         """Queues a trial whose worker is lost, or gives it up."""
-        reached = newest_step(job.trial.directory / "checkpoints")
+        reached = Checkpoints.newest_on_disk(job.trial.files.checkpoints_path)
         job.losses = 1 if reached > job.reached else job.losses + 1
         job.reached = reached
         if job.losses < LOSSES:
@@ -385,10 +386,11 @@ class RayRunner:
             return
         self._given_up.append(job)
         if len(self._given_up) > 1:
+            folder = RunFiles(self._run_dir).workers_path
             numbers = " and ".join(str(job.trial.id) for job in self._given_up)
             raise UserError(
                 f"search.workers: trials {numbers} lost {LOSSES} workers each without a new checkpoint, and no worker "
-                f"scored another in between (last: {why}); see {self._run_dir / 'workers'}, and leave such values out "
+                f"scored another in between (last: {why}); see {folder}, and leave such values out "
                 f"of search.space if it is they; the same command goes on"
             )
 
@@ -401,7 +403,7 @@ class RayRunner:
         if self._given_up and not self._any_scored:
             raise UserError(
                 f"search.workers: trial {self._given_up[0].trial.id} lost {LOSSES} workers, and no other trial was "
-                f"scored; see {self._run_dir / 'workers'}; the same command goes on"
+                f"scored; see {RunFiles(self._run_dir).workers_path}; the same command goes on"
             )
         for job in self._given_up:
             logger.warning("trial %d lost %d workers in a row and counts as failed", job.trial.id, LOSSES)

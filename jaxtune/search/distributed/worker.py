@@ -22,6 +22,7 @@ import jax
 from jaxtune.config import Config
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock
+from jaxtune.layout import RunFiles
 from jaxtune.parallel.platform import enable_compilation_cache, leave_out_absent_accelerators, platform
 from jaxtune.search.checks import checked_runner
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -87,11 +88,6 @@ class Report:
     interrupted: bool = False
 
 
-def log_file(run_dir: Path, index: int) -> Path:
-    """Where a worker and those that take its place write what they print."""
-    return run_dir / "workers" / f"{index}.log"
-
-
 def versions() -> dict[str, str]:
     """Of the packages that decide what a trial comes to."""
     return {name: version(name) for name in ("jaxtune", "jax")}
@@ -136,7 +132,7 @@ class Worker:
           UserError: this machine lacks something that the driver has, or the configuration does not fit.
         """
         self._check_site(site)
-        self._write_to(log_file(site.run_dir, self._index))
+        self._write_to(RunFiles(site.run_dir).worker_log_path(self._index))
         leave_out_absent_accelerators()
         enable_compilation_cache()
         self._run_dir = site.run_dir
@@ -238,7 +234,7 @@ class Worker:
           Interrupted: told to stop while waiting.
           UserError: another worker still holds them.
         """
-        path = self._run_dir / "workers" / f"{trial.directory.name}.lock"
+        path = RunFiles(self._run_dir).trial_lock_path(trial.files)
         end = time.monotonic() + _LOCK_SECONDS
         while True:
             try:

@@ -61,7 +61,7 @@ class ScriptedWorker:
             for number, (trial, _) in self.jobs.items():
                 # A worker that dies by chance has saved something since; poison never gets that far.
                 if number not in ray.poison:
-                    reached = driver.newest_step(trial.directory / "checkpoints") + 1
+                    reached = driver.Checkpoints.newest_on_disk(trial.directory / "checkpoints") + 1
                     (trial.directory / "checkpoints" / str(reached)).mkdir(parents=True)
                     ray.losses[number] = 0
                 ray.losses[number] = ray.losses.get(number, 0) + 1

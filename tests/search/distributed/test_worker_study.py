@@ -109,18 +109,20 @@ class Killer(threading.Thread):
         self.checkpoints: dict[int, int] = {}
 
     def run(self) -> None:
-        from jaxtune.training.checkpoints import newest_step
+        from jaxtune.training.checkpoints import Checkpoints
 
         while not (self.run_dir / "summary.json").exists():
             time.sleep(0.01)
             for log in (self.run_dir / "workers").glob("*.log"):
                 text = log.read_text()
                 mine = {int(number) for number in re.findall(r"^trial (\d+)  step", text, flags=re.MULTILINE)}
-                if not any(newest_step(self._trial(number) / "checkpoints") for number in mine):
+                if not any(Checkpoints.newest_on_disk(self._trial(number) / "checkpoints") for number in mine):
                     continue
                 os.kill(int(re.findall(r"process (\d+) on", text)[-1]), signal.SIGKILL)
                 time.sleep(0.3)
-                self.checkpoints = {number: newest_step(self._trial(number) / "checkpoints") for number in mine}
+                self.checkpoints = {
+                    number: Checkpoints.newest_on_disk(self._trial(number) / "checkpoints") for number in mine
+                }
                 return
 
     def _trial(self, number: int) -> Path:
