@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -22,6 +23,7 @@ from jaxtune.config.section import (
 from jaxtune.errors import nearest
 
 Confidence = Literal["low", "medium", "high"]
+Preset = Literal["lora"]
 
 
 class DimensionConfig(Section):
@@ -114,16 +116,31 @@ class DimensionConfig(Section):
         return self
 
 
+METHODS_WITHOUT_MODEL = ("random", "sobol")
+"""Search methods that learn nothing from scores."""
+
+
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
-        "Dotted key -> what to try.", default_factory=dict
+        "Dotted key -> what to try; or lora, short for preset: lora.", default_factory=dict
     )
-    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+    preset: Preset | None = Field(
+        default=None,
+        description="lora: the usual keys of low-rank rules (rate, warm-up, weight decay; rank, alpha and dropout of "
+        "each rule) with priors for the model (docs/surrogates.md), which space changes or adds to. If unset, space "
+        "has all keys.",
+    )
+    method: Literal["gp", "random", "sobol", "tpe", "hyperband"] = Field(
         default="gp",
-        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
-        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+        description="What proposes trials: a Gaussian process, chance, a Sobol sequence, or Optuna's TPE; hyperband is "
+        "TPE that also stops trials before the fraction. tpe and hyperband need the extra optuna.",
+    )
+    acquisition: Literal["thompson", "ei"] | None = Field(
+        default=None,
+        description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
+        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
     )
     trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -173,6 +190,17 @@ class SearchConfig(Section):
         description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
         "else a CPU core.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_space(cls, values: Any) -> Any:
+        """``space: lora`` is a preset with nothing on top."""
+        if not isinstance(values, dict) or not isinstance(name := values.get("space"), str):
+            return values
+        if name not in (names := typing.get_args(Preset)):
+            message = f"{name!r} is no space{nearest(name, names)}, or give a mapping of dotted keys to what to try"
+            raise located(("space",), name, message)
+        return {**values, "space": {}, "preset": name}
 
     @field_validator("reference", mode="before")
     @classmethod

@@ -28,6 +28,7 @@ from jaxtune.search.header import (
     check_records,
     check_room,
     recorded_data,
+    settled,
     study_header,
 )
 from jaxtune.search.journal import Journal
@@ -89,7 +90,7 @@ def extend(
         if header.get("experiment"):
             raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
         config = _recorded_config(directory, header)
-        settings = search_config(config)
+        settings = settled(search_config(config), header)
         reference = reference_overrides(config)
         here = study_header(
             settings,

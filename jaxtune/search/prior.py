@@ -31,7 +31,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.search.space import Coordinate, Dimension, Point, Space
+from jaxtune.search.space import Dimension, Point, Space
 
 WIDTHS = {"low": 0.5, "medium": 0.25, "high": 0.125}
 """Standard deviation of a belief by its confidence, as a share of the range."""
@@ -86,18 +86,10 @@ class Marginal:
             values, low, high = np.log(values), math.log(low), math.log(high)
         return np.clip((values - low) / (high - low), 0.0, 1.0)
 
-    def coordinate(self, position: float) -> Coordinate:
-        """The coordinate at a place in [0, 1]."""
-        dimension, low, high = self._dimension, float(self._dimension.low), float(self._dimension.high)
-        if not dimension.continuous:
-            return min(int(low + position * (high - low + 1)), int(high))
-        if dimension.kind == "log_uniform":
-            return math.exp(math.log(low) + position * (math.log(high) - math.log(low)))
-        return low + position * (high - low)
-
     def quantiles(self, shares: Float[np.ndarray, " n"]) -> Float[np.ndarray, " n"]:
-        """The places in [0, 1] below which the belief has these shares of its mass."""
-        return np.interp(shares, np.concatenate([[0.0], np.cumsum(self._mass)]), self._edges)
+        """The places in [0, 1) below which the belief has these shares of its mass."""
+        places = np.interp(shares, np.concatenate([[0.0], np.cumsum(self._mass)]), self._edges)
+        return np.minimum(places, np.nextafter(1.0, 0.0))
 
     def density(self, coordinates: Sequence[Any]) -> Float[np.ndarray, " n"]:
         """The density at coordinates, where a uniform one is 1."""
@@ -128,15 +120,7 @@ class Prior:
     def points(self, shares: Float[np.ndarray, "n dimensions"]) -> list[Point]:
         """The points at shares of the belief's mass, dimension by dimension: of uniform shares, draws of the belief."""
         columns = [marginal.quantiles(shares[:, at]) for at, marginal in enumerate(self._marginals)]
-        return self._located(np.stack(columns, axis=1))
-
-    def _located(self, positions: Float[np.ndarray, "n dimensions"]) -> list[Point]:
-        return [
-            self._space.snap(
-                [marginal.coordinate(float(at)) for marginal, at in zip(self._marginals, row, strict=True)]
-            )
-            for row in positions
-        ]
+        return [self._space.at(row) for row in np.stack(columns, axis=1)]
 
     def design(self, shares: Float[np.ndarray, "n dimensions"]) -> list[Point]:
         """Points that fill the belief where ``shares`` fill the unit cube; the first one has all prior values."""
@@ -150,7 +134,7 @@ class Prior:
         """Random points for a trial: of the belief while it lasts, else of the whole space."""
         shares = generator.random((count, len(self._marginals)))
         believed = generator.random(count) < self._share(trial)
-        either = zip(believed, self.points(shares), self._located(shares), strict=True)
+        either = zip(believed, self.points(shares), map(self._space.at, shares), strict=True)
         return [drawn if believes else anywhere for believes, drawn, anywhere in either]
 
     def order(self, generator: np.random.Generator, points: Sequence[Point], trial: int) -> list[Point]:

@@ -18,6 +18,7 @@ from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import milestones
 from jaxtune.search.results import StudySummary
@@ -69,7 +70,7 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -211,7 +212,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -229,6 +230,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     finished = settings.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),
+        "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in settings.space.items()},
         "trials": settings.trials,
         "population": runner.capacity,
         "promote": settings.promote,

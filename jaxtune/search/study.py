@@ -17,7 +17,16 @@ from typing import Any, Literal
 from jaxtune.config.metrics import Direction, Goal
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_header, check_records, check_room, lookup, recorded_data, study_header
+from jaxtune.search.header import (
+    check_header,
+    check_records,
+    check_room,
+    first_record,
+    lookup,
+    recorded_data,
+    settled,
+    study_header,
+)
 from jaxtune.search.journal import Journal
 from jaxtune.search.leader import leader
 from jaxtune.search.methods import make_method
@@ -92,7 +101,7 @@ class Study:
         accept_changed_data: bool = False,
     ):
         self.run_dir = Path(run_dir)
-        self.search = search
+        self.search = search = settled(search, first_record(self.run_dir))
         self.runner = runner
         self.goal = Goal(direction)
         self.reference = dict(reference or {})
@@ -101,7 +110,10 @@ class Study:
         self.space = Space(search.space, known_keys, search.fixed)
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(search.initial, runner.capacity + 1)
-        self._method = make_method(search.method, self.space, seed=search.seed, initial=initial)
+        assert search.acquisition is not None, "a settled search names its acquisition"
+        self._method = make_method(
+            search.method, self.space, seed=search.seed, initial=initial, acquisition=search.acquisition
+        )
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=search.seed, initial=initial)
         self._reference_point = self._locate_reference(reference_config)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from jaxtune.config import load_config
 from jaxtune.config.search_section import DimensionConfig
 from jaxtune.errors import UserError
 from jaxtune.search import Study
+from jaxtune.search.acquisition import believed, expected_improvement, thompson
 from jaxtune.search.candidates import design, untaken
 from jaxtune.search.methods import METHODS, make_method
 from jaxtune.search.observation import Observation
@@ -35,7 +37,7 @@ def space_of(**dimensions) -> Space:
     return Space({key: DimensionConfig(**value) for key, value in dimensions.items()})
 
 
-def normal(centre: float, sigma: float):
+def normal(centre: float, sigma: float) -> Any:
     """What SciPy calls the cut normal."""
     return scipy.stats.truncnorm(-centre / sigma, (1 - centre) / sigma, centre, sigma)
 
@@ -51,7 +53,7 @@ def test_a_range_is_believed_as_a_cut_normal(share, confidence, kind):
     marginal = Marginal(dimension)
     scipys, places = normal(share, SIGMA[confidence]), np.linspace(0.01, 0.99, 25)
     expected = 0.1 + 0.9 * scipys.pdf(places)
-    coordinates = [marginal.coordinate(float(place)) for place in places]
+    coordinates = [dimension.at(float(place)) for place in places]
     np.testing.assert_allclose(marginal.density(coordinates), expected, rtol=5e-3)
     np.testing.assert_allclose(0.1 * places + 0.9 * scipys.cdf(places), _shares(marginal, places), atol=1e-4)
 
@@ -69,8 +71,8 @@ def _shares(marginal: Marginal, places: np.ndarray) -> np.ndarray:
 def test_whole_values_have_the_mass_of_their_cell(config, values):
     space = space_of(key=config)
     prior, count = Prior(space), len(values)
-    points = [space.point({"key": value}) for value in values]
-    assert all(point is not None for point in points)
+    points = [point for value in values if (point := space.point({"key": value})) is not None]
+    assert len(points) == count
     centre = ([*values].index(config["prior"]) + 0.5) / count
     edges = np.linspace(0, 1, count + 1)
     expected = 0.1 / count + 0.9 * np.diff(normal(centre, 0.25).cdf(edges))
@@ -109,8 +111,8 @@ def test_it_is_forgotten():
     # Of the belief's mass within 0.1 of its centre, and of the whole range's.
     held = 0.9 * np.diff(normal(0.2, 0.125).cdf([0.1, 0.3]))[0] + 0.1 * 0.2
     for trial, share in zip((1, 100), near, strict=True):
-        believed = 2 / (2 + trial)
-        assert share == pytest.approx(believed * held + (1 - believed) * 0.2, abs=0.04)
+        kept = 2 / (2 + trial)
+        assert share == pytest.approx(kept * held + (1 - kept) * 0.2, abs=0.04)
 
 
 def _draws(prior: Prior, trial: int):
@@ -120,15 +122,15 @@ def _draws(prior: Prior, trial: int):
 def test_a_listed_space_is_drawn_by_weight():
     space = space_of(a={"choice": ["x", "y", "z"], "prior": "y", "confidence": "high"})
     first = [untaken(space, set(), seed=seed, trial=1, count=1)[0][0] for seed in range(800)]
-    believed = 2 / 3
-    expected = believed * 6 / 8 + (1 - believed) / 3
+    expected = 2 / 3 * 6 / 8 + 1 / 3 / 3
     assert first.count(1) / len(first) == pytest.approx(expected, abs=0.05)
     assert {point[0] for point in untaken(space, {(1,)}, seed=0, trial=1, count=1)} == {0, 2}
 
 
 def test_what_is_likely_and_taken_does_not_run_out():
     dimensions = {f"k{at}": {"choice": [0, 1], "prior": 1, "confidence": "high"} for at in range(13)}
-    space, taken = space_of(**dimensions), {(1,) * 13}
+    space = space_of(**dimensions)
+    taken: set[tuple[float, ...]] = {(1,) * 13}
     assert space.size is not None
     for trial in range(1, 40):
         (point, *_) = untaken(space, taken, seed=0, trial=trial, count=1)
@@ -168,18 +170,28 @@ def test_every_method_begins_with_it_and_repeats(name, scores, seed, trial):
         assert first.configuration == {key: value["prior"] for key, value in PRIORS.items()}
 
 
-def test_the_gaussian_process_starts_near_it_and_leaves_where_scores_say_so():
-    believed = {"x": {"uniform": (0.0, 1.0), "prior": 0.85, "confidence": "high"}}
+def test_a_draw_and_an_improvement_are_weighed_alike():
+    generator = np.random.default_rng(0)
+    worth, factor = generator.normal(size=50), generator.uniform(0.1, 3, 50)
+    np.testing.assert_allclose(believed(expected_improvement, abs(worth), factor), abs(worth) * factor)
+    # Of Thompson's draws any increasing function would do, and the exponential is the positive one.
+    expected = np.argsort(np.exp(worth) * factor)
+    assert believed(thompson, worth, factor).argsort().tolist() == expected.tolist()
+
+
+@pytest.mark.parametrize("acquisition", ["ei", "thompson"])
+def test_the_gaussian_process_starts_near_it_and_leaves_where_scores_say_so(acquisition):
+    sure = {"x": {"uniform": (0.0, 1.0), "prior": 0.85, "confidence": "high"}}
     told = [Observation([x], 1.0 + (x - 0.2) ** 2) for x in (0.05, 0.35, 0.5, 0.65, 0.85, 0.95)]
     level = [Observation([x], 1.0) for x in (0.05, 0.35, 0.6)]
 
     def proposed(space: Space, observations: list[Observation]) -> list[float]:
-        method = make_method("gp", space, seed=0, initial=3)
+        method = make_method("gp", space, seed=0, initial=3, acquisition=acquisition)
         return [method.propose(trial, observations, []).configuration["x"] for trial in range(10, 16)]
 
-    drawn, plain = (proposed(space, level) for space in (space_of(**believed), space_of(x={"uniform": (0.0, 1.0)})))
+    drawn, plain = (proposed(space, level) for space in (space_of(**sure), space_of(x={"uniform": (0.0, 1.0)})))
     assert np.mean(np.abs(np.array(drawn) - 0.85)) < min(0.15, np.mean(np.abs(np.array(plain) - 0.85)))
-    assert np.mean(np.abs(np.array(proposed(space_of(**believed), told)) - 0.2)) < 0.1
+    assert np.mean(np.abs(np.array(proposed(space_of(**sure), told)) - 0.2)) < 0.1
 
 
 def test_a_stopped_study_goes_on_to_the_same_end(tmp_path):
