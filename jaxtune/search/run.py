@@ -17,6 +17,7 @@ from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.ledger import Event
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
@@ -68,7 +69,7 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -202,7 +203,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -220,6 +221,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     finished = search.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),
+        "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
         "trials": search.trials,
         "population": runner.capacity,
         "promote": search.promote,
