@@ -13,6 +13,12 @@ stars is luck, so the comparisons are also tested together (sign flips, Holm's c
     python benchmarks/surrogates.py --json > benchmarks/results/surrogates.json
     python benchmarks/surrogates.py --figures docs/figures --from benchmarks/results/surrogates.json
 
+In these tables ``gp`` proposes by expected improvement. What a search does by default was chosen on more landscapes
+(benchmarks/landscapes.py, benchmarks/budgeted.py) and confirmed on others, which no choice has seen:
+
+    python benchmarks/surrogates.py --development --seeds 10 --cells development.jsonl
+    python benchmarks/surrogates.py --confirmation COMMIT --seeds 24 --cells confirmation.jsonl
+
 From the repository's root; needs the extra ``optuna``.
 """
 
@@ -26,9 +32,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import landscape_study
 import numpy as np
 from common import machine
 from comparisons import holm, sign_flips
+from landscapes import FIRST_CONFIRMATION_SEED, confirmation, development
 from optuna_rivals import tpe_with
 from replay import CURVES, Fractional, Strategy, Table, full, read_table
 
@@ -324,12 +332,41 @@ def figure(task: str, result: Mapping[str, Any]) -> str:
     return svg.to_text(root) + "\n"
 
 
+def study_landscapes(arguments: argparse.Namespace) -> None:
+    """Measures, and prints what all instances come to once they are there."""
+    confirming = arguments.confirmation is not None
+    commit = landscape_study.require_commit(arguments.confirmation) if confirming else None
+    found = confirmation(arguments.bench, arguments.studies) if confirming else development(arguments.bench)
+    if arguments.only:
+        found = [one for one in found if one.name.startswith(tuple(arguments.only))]
+    place, parts = (int(number) for number in arguments.part.split("/"))
+    first = FIRST_CONFIRMATION_SEED if confirming else 0
+    landscape_study.measure(
+        found, arguments.seeds, first, arguments.cells, part=(place, parts), minutes=arguments.minutes
+    )
+    result = landscape_study.gathered(landscape_study.read_cells(arguments.cells))
+    more = {"commit": commit, "judged": landscape_study.judged(result, arguments.ours)} if confirming else {}
+    whole = landscape_study.document(result, **more)
+    print(json.dumps(whole) if arguments.json else landscape_study.as_text(whole))
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", default=sorted(path.stem for path in CURVES.glob("*.csv")))
     parser.add_argument(
         "--strategies", nargs="+", default=list(STRATEGIES), choices=[*STRATEGIES, *EXTRAS], metavar="NAME"
     )
+    wide = parser.add_argument_group("many landscapes", "budgets of 4, 8 and 16; settings are chosen on development")
+    which = wide.add_mutually_exclusive_group()
+    which.add_argument("--development", action="store_true", help="the recorded tables, and search_bench")
+    which.add_argument("--confirmation", metavar="COMMIT", help="what judges the default that a commit made")
+    wide.add_argument("--bench", type=Path, default=Path("../shared/search_bench"), help="landscapes, where they are")
+    wide.add_argument("--studies", type=Path, nargs="*", default=[], help="finished studies early-score, to confirm on")
+    wide.add_argument("--only", nargs="+", help="landscapes whose names begin so; all if unset")
+    wide.add_argument("--cells", type=Path, default=Path("cells.jsonl"), help="measured so far; a run goes on from it")
+    wide.add_argument("--part", default="0/1", help="i/n: every n-th cell, for several processes")
+    wide.add_argument("--minutes", type=float, default=60.0, help="no further cell is begun after them")
+    wide.add_argument("--ours", default=landscape_study.OURS, help="the strategy that confirmation judges")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were chosen on seeds from 1000")
     parser.add_argument("--json", action="store_true")
@@ -337,6 +374,9 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder for a figure (SVG) of each task")
     parser.add_argument("--markdown", action="store_true", help="the rows of docs/surrogates.md")
     arguments = parser.parse_args()
+    if arguments.development or arguments.confirmation:
+        study_landscapes(arguments)
+        return
     if arguments.source:
         result = merged([json.loads(path.read_text()) for path in arguments.source])
     else:
