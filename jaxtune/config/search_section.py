@@ -82,7 +82,7 @@ class SearchConfig(Section):
     acquisition: Literal["thompson", "ei"] | None = Field(
         default=None,
         description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
-        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
+        "the largest expected improvement. Unset: thompson; a study that has begun keeps what it began with.",
     )
     trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
     fraction: Annotated[float, Field(gt=0, le=1)] = Field(

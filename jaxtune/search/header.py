@@ -30,7 +30,7 @@ _SETTINGS = {"method", "acquisition", "ladder", "fraction", "trials", "promote",
 _BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "ei"}
+_NEW: dict[str, Any] = {"acquisition": "thompson"}
 
 # Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
 FREE_SECTIONS = ("run_dir", "paths_from", "name", "telemetry", "search", "study")

@@ -186,7 +186,9 @@ class Surrogate:
             model = posterior.believing(pending, lie)
 
             points = self._candidates(trial, posterior, taken)
-            mean, deviation = model.predict(posterior.columns(points), return_std=True)
+            # What scikit-optimize returns depends on the flags.
+            predicted: Any = model.predict(posterior.columns(points), return_std=True)
+            mean, deviation = predicted
             generator = np.random.default_rng((self.seed, trial, 3))
             return points[int(np.argmax(self._acquisition(mean, deviation, lie, generator)))]
 
