@@ -6,6 +6,7 @@ that a run that is stopped goes on behind the last line.
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -18,7 +19,7 @@ import numpy as np
 from budgeted import BUDGETS, FINISHING, FRACTION, PROPOSERS, cell
 from common import machine
 from comparisons import holm, sign_flips
-from landscapes import Landscape
+from landscapes import FIRST_CONFIRMATION_SEED, Landscape, confirmation, development
 
 OLD = "gp, ei: straight, by mean"
 """What studies were before there was a choice: the yardstick of the paired differences."""
@@ -215,3 +216,19 @@ def require_commit(commit: str) -> str:
     if found.returncode or git("merge-base", "--is-ancestor", commit, "HEAD").returncode:
         raise SystemExit(f"--confirmation {commit}: no commit of this tree; name the one that made the default")
     return found.stdout.strip()
+
+
+def run(arguments: argparse.Namespace) -> None:
+    """What benchmarks/surrogates.py does on many landscapes: measures, and prints what whole instances come to."""
+    confirming = arguments.confirmation is not None
+    commit = require_commit(arguments.confirmation) if confirming else None
+    found = confirmation(arguments.bench, arguments.studies) if confirming else development(arguments.bench)
+    if arguments.only:
+        found = [one for one in found if one.name.startswith(tuple(arguments.only))]
+    place, parts = (int(number) for number in arguments.part.split("/"))
+    first = FIRST_CONFIRMATION_SEED if confirming else 0
+    measure(found, arguments.seeds, first, arguments.cells, part=(place, parts), minutes=arguments.minutes)
+    result = gathered(read_cells(arguments.cells))
+    more = {"commit": commit, "judged": judged(result, arguments.ours)} if confirming else {}
+    whole = document(result, **more)
+    print(json.dumps(whole) if arguments.json else as_text(whole))

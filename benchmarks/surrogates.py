@@ -36,9 +36,9 @@ import landscape_study
 import numpy as np
 from common import machine
 from comparisons import holm, sign_flips
-from landscapes import FIRST_CONFIRMATION_SEED, confirmation, development
+from landscapes import DEVELOPMENT_TABLES
 from optuna_rivals import tpe_with
-from replay import CURVES, Fractional, Strategy, Table, full, read_table
+from replay import Fractional, Strategy, Table, full, read_table
 
 BUDGETS = (3, 4, 6, 8)
 OURS = "gp, fraction"
@@ -57,8 +57,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 def _other(table: Table) -> Table:
     """The table of the next task, which stands for an earlier study on other data."""
-    tasks = sorted(path.stem for path in CURVES.glob("*.csv"))
-    return read_table(tasks[(tasks.index(table.name) + 1) % len(tasks)])
+    at = DEVELOPMENT_TABLES.index(table.name)
+    return read_table(DEVELOPMENT_TABLES[(at + 1) % len(DEVELOPMENT_TABLES)])
 
 
 # What goes beyond the method, each a change to ``gp, fraction``; measured on request.
@@ -332,27 +332,9 @@ def figure(task: str, result: Mapping[str, Any]) -> str:
     return svg.to_text(root) + "\n"
 
 
-def study_landscapes(arguments: argparse.Namespace) -> None:
-    """Measures, and prints what all instances come to once they are there."""
-    confirming = arguments.confirmation is not None
-    commit = landscape_study.require_commit(arguments.confirmation) if confirming else None
-    found = confirmation(arguments.bench, arguments.studies) if confirming else development(arguments.bench)
-    if arguments.only:
-        found = [one for one in found if one.name.startswith(tuple(arguments.only))]
-    place, parts = (int(number) for number in arguments.part.split("/"))
-    first = FIRST_CONFIRMATION_SEED if confirming else 0
-    landscape_study.measure(
-        found, arguments.seeds, first, arguments.cells, part=(place, parts), minutes=arguments.minutes
-    )
-    result = landscape_study.gathered(landscape_study.read_cells(arguments.cells))
-    more = {"commit": commit, "judged": landscape_study.judged(result, arguments.ours)} if confirming else {}
-    whole = landscape_study.document(result, **more)
-    print(json.dumps(whole) if arguments.json else landscape_study.as_text(whole))
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=sorted(path.stem for path in CURVES.glob("*.csv")))
+    parser.add_argument("--tasks", nargs="+", default=list(DEVELOPMENT_TABLES), choices=DEVELOPMENT_TABLES)
     parser.add_argument(
         "--strategies", nargs="+", default=list(STRATEGIES), choices=[*STRATEGIES, *EXTRAS], metavar="NAME"
     )
@@ -375,7 +357,7 @@ def main() -> None:
     parser.add_argument("--markdown", action="store_true", help="the rows of docs/surrogates.md")
     arguments = parser.parse_args()
     if arguments.development or arguments.confirmation:
-        study_landscapes(arguments)
+        landscape_study.run(arguments)
         return
     if arguments.source:
         result = merged([json.loads(path.read_text()) for path in arguments.source])
