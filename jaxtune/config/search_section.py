@@ -143,7 +143,7 @@ class SearchConfig(Section):
     acquisition: Annotated[Literal["thompson", "ei"] | None, Recorded()] = Field(
         default=None,
         description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
-        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
+        "the largest expected improvement. Unset: thompson; a study that has begun keeps what it began with.",
     )
     trials: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
         default=16, description="Configurations that are tried, the reference among them."

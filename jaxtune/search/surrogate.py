@@ -187,7 +187,9 @@ class Surrogate:
             model = posterior.believing(pending, lie)
 
             points = self._candidates(trial, posterior, taken)
-            mean, deviation = model.predict(posterior.columns(points), return_std=True)
+            # What scikit-optimize returns depends on the flags.
+            predicted: Any = model.predict(posterior.columns(points), return_std=True)
+            mean, deviation = predicted
             worth = self._acquisition(mean, deviation, lie, np.random.default_rng((self.seed, trial, 3)))
             if self._prior is not None:
                 worth = believed(self._acquisition, worth, self._prior.factor(points, len(told)))
