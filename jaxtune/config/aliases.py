@@ -77,6 +77,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "evaluation.max_new_tokens": ("generation_max_length", "max_tokens", "max_gen_len"),
     "search.trials": ("n_trials", "num_trials", "max_trials", "num_samples"),
     "search.space": ("hp_space", "search_space", "parameters", "sweep"),
+    "search.acquisition": ("acq_func", "acquisition_function"),
     "search.method": ("algorithm", "sampler", "search_alg", "tuner"),
     "telemetry.wandb": ("report_to", "wandb_project", "project", "project_name"),
     "telemetry.tensorboard": ("tensorboard_dir", "logging_dir"),

@@ -10,8 +10,11 @@ from pydantic import Field, field_validator, model_validator
 
 from jaxtune.config.metrics import MetricName
 from jaxtune.config.section import (
+    Amendable,
+    Free,
     Parsed,
     PositiveInt,
+    Recorded,
     Section,
     Seed,
     UserPath,
@@ -64,36 +67,49 @@ class DimensionConfig(Section):
         return next(name for name in type(self).model_fields if getattr(self, name) is not None)
 
 
+METHODS_WITHOUT_MODEL = ("random", "sobol")
+"""Search methods that learn nothing from scores."""
+
+
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
         "Dotted key -> what to try.", default_factory=dict
     )
-    method: Literal["gp", "random", "tpe", "hyperband"] = Field(
+    method: Annotated[Literal["gp", "random", "sobol", "tpe", "hyperband"], Recorded()] = Field(
         default="gp",
-        description="What proposes trials: a Gaussian process, chance, or Optuna's TPE; hyperband is TPE that also "
-        "stops trials before the fraction. tpe and hyperband need the extra optuna.",
+        description="What proposes trials: a Gaussian process, chance, a Sobol sequence, or Optuna's TPE; hyperband is "
+        "TPE that also stops trials before the fraction. tpe and hyperband need the extra optuna.",
     )
-    trials: PositiveInt = Field(default=16, description="Configurations that are tried, the reference among them.")
-    fraction: Annotated[float, Field(gt=0, le=1)] = Field(
+    acquisition: Annotated[Literal["thompson", "ei"] | None, Recorded()] = Field(
+        default=None,
+        description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
+        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
+    )
+    trials: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
+        default=16, description="Configurations that are tried, the reference among them."
+    )
+    fraction: Annotated[float, Field(gt=0, le=1), Recorded()] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."
     )
-    ladder: list[Annotated[float, Field(gt=0, lt=1)]] = Field(
+    ladder: Annotated[list[Annotated[float, Field(gt=0, lt=1)]], Recorded()] = Field(
         default_factory=list,
         description="Shares of the steps before fraction, ascending: all trials are trained to the first, and the "
         "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
     )
-    promote: PositiveInt = Field(default=5, description="How many of the best trials are finished.")
+    promote: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
+        default=5, description="How many of the best trials are finished."
+    )
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
         description="Trials that train at the same time, in one compiled step on one copy of the base. 'auto': as many "
         "as the memory of a device holds, at most a quarter of the trials.",
     )
-    initial: PositiveInt = Field(
+    initial: Annotated[PositiveInt, Recorded()] = Field(
         default=6, description="Trials of the space-filling design, before the surrogate proposes."
     )
-    fixed: dict[str, Any] = Field(
+    fixed: Annotated[dict[str, Any], Recorded(), Amendable("--fix")] = Field(
         default_factory=dict, description="Searched keys that new trials do not vary any more -> their values."
     )
     start_from: UserPath | None = Field(
@@ -103,22 +119,24 @@ class SearchConfig(Section):
         "unset, the design is drawn.",
     )
     objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
-    seed: Seed = Field(default=0, description="Seed of the proposals; every trial trains with train.seed.")
+    seed: Annotated[Seed, Recorded()] = Field(
+        default=0, description="Seed of the proposals; every trial trains with train.seed."
+    )
     reference: Literal["own", "paper"] | dict[str, Any] = Field(
         default="own",
         description="Trial 0, which the others are compared with: 'own' is the configuration as it stands, 'paper' the "
         "values of arXiv:2407.13906; or a mapping of the dotted keys that differ from the configuration. A study that "
         "began when another one was the default keeps it.",
     )
-    workers: PositiveInt = Field(
+    workers: Annotated[PositiveInt, Free()] = Field(
         default=1,
         description="Processes that train trials, on one machine or several, under Ray (extra 'distributed'); 1 trains "
         "in this process, unless ray_address is given.",
     )
-    ray_address: str | None = Field(
+    ray_address: Annotated[str | None, Free()] = Field(
         default=None, description="host:port of a running Ray's head node, or 'auto'; unset starts Ray on this machine."
     )
-    worker_resources: dict[str, Annotated[float, Field(gt=0)]] = Field(
+    worker_resources: Annotated[dict[str, Annotated[float, Field(gt=0)]], Free()] = Field(
         default_factory=dict,
         description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
         "else a CPU core.",

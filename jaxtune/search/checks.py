@@ -6,21 +6,19 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.config import Config, with_overrides
+from jaxtune.config.aliases import sections_of
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import BesideAdapter, PerTrial
+from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
 from jaxtune.search.header import read_data
-from jaxtune.search.milestones import milestones
+from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
-from jaxtune.search.space import Point, Space
-from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+from jaxtune.search.settings import Settings
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
-
-VARIED = ("train", "optimizer", "update", "data.packing")
-"""Sections and keys in which trials can differ."""
-
-_FREE_OF_ADAPTER = ("dropout", "learning_rate_scale", "weight_decay")
-"""Of a rule, what may differ between trials that start from one adapter."""
 
 
 def check_space(config: Config) -> None:
@@ -29,15 +27,14 @@ def check_space(config: Config) -> None:
     Raises:
       UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
     """
-    settings = search_config(config)
-    for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
+    settings = Settings.of(config)
+    for dimension in settings.space.dimensions:
         _check_varied(dimension.key, "search.space", config)
         for value in dimension.samples():
             with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
-    reference = reference_overrides(config)
-    for key in reference:
+    for key in settings.reference:
         _check_varied(key, "search.reference", config)
-    with_overrides(config, reference, origin="search.reference: ")
+    with_overrides(config, settings.reference, origin="search.reference: ")
 
 
 def _check_varied(key: str, where: str, config: Config) -> None:
@@ -46,24 +43,18 @@ def _check_varied(key: str, where: str, config: Config) -> None:
     And those that the adapter has settled which trials start from: with another rank or alpha they would start from
     something else.
     """
-    section, *_, name = key.split(".")
-    if config.model.adapter is not None and section == "update" and name not in _FREE_OF_ADAPTER:
-        raise UserError(
-            f"{where}: {key!r} is settled by model.adapter, {config.model.adapter}, as its modules, ranks and alphas "
-            f"are what training starts from; of update only {', '.join(_FREE_OF_ADAPTER)} can differ"
-        )
-    if key.split(".")[0] not in VARIED and key not in VARIED:
+    if config.model.adapter is not None and within(key, ["update"]):
+        free = sorted({name for rule in sections_of(Rule) for name in marked(BesideAdapter, rule)})
+        if key.rpartition(".")[2] not in free:
+            raise UserError(
+                f"{where}: {key!r} is settled by model.adapter, {config.model.adapter}, as its modules, ranks and "
+                f"alphas are what training starts from; of update only {', '.join(free)} can differ"
+            )
+    if not within(key, marked(PerTrial)):
         raise UserError(
             f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "
-            f"data; search over keys of {', '.join(VARIED)}"
+            f"data; search over keys of {', '.join(marked(PerTrial))}"
         )
-
-
-def reference_point(config: Config, space: Space) -> Point | None:
-    """Where the reference lies in a configuration's space; None outside it."""
-    reference = reference_overrides(config)
-    inside = bool(reference_in_space(config, reference))
-    return space.point(dotted(with_overrides(config, reference))) if inside else None
 
 
 def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[str, Any]] = ()) -> None:
@@ -78,14 +69,15 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
         steps is less than a step, or two of them are the same step.
     """
-    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
+    settings = Settings.of(config)
+    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
-    for dimension in Space(search_config(config).space).dimensions:
+    for dimension in settings.space.dimensions:
         trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
     for origin, overrides in trials:
         try:
             variant = runner.configuration(overrides)
-            early_steps(variant)
+            check_milestones(settings, variant)
             runner.experiment.check_lengths(variant)
             runner.trainer(variant)
         except UserError as error:
@@ -122,19 +114,10 @@ def checked_runner(
     return runner
 
 
-def early_steps(config: Config) -> int:
-    """Steps after which a trial of this length is scored.
+def check_milestones(settings: Settings, config: Config) -> Milestones:
+    """The steps at which a trial of this configuration is looked at.
 
     Raises:
       UserError: a rung or the fraction is less than a step, or two of them are the same step.
     """
-    return milestones(search_config(config), config.train.steps or 0).early
-
-
-def reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
-    assert config.search is not None
-    changed = dotted(with_overrides(config, reference))
-    fixed = dotted(config).keys() - config.search.space.keys()
-    same = changed.keys() == dotted(config).keys() and all(changed[key] == dotted(config)[key] for key in fixed)
-    return with_overrides(config, reference).model_dump(mode="json") if same else {}
+    return settings.milestones(config.train.steps or 0)

@@ -10,30 +10,37 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxtune.config.hyperparameters import without_host_keys
 from jaxtune.config.metrics import Direction
+from jaxtune.config.roles import marked, without
 from jaxtune.config.schema import Config
 from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.section import Amendable, HostOnly, Recorded
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import RunFiles
 from jaxtune.search.journal import difference, read_journal
 from jaxtune.search.space import Point, Space
 from jaxtune.training.data_history import DataHistory
 
-CHANGEABLE = ("trials", "promote", "fixed")
+CHANGEABLE = tuple(marked(Amendable, SearchConfig))
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
 
-# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-FREE_SECTIONS = ("run_dir", "paths_from", "name", "telemetry", "search", "study")
+# Of the settings, those that make a study this study.
+_SETTINGS = set(marked(Recorded, SearchConfig))
+
+# What a study had where its journal does not name it: it began before there was a choice.
+_BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
+
+# What a study begins with where the configuration leaves it unset.
+_NEW: dict[str, Any] = {"acquisition": "ei"}
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """The sections of a configuration that decide what its training comes to, nested."""
+    """The keys of a configuration that decide what its training comes to, nested."""
     return _deciding(config.model_dump(mode="json"))
 
 
 def _deciding(nested: Mapping[str, Any]) -> dict[str, Any]:
-    return without_host_keys({key: value for key, value in nested.items() if key not in FREE_SECTIONS})
+    return without(nested, marked(HostOnly))
 
 
 def study_header(
@@ -48,7 +55,7 @@ def study_header(
     """The fields of a journal's first record.
 
     Args:
-      search: the study's settings.
+      search: the study's settings, :func:`settled`.
       population: trials that train at a time.
       direction: ``min`` or ``max``.
       reference: dotted overrides that make trial 0.
@@ -59,7 +66,7 @@ def study_header(
         "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
         "objective": {"name": search.objective, "direction": direction},
         "experiment": None,
-        **search.model_dump(include={"method", "ladder", "fraction", "trials", "promote", "initial", "seed", "fixed"}),
+        **search.model_dump(include=_SETTINGS),
         "population": population,
         "reference": dict(reference),
         "start": [dict(one) for one in start],
@@ -77,7 +84,7 @@ def amended_header(records: Sequence[Mapping[str, Any]], path: Path) -> dict[str
         raise UserError(f"{path}: the journal is empty; run the search again to start it anew")
     if records[0]["event"] != "study":
         raise UserError(f"{path}, line 1: the first record is {records[0]['event']!r}, not 'study'; restore it")
-    header: dict[str, Any] = {"method": "gp", "ladder": [], "start": [], "fixed": {}, **records[0]}
+    header: dict[str, Any] = {**_BEFORE, **records[0]}
     for record in records[1:]:
         if record["event"] == "changed":
             header |= {name: record[name] for name in CHANGEABLE if name in record}
@@ -105,16 +112,33 @@ def read_data(run_dir: Path) -> DataHistory:
 
 
 def recorded_reference(run_dir: str | Path) -> dict[str, Any] | None:
-    """The overrides that made trial 0 of the study in a directory; None where none has begun.
+    """The overrides that made trial 0 of the study in a directory; None where none has begun."""
+    with contextlib.suppress(KeyError, TypeError, ValueError):
+        return dict((first_record(run_dir) or {})["reference"])
+    return None
+
+
+def first_record(run_dir: str | Path) -> dict[str, Any] | None:
+    """How the journal in a directory begins, as it was written; None where no study has begun.
 
     A journal that cannot be read is told of by whoever reads all of it.
     """
-    with (
-        contextlib.suppress(OSError, ValueError, KeyError, TypeError),
-        RunFiles(run_dir).journal_path.open("rb") as file,
-    ):
-        return dict(json.loads(file.readline())["reference"])
+    with contextlib.suppress(OSError, ValueError, TypeError), RunFiles(run_dir).journal_path.open("rb") as file:
+        return dict(json.loads(file.readline()))
     return None
+
+
+def settled(search: SearchConfig, begun: Mapping[str, Any] | None) -> SearchConfig:
+    """The settings with what is unset filled in: as a study began, or as a new one begins.
+
+    A later version may begin studies with another choice; one that has begun goes on with its own.
+
+    Args:
+      search: as configured.
+      begun: the first record of the study's journal; None where it has not begun.
+    """
+    known = _NEW if begun is None else {**_BEFORE, **begun}
+    return search.model_copy(update={name: known[name] for name in _NEW if getattr(search, name) is None})
 
 
 def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -15,6 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+from jaxtyping import Float
+
 from jaxtune.config.aliases import our_keys
 from jaxtune.config.search_section import DimensionConfig
 from jaxtune.errors import UserError, nearest
@@ -88,6 +91,14 @@ class Dimension:
         if self.kind == "choice":
             return self.choices[index]
         return 2**index if self.kind == "power_of_two" else index
+
+    def at(self, share: float) -> Coordinate:
+        """The coordinate at a share, in [0, 1), of the way through; all values have equal parts."""
+        if self.size is not None:
+            return int(self.low) + int(share * self.size)
+        if self.kind == "log_uniform":
+            return float(self.low) * (float(self.high) / float(self.low)) ** share
+        return float(self.low) + share * (float(self.high) - float(self.low))
 
     def describe(self) -> str:
         """What it holds, for people: ``log_uniform [1e-05, 0.01]``."""
@@ -289,6 +300,10 @@ class Space:
         for index, pin in self._pins.items():
             snapped[index] = pin
         return snapped
+
+    def at(self, unit: Float[np.ndarray, " dimensions"]) -> Point:
+        """The point that can be proposed at a place of the unit cube, each coordinate in [0, 1)."""
+        return self.snap([dimension.at(float(share)) for dimension, share in zip(self.dimensions, unit, strict=True)])
 
     def to_skopt(self) -> list[skopt.space.Dimension]:
         """The dimensions for scikit-optimize, in order."""

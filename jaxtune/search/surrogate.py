@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
+from jaxtune.search.acquisition import ACQUISITIONS
 from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.space import Point, Space
@@ -128,21 +129,23 @@ class Posterior:
 class Surrogate:
     """Proposes points of a space.
 
-    The acquisition is expected improvement (Jones et al. 1998) on warped and standardised scores; pending trials are
-    told the best score so far (the constant liar ``cl_min``, Ginsbourger et al. 2010). Noise is one estimated
-    variance: all trials are scored on the same validation set, so their standard errors are nearly equal and mostly
-    shared, and as noise per observation they would drown the differences that the search is after.
+    The acquisition (:mod:`jaxtune.search.acquisition`) sees warped and standardised scores; pending trials are told the
+    best score so far (the constant liar ``cl_min``, Ginsbourger et al. 2010). Noise is one estimated variance: all
+    trials are scored on the same validation set, so their standard errors are nearly equal and mostly shared, and as
+    noise per observation they would drown the differences that the search is after.
 
     Args:
       space: the space.
       seed: of the study.
       initial: trials of the initial design, trial 0 (the reference) included.
+      acquisition: what chooses among the candidates, a name of ``ACQUISITIONS``.
     """
 
-    def __init__(self, space: Space, *, seed: int, initial: int):
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
         self.space = space
         self.seed = seed
         self.initial = initial
+        self._acquisition = ACQUISITIONS[acquisition]
         self._design: list[Point] | None = None
         self._last: tuple[list[Observation], Posterior] | None = None
 
@@ -174,9 +177,7 @@ class Surrogate:
         return Proposal(self.space.configuration(point), source)
 
     def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Point:
-        """The candidate of largest expected improvement."""
-        from skopt.acquisition import gaussian_ei
-
+        """The candidate that the acquisition values most."""
         taken = taken_points(told, pending)
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -185,7 +186,9 @@ class Surrogate:
             model = posterior.believing(pending, lie)
 
             points = self._candidates(trial, posterior, taken)
-            return points[int(np.argmax(gaussian_ei(posterior.columns(points), model, lie)))]
+            mean, deviation = model.predict(posterior.columns(points), return_std=True)
+            generator = np.random.default_rng((self.seed, trial, 3))
+            return points[int(np.argmax(self._acquisition(mean, deviation, lie, generator)))]
 
     def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
         """New points near the best told ones, and a few anywhere.

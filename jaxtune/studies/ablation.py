@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
-from jaxtune.config.hyperparameters import HOST_KEYS
-from jaxtune.config.metrics import METRICS, Goal
+from jaxtune.config.metrics import Goal
 from jaxtune.config.paths import located
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.layout import RunFiles
@@ -25,8 +26,8 @@ from jaxtune.search.checks import check_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, search
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import reference_overrides, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
 from jaxtune.studies.output import publish
@@ -44,8 +45,7 @@ SEED = "train.seed"
 MATERIAL = 0.01
 """A change of less than this share of what winner and reference differ by is none to choose a value for."""
 
-# Keys that may differ between the search that found the winner and the configuration that it is ablated with.
-_FREE = ("name", "telemetry.", "study.", "search.", *HOST_KEYS)
+# What must be the same in the search that found the winner, beside all that decides training.
 _SEARCH = ("search.space", "search.reference", "search.objective")
 
 
@@ -75,7 +75,7 @@ def check(config: Config) -> dict[str, Any]:
     """
     config = with_date(with_adapter(config), _given_search(config))
     _check_keys(config)
-    seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
+    seeds, keys = config.study.ablation.seeds, search_config(config).space
     runner = open_runner(config, STUDY)
     steps = runner.total_steps(Trial(0, {}, Path()))
     trials = (2 + len(keys)) * len(seeds)
@@ -151,9 +151,10 @@ def make_variants(config: Config, winner: Mapping[str, Any]) -> list[Variant]:
       config: resolved, with a ``search`` section.
       winner: the configuration that a search found best; that of its reference leaves nothing to set back.
     """
-    overrides, base = reference_overrides(config), dotted(config)
+    settings, base = Settings.of(config), dotted(config)
+    overrides = dict(settings.reference)
     variants = [Variant("reference", overrides), Variant("winner", dict(winner))]
-    for key in Space(search_config(config).space).keys:
+    for key in settings.space.keys:
         back = overrides.get(key, base[key])
         if canonical(winner.get(key, back)) != canonical(back):
             variants.append(Variant(key, {**winner, key: back}))
@@ -195,7 +196,9 @@ def _read_search(config: Config, directory: Path) -> dict[str, Any]:
         )
 
     first, second = dotted(load_config(there.config_path)), dotted(config)
-    different = [name for name in different_keys(first, second) if name in _SEARCH or not name.startswith(_FREE)]
+    different = [
+        name for name in different_keys(first, second) if name in _SEARCH or not within(name, marked(HostOnly))
+    ]
     if different:
         name = different[0]
         raise UserError(
@@ -214,8 +217,8 @@ def _summarize(
     by_variant: Mapping[str, Sequence[Trial]],
 ) -> dict[str, Any]:
     """The summary of trials that are all trained and tested."""
-    ablation, objective = config.study.ablation, search_config(config).objective
-    goal = METRICS[objective].goal
+    ablation, settings = config.study.ablation, Settings.of(config)
+    objective, goal = settings.search.objective, settings.goal
     validation = {name: [_final(trials, trial) for trial in each] for name, each in by_variant.items()}
     tests = {name: [trials.history.trials[trial.id].test for trial in each] for name, each in by_variant.items()}
     test = {name: [math.nan if outcome is None else outcome.score for outcome in each] for name, each in tests.items()}
@@ -258,7 +261,7 @@ def _summarize(
         },
         "effects": effects,
         "whole": {"reference": reference, **effect("reference")} if len(variants) > 1 else None,
-        "unchanged": [key for key in Space(search_config(config).space).keys if key not in by_variant],
+        "unchanged": [key for key in settings.space.keys if key not in by_variant],
         "variants": [
             {
                 "name": variant.name,

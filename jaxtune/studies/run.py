@@ -9,9 +9,10 @@ from typing import Any
 from jaxtune.config import Config
 from jaxtune.files import check_writable
 from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.ledger import Event
 from jaxtune.search.memory import check_memory
-from jaxtune.search.study import Event
-from jaxtune.search.trainer_runner import TrainerRunner, search_config
+from jaxtune.search.settings import search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.studies.output import output_directory
 from jaxtune.training.fit import Listener
 from jaxtune.training.idle_keys import idle_keys

@@ -19,12 +19,15 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config import Config, hyperparameters, with_overrides
-from jaxtune.config.metrics import METRICS, Goal
+from jaxtune.config.metrics import Goal
+from jaxtune.config.roles import marked
+from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import TrainerRunner, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -39,9 +42,6 @@ STUDY = "transfer"
 
 FULL = "full"
 """The setting that the others are to foretell: the configuration as it is."""
-
-_NOT_OVERRIDDEN = ("name", "run_dir", "paths_from", "search", "study", "telemetry")
-"""Sections that make no setting cheaper: they are the study's own."""
 
 
 def check(config: Config) -> dict[str, Any]:
@@ -118,7 +118,8 @@ def _settings(config: Config) -> dict[str, Config]:
         if not overrides:
             raise UserError(f"{where}: overrides nothing; give at least one key, such as train.steps")
         for key in overrides:
-            if key.split(".")[0] in _NOT_OVERRIDDEN:
+            # What is the study's own makes no setting cheaper.
+            if key.split(".")[0] in marked(HostOnly):
                 raise UserError(f"{where}: {key!r} is the same for all settings of a study")
             if searched := next((other for other in space if _overlap(key, other)), None):
                 raise UserError(f"{where}: {key!r} would be overridden by the searched key {searched!r}")
@@ -160,8 +161,8 @@ def _summarize(
     each: Mapping[str, Sequence[Trial]],
 ) -> dict[str, Any]:
     """The summary of trials that are all scored in every setting."""
-    search, study = search_config(config), config.study
-    goal = METRICS[search.objective].goal
+    settings, study = Settings.of(config), config.study
+    search, goal = settings.search, settings.goal
     outcomes = {name: [_outcome(trials, runners[name], trial) for trial in each[name]] for name in runners}
     scores = {
         name: np.array([math.inf if o.failed else goal.signed(o.score) for o in row], np.float64)

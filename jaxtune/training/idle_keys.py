@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator
 
 from jaxtune.config import Config
-from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.search_section import METHODS_WITHOUT_MODEL, SearchConfig
 from jaxtune.config.training_sections import TrainConfig
 from jaxtune.config.update_rules import LowRankRule
 from jaxtune.updates.plan import ResolvedPlan
@@ -110,8 +110,10 @@ def _proposals(config: Config) -> Iterator[str]:
     # Trials that train side by side are proposed before any of them is scored.
     key, first = max(("initial", search.initial), ("population", population + 1), key=lambda item: item[1])
     default = key == "initial" and first == SearchConfig.model_fields["initial"].default
-    if search.method != "random" and first >= search.trials > 1 and not default:
+    if search.method not in METHODS_WITHOUT_MODEL and first >= search.trials > 1 and not default:
         yield f"search.method: {search.method} never proposes: search.{key} leaves it none of {search.trials} trials"
+    if search.acquisition is not None and search.method != "gp":
+        yield f"search.acquisition: {search.acquisition} chooses among the candidates of gp; method is {search.method}"
     if search.fraction == 1.0:
         yield f"search.promote: {search.promote} does nothing: search.fraction 1.0 trains all trials to their end"
 

@@ -16,7 +16,8 @@ def study(run_dir, method: str, runner=None) -> Study:
 
 
 @pytest.mark.parametrize(
-    ("method", "learnt", "step"), [("random", "random", 10), ("tpe", "surrogate", 10), ("hyperband", "surrogate", 2)]
+    ("method", "learnt", "step"),
+    [("random", "random", 10), ("sobol", "design", 10), ("tpe", "surrogate", 10), ("hyperband", "surrogate", 2)],
 )
 def test_a_stopped_study_goes_on_to_the_same_end(tmp_path, method, learnt, step):
     whole, parts = tmp_path / "whole", tmp_path / "parts"

@@ -1,4 +1,4 @@
-"""``gp``: the study's own Gaussian process proposes by expected improvement."""
+"""``gp``: the study's own Gaussian process proposes (``search.acquisition``)."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from jaxtune.search.surrogate import Surrogate
 class GaussianProcess(Method):
     """Proposals of :class:`jaxtune.search.surrogate.Surrogate`; see :func:`make_method` for the arguments."""
 
-    def __init__(self, space: Space, *, seed: int, initial: int):
-        self._surrogate = Surrogate(space, seed=seed, initial=initial)
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
+        self._surrogate = Surrogate(space, seed=seed, initial=initial, acquisition=acquisition)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
-        """The point of the design, or that of largest expected improvement."""
+        """The point of the design, or the candidate that the acquisition values most."""
         return self._surrogate.propose(trial, told, pending)

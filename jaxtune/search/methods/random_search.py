@@ -13,8 +13,8 @@ from jaxtune.search.space import Point, Space
 class RandomSearch(Method):
     """Independent draws (Bergstra & Bengio 2012), without repeats; see :func:`make_method` for the arguments."""
 
-    def __init__(self, space: Space, *, seed: int, initial: int):
-        del initial  # no design: every trial is a draw
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
+        del initial, acquisition  # no design: every trial is a draw
         self._space, self._seed = space, seed
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:

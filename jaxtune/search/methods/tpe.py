@@ -27,7 +27,8 @@ class TreeParzen(Method):
 
     name = "tpe"
 
-    def __init__(self, space: Space, *, seed: int, initial: int):
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
+        del acquisition  # the estimator has its own
         require_optuna(self.name)
         self._space, self._seed, self._initial = space, seed, initial
 

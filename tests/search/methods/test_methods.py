@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 import sys
+from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.search_section import DimensionConfig, SearchConfig
+from jaxtune.config.search_section import METHODS_WITHOUT_MODEL, DimensionConfig, SearchConfig
 from jaxtune.errors import UserError
+from jaxtune.search.acquisition import ACQUISITIONS
 from jaxtune.search.methods import METHODS, make_method
 from jaxtune.search.methods.optuna_study import empty_study, told_trials
-from jaxtune.search.observation import Observation, finite_scores
+from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.space import Space
 
 MIXED = Space(
@@ -71,7 +73,7 @@ def test_seed_and_trial_change_the_proposal(name):
             for seed, trial in [(0, 12), (1, 12), (0, 13)]]  # fmt: skip
     assert made[0] != made[1]
     assert made[0] != made[2]
-    assert {one.source for one in made} == {"random" if name == "random" else "surrogate"}
+    assert {one.source for one in made} == {{"random": "random", "sobol": "design"}.get(name, "surrogate")}
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -95,6 +97,25 @@ def test_a_small_space_is_used_up_without_a_repeat(name):
     assert len({tuple(one.point) for one in told}) == 6
     with pytest.raises(ValueError, match="all 6 configurations"):
         method.propose(7, told, [])
+
+
+def test_the_sequence_shares_the_values_of_a_key_evenly():
+    """64 points of a (0, m, s)-net in base 2: one in each 64th of every coordinate."""
+    space = Space(
+        {
+            "rate": DimensionConfig(log_uniform=(1e-4, 1e-2)),
+            "layers": DimensionConfig(integer=(5, 12)),
+            "rank": DimensionConfig(power_of_two=(4, 32)),
+            "targets": DimensionConfig(choice=["a", "b", "c"]),
+        }
+    )
+    method = make_method("sobol", space, seed=3, initial=INITIAL)
+    made = [method.propose(trial, [], []).configuration for trial in range(1, 65)]
+    for key, values in [("layers", range(5, 13)), ("rank", (4, 8, 16, 32))]:
+        assert Counter(one[key] for one in made) == {value: 64 // len(values) for value in values}
+    assert set(Counter(one["targets"] for one in made).values()) <= {21, 22}
+    places = sorted((math.log10(one["rate"]) + 4) / 2 for one in made)
+    assert [int(64 * place) for place in places] == list(range(64))
 
 
 @pytest.mark.parametrize("name", ["gp", "tpe", "hyperband"])
@@ -125,7 +146,7 @@ def test_a_stopped_trial_counts_as_a_bad_one(name):
     assert distance(2) < 1 < distance(None)
 
 
-@pytest.mark.parametrize("name", ["gp", "random", "tpe"])
+@pytest.mark.parametrize("name", ["gp", "random", "sobol", "tpe"])
 def test_only_hyperband_stops_trials(name):
     method = make_method(name, MIXED, seed=0, initial=INITIAL)
     assert method.rungs(100) == ()
@@ -145,9 +166,20 @@ def test_a_wrong_name_is_answered_with_the_nearest():
         make_method("hyperbandit", MIXED, seed=0, initial=INITIAL)
 
 
-def test_the_configuration_names_all_methods():
+def test_the_configuration_names_all_methods_and_acquisitions():
     annotation = SearchConfig.model_fields["method"].annotation
     assert list(METHODS) == list(annotation.__args__)
+    named, unset = SearchConfig.model_fields["acquisition"].annotation.__args__
+    assert (list(ACQUISITIONS), unset) == (list(named.__args__), type(None))
+    # Those that never look at a score propose the same whatever was told.
+    told = [[Observation(point, float(score)) for point, score in zip(_random_points(4), order, strict=True)]
+            for order in (range(4), range(4, 0, -1))]  # fmt: skip
+    alike = [name for name in METHODS if _proposed(name, told[0]) == _proposed(name, told[1])]
+    assert alike == list(METHODS_WITHOUT_MODEL)
+
+
+def _proposed(name: str, told: list[Observation]) -> Proposal:
+    return make_method(name, MIXED, seed=0, initial=1).propose(5, told, [])
 
 
 def _random_points(count: int) -> list:

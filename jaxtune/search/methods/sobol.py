@@ -1,0 +1,41 @@
+"""``sobol``: a sequence that fills the space evenly without looking at a score; the steadier of the two baselines."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from jaxtune.search.candidates import random_point, random_state, taken_points
+from jaxtune.search.methods.protocol import Method
+from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.space import Point, Space
+
+
+class Sobol(Method):
+    """A scrambled Sobol sequence (Sobol 1967, Owen 1998), one point a trial; see :func:`make_method` for the arguments.
+
+    Any first part of the sequence is spread evenly, over each key and over all of them together. A point that some
+    trial has, as in a finite space, is replaced by a random one.
+    """
+
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
+        del initial, acquisition  # the whole sequence is a design, and nothing is learnt from scores
+        self._space, self._seed = space, seed
+
+    def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
+        """The point of the sequence that belongs to the trial."""
+        taken = taken_points(told, pending)
+        point, source = self._point(trial - 1), "design"
+        if tuple(point) in taken:
+            point, source = random_point(self._space, taken, seed=self._seed, trial=trial), "random"
+        return Proposal(self._space.configuration(point), source)
+
+    def _point(self, index: int) -> Point:
+        from scipy.stats import qmc
+
+        generator = np.random.default_rng(random_state(self._seed, 0))
+        sequence = qmc.Sobol(len(self._space.dimensions), seed=generator)
+        if index:
+            sequence.fast_forward(index)
+        return self._space.at(sequence.random(1)[0])
