@@ -13,7 +13,7 @@ import jaxtune
 from jaxtune.cli import main
 from jaxtune.config import load_config
 from jaxtune.config.data_section import SourceConfig
-from jaxtune.config.reference import _SECTIONS
+from jaxtune.config.reference import sections
 from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import open_source
 from jaxtune.data.messages import read_conversations
@@ -60,7 +60,7 @@ def test_no_key_takes_object_storage(config_file, url):
 def test_every_key_that_is_a_place_is_among_them():
     """Whoever adds one says of which type it is."""
     named = set()
-    for title, section in _SECTIONS:
+    for title, section in sections():
         for name, field in section.model_fields.items():
             if re.search(r"director|folder|file:", field.description or "", re.IGNORECASE) or name.endswith("path"):
                 named.add(f"{title.split(':')[0].split(',')[0]}.{name}".lstrip("."))

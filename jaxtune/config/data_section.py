@@ -11,6 +11,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 from jaxtune.config.section import (
     LocalPath,
     Parsed,
+    PerTrial,
     PositiveInt,
     Section,
     Seed,
@@ -133,7 +134,9 @@ class DataConfig(Section):
         default="completion",
         description="Tokens whose loss counts: those of completions (in a chat, of the assistant's turns), or all.",
     )
-    packing: bool = Field(default=True, description="Several examples in a row; they never see each other.")
+    packing: Annotated[bool, PerTrial()] = Field(
+        default=True, description="Several examples in a row; they never see each other."
+    )
     too_long: Literal["error", "drop", "truncate", "split"] = Field(
         default="error",
         description="What happens to an example longer than train.sequence_length; split makes consecutive rows of it, "

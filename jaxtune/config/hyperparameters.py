@@ -3,44 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
+from jaxtune.config.roles import mark_of, marked, within
 from jaxtune.config.schema import Config
-from jaxtune.config.section import Traced
-
-HOST_KEYS = ("train.checkpoint_minutes", "train.keep")
-"""Keys, and sections, that only say what is kept of a run: they decide no program and no result, and may change at any
-time."""
-
-
-def without_host_keys(nested: Mapping[str, Any]) -> dict[str, Any]:
-    """A nested configuration, or a part of one, without :data:`HOST_KEYS`."""
-    left = dict(nested)
-    for section, name in (key.split(".") for key in HOST_KEYS):
-        if isinstance(left.get(section), Mapping):
-            left[section] = {key: value for key, value in left[section].items() if key != name}
-    return left
-
-
-def _marker(annotation: Any) -> Traced | None:
-    """The mark inside a type such as ``Annotated[float, Traced()] | None``."""
-    for argument in typing.get_args(annotation):
-        if isinstance(argument, Traced):
-            return argument
-        if (found := _marker(argument)) is not None:
-            return found
-    return None
-
-
-def field_marker(field: FieldInfo) -> Traced | None:
-    """The mark of a field, wherever in its type it stands."""
-    marked = next((mark for mark in field.metadata if isinstance(mark, Traced)), None)
-    return marked or _marker(field.annotation)
+from jaxtune.config.section import Compiled, HostOnly, LoopOnly, Traced
 
 
 def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None]]:
@@ -52,7 +22,7 @@ def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None]]:
             if isinstance(value, BaseModel | list | tuple):
                 yield from _walk(value, f"{key}.")
             else:
-                yield key, value, field_marker(field)
+                yield key, value, mark_of(field, Traced)
     elif isinstance(node, list | tuple):
         for index, item in enumerate(node):
             if isinstance(item, BaseModel):
@@ -84,15 +54,13 @@ def capacities(node: BaseModel | Sequence[BaseModel], prefix: str = "") -> dict[
 def program_key(config: Config) -> str:
     """Equal for two configurations exactly when one compiled training step serves both.
 
-    It holds every key that is not traced, and which optional traced keys are set; what only names or reports a run is
-    left out.
+    It holds every key that steps are compiled for, and which optional traced keys are set.
     """
-    sections = ("model", "train", "optimizer", "update", "parallel", "data")
-    untouched = {"train.seed", "train.log_every", "train.evaluate_every", "train.checkpoint_every", "train.patience"}
+    compiled, apart = marked(Compiled), {**marked(LoopOnly), **marked(HostOnly)}
     parts = [
         f"{key}={'traced' if mark is not None and value is not None else repr(value)}"
         for key, value, mark in _walk(config, "")
-        if key.split(".")[0] in sections and key not in untouched and not key.startswith(HOST_KEYS)
+        if within(key, compiled) and not within(key, apart)
     ]
     return "\n".join(parts)
 

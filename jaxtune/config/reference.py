@@ -5,43 +5,43 @@ from __future__ import annotations
 import inspect
 import types
 import typing
+from collections.abc import Iterator
 from typing import Any
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from jaxtune.config.data_section import DataConfig, ExplodeConfig, SourceConfig
-from jaxtune.config.hyperparameters import field_marker
-from jaxtune.config.schema import Config, EvaluationConfig, ModelConfig, TelemetryConfig
-from jaxtune.config.search_section import DimensionConfig, SearchConfig
-from jaxtune.config.section import default_text
-from jaxtune.config.studies import AblationConfig, DataSizeConfig, EarlyScoreConfig, StudiesConfig, TransferConfig
-from jaxtune.config.training_sections import KeepConfig, OptimizerConfig, ParallelConfig, TrainConfig
-from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
+from jaxtune.config.aliases import sections_of
+from jaxtune.config.roles import mark_of
+from jaxtune.config.schema import Config
+from jaxtune.config.section import Traced, default_text
 
-_SECTIONS: tuple[tuple[str, type[BaseModel]], ...] = (
-    ("", Config),
-    ("model", ModelConfig),
-    ("data", DataConfig),
-    ("data.train, data.validation, data.test", SourceConfig),
-    ("data.explode", ExplodeConfig),
-    ("train", TrainConfig),
-    ("train.keep", KeepConfig),
-    ("optimizer", OptimizerConfig),
-    ("update: a list of rules, the first that matches decides; method: low_rank", LowRankRule),
-    ("update, method: full", FullRule),
-    ("update, method: frozen", FrozenRule),
-    ("parallel", ParallelConfig),
-    ("evaluation", EvaluationConfig),
-    ("search", SearchConfig),
-    ("search.space.<key>", DimensionConfig),
-    ("study: read by `jaxtune study`", StudiesConfig),
-    ("study.early_score", EarlyScoreConfig),
-    ("study.data_size", DataSizeConfig),
-    ("study.transfer", TransferConfig),
-    ("study.ablation", AblationConfig),
-    ("telemetry", TelemetryConfig),
-)
+
+def sections(section: type[BaseModel] = Config, key: str = "") -> Iterator[tuple[str, type[BaseModel]]]:
+    """Where each section stands, and the section, in the schema's order; those of one type stand together.
+
+    Args:
+      section: what to begin with.
+      key: where that stands.
+    """
+    yield key, section
+    places: dict[type[BaseModel], list[str]] = {}
+    for name, field in section.model_fields.items():
+        for below, inner in _inner(field.annotation):
+            places.setdefault(inner, []).append(f"{key}.{name}{below}".lstrip("."))
+    for inner, keys in places.items():
+        yield from sections(inner, ", ".join(keys))
+
+
+def _inner(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
+    """The sections in a key's type, and where they stand below the key."""
+    yield from (("", section) for section in sections_of(annotation))
+    for argument in (annotation, *typing.get_args(annotation)):
+        held = [section for each in typing.get_args(argument) for section in sections_of(each)]
+        if typing.get_origin(argument) is dict:
+            yield from ((".<key>", section) for section in held)
+        elif typing.get_origin(argument) is list:
+            yield from ((f", method: {section.model_fields['method'].default}", section) for section in held)
 
 
 def _type(annotation: Any) -> str:
@@ -70,7 +70,7 @@ def table(section: type[BaseModel]) -> list[str]:
     """The rows of a section's keys: name, type, default and meaning."""
     lines = ["| key | type | default | meaning |", "|---|---|---|---|"]
     for name, field in section.model_fields.items():
-        traced = "*traced* " if field_marker(field) else ""
+        traced = "*traced* " if mark_of(field, Traced) else ""
         meaning = (field.description or "").replace("|", "\\|").replace("<", "&lt;")
         cells = (f"`{name}`", f"{traced}{_type(field.annotation)}", _default(field), meaning)
         lines.append("| " + " | ".join(cells) + " |")
@@ -92,7 +92,7 @@ def markdown() -> str:
         "value is replaced: a list, a mapping with keys of your own (`search.space={…}`), a rule that names its method",
         "(`update.0={match: lm_head, method: full}`). `search=null search={…}` starts a section anew.",
     ]
-    for title, section in _SECTIONS:
+    for title, section in sections():
         heading = f"`{title}`" if title and " " not in title else title or "Top level"
         summary = (inspect.getdoc(section) or "").splitlines()[0]
         lines += ["", f"## {heading}", "", summary, "", *table(section)]

@@ -2,9 +2,10 @@
 
 A field says of its key what it is, its type, default and bounds.
 
-Unknown keys are errors. A number that can change between two runs of one compiled program is annotated with
-:class:`~jaxtune.config.section.Traced`; the hyperparameters that the training step takes are derived from those
-annotations (:mod:`jaxtune.config.hyperparameters`), so a key is never listed twice.
+Unknown keys are errors. What may follow from a key's value is said by a mark in its annotation, or by its section's
+(:class:`~jaxtune.config.section.Role`): the hyperparameters that the training step takes are the
+:class:`~jaxtune.config.section.Traced` ones (:mod:`jaxtune.config.hyperparameters`), and every other list of keys is
+derived likewise (:mod:`jaxtune.config.roles`), so a key is never listed twice.
 """
 
 from __future__ import annotations
@@ -18,10 +19,16 @@ from jaxtune.config.data_section import DataConfig
 from jaxtune.config.metrics import TaskName
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.section import (
+    Compiled,
+    Free,
+    HostOnly,
     LocalPath,
+    LoopOnly,
     Parsed,
+    PerTrial,
     PositiveInt,
     Section,
+    Shared,
     UserPath,
     located,
     parsed,
@@ -113,48 +120,56 @@ def _listed(value: Any) -> Any:
 class Config(Section):
     """One run or one study."""
 
-    name: str = Field(
+    name: Annotated[str, HostOnly()] = Field(
         default="run",
         pattern=r"^[A-Za-z0-9_][A-Za-z0-9._-]*$",
         max_length=LONGEST_NAME,
         description="Name of the run or study, and of its folder where run_dir is unset.",
     )
-    run_dir: UserPath | None = Field(
+    run_dir: Annotated[UserPath | None, HostOnly(), Free()] = Field(
         default=None,
         description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
     )
-    paths_from: Annotated[list[UserPath], BeforeValidator(_listed)] = Field(
+    paths_from: Annotated[list[UserPath], BeforeValidator(_listed), HostOnly(), Free()] = Field(
         default_factory=list,
         description="Folders that the relative paths to model, data and earlier studies are meant from: the first that "
         "has them. If empty, the folder of the configuration's file, then the working directory; a run directory "
         "keeps them. Folders that are relative themselves are meant from that file.",
     )
-    model: Parsed[ModelConfig, Mapping[str, Any]] = Field(description="The pretrained model.")
-    data: Parsed[DataConfig, Mapping[str, Any]] = Field(description="Rows, and how they become text and batches.")
-    train: Parsed[TrainConfig, Mapping[str, Any]] = Field(description="The training loop.")
-    optimizer: Parsed[OptimizerConfig, Mapping[str, Any]] = parsed("AdamW and its schedule.", default=OptimizerConfig())
-    update: Parsed[list[Rule], Sequence[Rule | Mapping[str, Any]]] = parsed(
+    model: Annotated[Parsed[ModelConfig, Mapping[str, Any]], Compiled()] = Field(description="The pretrained model.")
+    data: Annotated[Parsed[DataConfig, Mapping[str, Any]], Compiled()] = Field(
+        description="Rows, and how they become text and batches."
+    )
+    train: Annotated[Parsed[TrainConfig, Mapping[str, Any]], Compiled(), PerTrial()] = Field(
+        description="The training loop."
+    )
+    optimizer: Annotated[Parsed[OptimizerConfig, Mapping[str, Any]], Compiled(), PerTrial()] = parsed(
+        "AdamW and its schedule.", default=OptimizerConfig()
+    )
+    update: Annotated[Parsed[list[Rule], Sequence[Rule | Mapping[str, Any]]], Compiled(), PerTrial()] = parsed(
         "What is trained: rules, the first that matches a parameter decides; by default a low-rank term of the "
         "queries and values (rank 16, alpha 32, dropout 0.1).",
         default_factory=lambda: list(REFERENCE_UPDATE),
         min_length=1,
     )
-    parallel: Parsed[ParallelConfig, Mapping[str, Any]] = parsed("The device mesh.", default=ParallelConfig())
-    kernels: Literal["auto", "xla", "pallas", "interpret"] = Field(
+    parallel: Annotated[Parsed[ParallelConfig, Mapping[str, Any]], Compiled()] = parsed(
+        "The device mesh.", default=ParallelConfig()
+    )
+    kernels: Annotated[Literal["auto", "xla", "pallas", "interpret"], Shared()] = Field(
         default="auto",
         description="What computes products with adapters: the best for platform and shape, XLA, or the platform's own "
         "Pallas kernel (TPU, Hopper). 'interpret' runs that of TPUs anywhere, for tests, very slowly.",
     )
-    evaluation: Parsed[EvaluationConfig, Mapping[str, Any]] = parsed(
+    evaluation: Annotated[Parsed[EvaluationConfig, Mapping[str, Any]], LoopOnly()] = parsed(
         "The task metric, measured by generating answers.", default=EvaluationConfig()
     )
-    search: Parsed[SearchConfig | None, Mapping[str, Any]] = parsed(
+    search: Annotated[Parsed[SearchConfig | None, Mapping[str, Any]], HostOnly()] = parsed(
         "What `jaxtune search` tries; one configuration is trained if unset.", default=None
     )
-    study: Parsed[StudiesConfig, Mapping[str, Any]] = parsed(
+    study: Annotated[Parsed[StudiesConfig, Mapping[str, Any]], HostOnly(), Free()] = parsed(
         "The experiments of `jaxtune study`.", default=StudiesConfig()
     )
-    telemetry: Parsed[TelemetryConfig, Mapping[str, Any]] = parsed(
+    telemetry: Annotated[Parsed[TelemetryConfig, Mapping[str, Any]], HostOnly()] = parsed(
         "Where metrics go, besides metrics.jsonl.", default=TelemetryConfig()
     )
 

@@ -15,8 +15,60 @@ from jaxtune.files import user_path
 from jaxtune.remote_paths import local_path
 
 
+class Role:
+    """A mark on a key, or on a section and so on all of its keys: what depends on its value, and when it may change.
+
+    What depends on it is said of every key by the innermost of ``Compiled``, ``Traced``, ``LoopOnly``, ``Shared`` and
+    ``HostOnly``; the other marks are said beside these. Whoever needs the keys of a role asks
+    :mod:`jaxtune.config.roles`.
+    """
+
+
+class Compiled(Role):
+    """Training steps are compiled for its value."""
+
+
+class LoopOnly(Role):
+    """What runs around the compiled step reads it: it decides results, and no program."""
+
+
+class Shared(Role):
+    """It decides programs, and is one for all of a process, which are not told apart by it."""
+
+
+class HostOnly(Role):
+    """It says where a run lies, what is shown and kept of it or which trials there are: it decides no training."""
+
+
+class Free(Role):
+    """It may be another one each time that a run or a study goes on."""
+
+
+class PerTrial(Role):
+    """The trials of a study can differ in it."""
+
+
+class BesideAdapter(Role):
+    """Of a rule: it is not settled by the adapter that training starts from."""
+
+
+class Recorded(Role):
+    """Of a search: it decides the trials, and the journal's first record has it as it stands."""
+
+
 @dataclasses.dataclass(frozen=True)
-class Traced:
+class Amendable(Role):
+    """Of a search: it may change after the start, as what is scored already stays comparable.
+
+    Attributes:
+      option: of ``jaxtune study extend``, where it is not given as ``key=value``.
+    """
+
+    option: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class Traced(Role):
     """Marks a number that the compiled training step takes as an argument, so that changing it does not recompile.
 
     Attributes:

@@ -8,6 +8,9 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from jaxtune.config.section import (
+    Free,
+    HostOnly,
+    LoopOnly,
     Parsed,
     PositiveInt,
     Probability,
@@ -46,21 +49,25 @@ class TrainConfig(Section):
     )
     accumulate: PositiveInt = Field(default=1, description="Microbatches that one step's rows are computed in.")
     sequence_length: PositiveInt = Field(default=512, description="Tokens of a row.")
-    seed: Seed = Field(
+    seed: Annotated[Seed, LoopOnly()] = Field(
         default=0, description="Seed of the order of examples, of what is trained from random values, and of dropout."
     )
-    evaluate_every: PositiveInt | None = Field(
+    evaluate_every: Annotated[PositiveInt | None, LoopOnly()] = Field(
         default=None, description="Steps between evaluations on data.validation; only at the end if unset."
     )
-    checkpoint_every: PositiveInt | None = Field(
+    checkpoint_every: Annotated[PositiveInt | None, LoopOnly()] = Field(
         default=None, description="Steps between checkpoints; at evaluations if unset."
     )
-    checkpoint_minutes: Annotated[float, Field(gt=0)] | None = Field(
+    checkpoint_minutes: Annotated[Annotated[float, Field(gt=0)] | None, HostOnly(), Free()] = Field(
         default=5.0, description="Minutes after which a checkpoint is written in any case; null: never by time."
     )
-    keep: Parsed[KeepConfig, Mapping[str, Any]] = parsed("Which checkpoints stay.", default=KeepConfig())
-    log_every: PositiveInt = Field(default=10, description="Steps between records of the training metrics.")
-    patience: PositiveInt | None = Field(
+    keep: Annotated[Parsed[KeepConfig, Mapping[str, Any]], HostOnly(), Free()] = parsed(
+        "Which checkpoints stay.", default=KeepConfig()
+    )
+    log_every: Annotated[PositiveInt, LoopOnly()] = Field(
+        default=10, description="Steps between records of the training metrics."
+    )
+    patience: Annotated[PositiveInt | None, LoopOnly()] = Field(
         default=None,
         description="Stop after this many evaluations (by evaluate_every) without improvement; never if unset.",
     )

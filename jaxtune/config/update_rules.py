@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 from pydantic import Field
 
 from jaxtune.config.section import (
+    BesideAdapter,
     PositiveInt,
     Probability,
     Section,
@@ -20,10 +21,10 @@ class RuleConfig(Section):
     match: str = Field(
         description="Path pattern: 'layers.*.attention.{q,v}', 'layers.{0..3}.**'; '*' is one part, '**' any number."
     )
-    learning_rate_scale: Annotated[float, Field(ge=0), Traced()] = Field(
+    learning_rate_scale: Annotated[float, Field(ge=0), Traced(), BesideAdapter()] = Field(
         default=1.0, description="Factor on optimizer.learning_rate for these parameters."
     )
-    weight_decay: Annotated[float, Field(ge=0), Traced()] | None = Field(
+    weight_decay: Annotated[Annotated[float, Field(ge=0), Traced()] | None, BesideAdapter()] = Field(
         default=None, description="Share, as optimizer.weight_decay, which holds if this is unset."
     )
 
@@ -52,7 +53,7 @@ class LowRankRule(RuleConfig):
     alpha: Annotated[float, Field(gt=0), Traced()] = Field(
         default=32.0, description="The term is scaled by alpha / rank, or as use_rslora says."
     )
-    dropout: Annotated[Probability, Traced()] = Field(
+    dropout: Annotated[Probability, Traced(), BesideAdapter()] = Field(
         default=0.0, description="Share of the term's inputs that are left out of a training step."
     )
     use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")

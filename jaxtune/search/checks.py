@@ -7,20 +7,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, with_overrides
+from jaxtune.config.aliases import sections_of
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import BesideAdapter, PerTrial
+from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
-from jaxtune.search.header import read_data
+from jaxtune.search.header import first_record, read_data
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.settings import Settings
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import Listener
-
-VARIED = ("train", "optimizer", "update", "data.packing")
-"""Sections and keys in which trials can differ."""
-
-_FREE_OF_ADAPTER = ("dropout", "learning_rate_scale", "weight_decay")
-"""Of a rule, what may differ between trials that start from one adapter."""
 
 
 def check_space(config: Config) -> None:
@@ -45,16 +43,17 @@ def _check_varied(key: str, where: str, config: Config) -> None:
     And those that the adapter has settled which trials start from: with another rank or alpha they would start from
     something else.
     """
-    section, *_, name = key.split(".")
-    if config.model.adapter is not None and section == "update" and name not in _FREE_OF_ADAPTER:
-        raise UserError(
-            f"{where}: {key!r} is settled by model.adapter, {config.model.adapter}, as its modules, ranks and alphas "
-            f"are what training starts from; of update only {', '.join(_FREE_OF_ADAPTER)} can differ"
-        )
-    if key.split(".")[0] not in VARIED and key not in VARIED:
+    if config.model.adapter is not None and within(key, ["update"]):
+        free = sorted({name for rule in sections_of(Rule) for name in marked(BesideAdapter, rule)})
+        if key.rpartition(".")[2] not in free:
+            raise UserError(
+                f"{where}: {key!r} is settled by model.adapter, {config.model.adapter}, as its modules, ranks and "
+                f"alphas are what training starts from; of update only {', '.join(free)} can differ"
+            )
+    if not within(key, marked(PerTrial)):
         raise UserError(
             f"{where}: {key!r} is the same for all trials of a study, which share one model and one reading of the "
-            f"data; search over keys of {', '.join(VARIED)}"
+            f"data; search over keys of {', '.join(marked(PerTrial))}"
         )
 
 
@@ -70,7 +69,7 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
         steps is less than a step, or two of them are the same step.
     """
-    settings = Settings.of(config)
+    settings = Settings.of(config).begun(first_record(config.directory))
     trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
     for dimension in settings.space.dimensions:

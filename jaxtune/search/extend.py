@@ -15,13 +15,16 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
 from jaxtune.config.paths import recorded
+from jaxtune.config.roles import marked
 from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.section import Amendable
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, check_trials
 from jaxtune.search.directory import study_directory
 from jaxtune.search.header import (
+    CHANGEABLE,
     amended_header,
     check_header,
     check_records,
@@ -36,7 +39,8 @@ from jaxtune.search.trial import History, replay
 from jaxtune.training.experiment import Experiment, read_fingerprints
 from jaxtune.training.template_date import with_date
 
-_SETTINGS = ("search.trials", "search.promote")
+_SETTINGS = [key for key, mark in marked(Amendable).items() if mark.option is None]
+"""What ``key=value`` changes."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +92,7 @@ def extend(
         if header.get("experiment"):
             raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
         config = _recorded_config(directory, header)
-        settings = Settings.of(config)
+        settings = Settings.of(config).begun(header)
         search = settings.search
         # "auto" is what the study began with.
         population = header["population"] if search.population == "auto" else search.population
@@ -130,8 +134,7 @@ def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
     file = RunFiles(directory).config_path
     config = with_date(load_config(file))
     search_config(config)
-    settings = {name: header[name] for name in ("trials", "promote", "fixed")}
-    return with_overrides(config, {f"search.{name}": value for name, value in settings.items()}, origin=f"{file}: ")
+    return with_overrides(config, {f"search.{name}": header[name] for name in CHANGEABLE}, origin=f"{file}: ")
 
 
 def _changes(
@@ -142,7 +145,7 @@ def _changes(
     for override in overrides:
         key, separator, text = override.partition("=")
         if not separator:
-            raise UserError(f"{override!r}: expected {_SETTINGS[0]}=… or {_SETTINGS[1]}=…")
+            raise UserError(f"{override!r}: expected {' or '.join(f'{name}=…' for name in _SETTINGS)}")
         if key not in _SETTINGS:
             begun = f"{key}: cannot change in a study that has begun"
             if key.removeprefix("search.") in SearchConfig.model_fields:

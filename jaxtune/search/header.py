@@ -10,39 +10,37 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from jaxtune.config.hyperparameters import without_host_keys
 from jaxtune.config.metrics import Direction
+from jaxtune.config.roles import marked, without
 from jaxtune.config.schema import Config
 from jaxtune.config.search_section import SearchConfig
+from jaxtune.config.section import Amendable, HostOnly, Recorded
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import RunFiles
 from jaxtune.search.journal import difference, read_journal
 from jaxtune.search.space import Point, Space
 from jaxtune.training.data_history import DataHistory
 
-CHANGEABLE = ("trials", "promote", "fixed")
+CHANGEABLE = tuple(marked(Amendable, SearchConfig))
 """Settings of a study that may change after its start, as what is scored already stays comparable."""
 
 # Of the settings, those that make a study this study.
-_SETTINGS = {"method", "acquisition", "ladder", "fraction", "finish", "trials", "promote", "initial", "seed", "fixed"}
+_SETTINGS = set(marked(Recorded, SearchConfig))
 
 # What a study had where its journal does not name it: it began before there was a choice.
 _BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "finish": [1.0], "start": [], "fixed": {}}
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "ei", "finish": [1.0]}
-
-# Sections of the configuration that change no trial: a study may be moved, renamed or watched differently.
-FREE_SECTIONS = ("run_dir", "paths_from", "name", "telemetry", "search", "study")
+_NEW: dict[str, Any] = {"acquisition": "thompson", "finish": [1.0]}
 
 
 def deciding(config: Config) -> dict[str, Any]:
-    """The sections of a configuration that decide what its training comes to, nested."""
+    """The keys of a configuration that decide what its training comes to, nested."""
     return _deciding(config.model_dump(mode="json"))
 
 
 def _deciding(nested: Mapping[str, Any]) -> dict[str, Any]:
-    return without_host_keys({key: value for key, value in nested.items() if key not in FREE_SECTIONS})
+    return without(nested, marked(HostOnly))
 
 
 def study_header(

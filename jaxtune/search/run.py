@@ -15,9 +15,10 @@ from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
-from jaxtune.search.header import read_data
+from jaxtune.search.header import first_record, read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.ledger import Event
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
@@ -69,7 +70,7 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -209,7 +210,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -222,7 +223,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
     make_study(config, runner, on_event=None, stop=lambda: False)
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
-    settings = Settings.of(config)
+    settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)
     legs = [
         {"share": share, "step": step, "trials": min(number, search.trials - 1)}
@@ -230,6 +231,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     ]
     return {
         **checked.as_dict(),
+        "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
         "trials": search.trials,
         "population": runner.capacity,
         "promote": search.promote,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
 from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
 from jaxtune.errors import UserError
-from jaxtune.search.header import first_record, lookup, recorded_reference, settled, study_header
+from jaxtune.search.header import lookup, recorded_reference, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.space import Point, Space
 
@@ -25,7 +26,7 @@ class Settings:
     """Everything that a study derives from its configuration.
 
     Attributes:
-      search: the section, with what is unset as the study began, or begins.
+      search: the section.
       space: the searched space, its fixed keys included.
       reference: dotted overrides that make trial 0.
       goal: whether the objective is minimised or maximised.
@@ -52,7 +53,7 @@ class Settings:
           UserError: there is no such section, its objective needs a task that is not configured, there is no validation
             split, or the space is empty or names unknown keys.
         """
-        search = settled(search_config(config), first_record(config.directory))
+        search = search_config(config)
         return cls(
             search=search,
             space=Space(search.space, dotted(config), search.fixed),
@@ -76,7 +77,7 @@ class Settings:
         """The settings of a study over a runner that takes no configuration; see :class:`Settings`.
 
         Args:
-          search: the section, settled.
+          search: the section.
           direction: of the objective.
           reference: overrides that make trial 0.
           base: what trials override.
@@ -88,6 +89,14 @@ class Settings:
         """
         space = Space(search.space, known_keys, search.fixed)
         return cls(search, space, dict(reference or {}), Goal(direction), dict(base or {}), reference_config)
+
+    def begun(self, record: Mapping[str, Any] | None) -> Settings:
+        """These settings with what is unset as a study began with it, or as a new one begins.
+
+        Args:
+          record: the first one of the study's journal; None where it has not begun.
+        """
+        return dataclasses.replace(self, search=settled(self.search, record))
 
     @functools.cached_property
     def reference_point(self) -> Point | None:

@@ -16,7 +16,7 @@ from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.climb import Climb
-from jaxtune.search.header import check_room, first_record, settled
+from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
 from jaxtune.search.ledger import Event, Ledger
 from jaxtune.search.loop import TrialLoop
@@ -83,11 +83,11 @@ class Study:
     ):
         self.run_dir = Path(run_dir)
         self.runner = runner
-        self.settings = (
+        settings = (
             search
             if isinstance(search, Settings)
             else Settings.by_hand(
-                settled(search, first_record(self.run_dir)),
+                search,
                 direction=direction,
                 reference=reference,
                 base=base,
@@ -95,13 +95,15 @@ class Study:
                 known_keys=known_keys,
             )
         )
+        self.settings = settings.begun(first_record(self.run_dir))
         self.search, self.space, seed = self.settings.search, self.settings.space, self.settings.search.seed
         self.start = [dict(one) for one in start]
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(self.search.initial, runner.capacity + 1)
-        acquisition = self.search.acquisition
-        assert acquisition is not None, "a settled search names its acquisition"
-        self._method = make_method(self.search.method, self.space, seed=seed, initial=initial, acquisition=acquisition)
+        assert self.search.acquisition is not None, "a search that has begun names its acquisition"
+        self._method = make_method(
+            self.search.method, self.space, seed=seed, initial=initial, acquisition=self.search.acquisition
+        )
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
         self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)

@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
-from jaxtune.config.hyperparameters import HOST_KEYS
 from jaxtune.config.metrics import Goal
 from jaxtune.config.paths import located
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, search
 from jaxtune.search.runner import Interrupted
@@ -44,8 +46,7 @@ SEED = "train.seed"
 MATERIAL = 0.01
 """A change of less than this share of what winner and reference differ by is none to choose a value for."""
 
-# Keys that may differ between the search that found the winner and the configuration that it is ablated with.
-_FREE = ("name", "telemetry.", "study.", "search.", *HOST_KEYS)
+# What must be the same in the search that found the winner, beside all that decides training.
 _SEARCH = ("search.space", "search.reference", "search.objective")
 
 
@@ -73,7 +74,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(with_adapter(config), _given_search(config))
+    config = with_date(_with_space(config), _given_search(config))
     _check_keys(config)
     seeds, keys = config.study.ablation.seeds, search_config(config).space
     runner = open_runner(config, STUDY)
@@ -104,7 +105,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     """
     hooks = hooks or Hooks()
     # What is compared with a search is rendered for the search's day.
-    config = with_date(with_adapter(config), _given_search(config))
+    config = with_date(_with_space(config), _given_search(config))
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
     if (given := _given_search(config)) is not None:
@@ -169,6 +170,11 @@ def _check_keys(config: Config) -> None:
     check_space(config)
 
 
+def _with_space(config: Config) -> Config:
+    """With the rules of its adapter, and the space that its search has or is to have."""
+    return with_space(with_adapter(config), _given_search(config) or _search_of(config).directory)
+
+
 def _given_search(config: Config) -> Path | None:
     """The directory of the search that the experiment is to take; None where it runs one itself."""
     directory = located(config).study.ablation.search
@@ -196,7 +202,9 @@ def _read_search(config: Config, directory: Path) -> dict[str, Any]:
         )
 
     first, second = dotted(load_config(there.config_path)), dotted(config)
-    different = [name for name in different_keys(first, second) if name in _SEARCH or not name.startswith(_FREE)]
+    different = [
+        name for name in different_keys(first, second) if name in _SEARCH or not within(name, marked(HostOnly))
+    ]
     if different:
         name = different[0]
         raise UserError(

@@ -20,8 +20,11 @@ from jaxtyping import Float
 
 from jaxtune.config import Config, hyperparameters, with_overrides
 from jaxtune.config.metrics import Goal
+from jaxtune.config.roles import marked
+from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.settings import Settings, search_config
@@ -40,9 +43,6 @@ STUDY = "transfer"
 
 FULL = "full"
 """The setting that the others are to foretell: the configuration as it is."""
-
-_NOT_OVERRIDDEN = ("name", "run_dir", "paths_from", "search", "study", "telemetry")
-"""Sections that make no setting cheaper: they are the study's own."""
 
 
 def check(config: Config) -> dict[str, Any]:
@@ -81,7 +81,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or fewer than two trials of the full setting stayed finite.
     """
-    config = with_date(with_adapter(config))
+    config = with_date(with_space(with_adapter(config)))
     configurations = design(config, STUDY)
     settings = _settings(config)
     check_places(config, STUDY)
@@ -119,7 +119,8 @@ def _settings(config: Config) -> dict[str, Config]:
         if not overrides:
             raise UserError(f"{where}: overrides nothing; give at least one key, such as train.steps")
         for key in overrides:
-            if key.split(".")[0] in _NOT_OVERRIDDEN:
+            # What is the study's own makes no setting cheaper.
+            if key.split(".")[0] in marked(HostOnly):
                 raise UserError(f"{where}: {key!r} is the same for all settings of a study")
             if searched := next((other for other in space if _overlap(key, other)), None):
                 raise UserError(f"{where}: {key!r} would be overridden by the searched key {searched!r}")

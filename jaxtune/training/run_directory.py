@@ -11,24 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config
-from jaxtune.config.hyperparameters import HOST_KEYS
-from jaxtune.config.paths import PATHS_FROM, recorded
+from jaxtune.config.paths import recorded
+from jaxtune.config.roles import marked, within
+from jaxtune.config.section import Amendable, Free
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 from jaxtune.layout import WORKERS_FOLDER, RunFiles
 from jaxtune.training.data_history import DataHistory, Fingerprints
 
-# Where trials train may be another place each time that a study goes on, and what an experiment computes from them may
-# change: the journal guards what decides the trials. Nor does it matter to a result which checkpoints are kept of it.
-_FREE = ("search.workers", "search.ray_address", "search.worker_resources", "study.", *HOST_KEYS)
-
 
 def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configurations differ, but for where their runs lie.
-
-    A date that one of them leaves open is the other's.
-    """
-    keys = {key for key in there.keys() | here.keys() if key != "run_dir" and not key.startswith(PATHS_FROM)}
+    """The dotted keys in which two configurations differ; a date that one of them leaves open is the other's."""
+    keys = there.keys() | here.keys()
     if there.get("data.date") is None or here.get("data.date") is None:
         keys -= {"data.date"}
     return sorted(key for key in keys if there.get(key) != here.get(key))
@@ -149,11 +143,12 @@ class RunDirectory(RunFiles):
 
     def _different(self, there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
         """The keys in which another run differs from the one in here."""
-        return [key for key in different_keys(there, here) if not key.startswith(_FREE)]
+        # Of a study the journal guards what decides the trials.
+        return [key for key in different_keys(there, here) if not within(key, marked(Free))]
 
     def _extensible(self, different: list[str]) -> str:
         """How a study that differs only in what may change after its start goes on."""
-        if not self.study or not set(different) <= {"search.trials", "search.promote", "search.fixed"}:
+        if not self.study or not all(within(key, marked(Amendable)) for key in different):
             return ""
         return (
             f"; to go on with it as it is: jaxtune search {self.config_path}; to change it: jaxtune study extend "

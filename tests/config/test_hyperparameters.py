@@ -9,7 +9,7 @@ from pydantic import BaseModel
 
 from jaxtune.config import capacities, dotted, hyperparameters, load_config, program_key, with_overrides
 from jaxtune.config import schema as schema_module
-from jaxtune.config.hyperparameters import field_marker
+from jaxtune.config.roles import mark_of
 from jaxtune.config.schema import Config
 from jaxtune.config.section import Traced
 from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
@@ -59,7 +59,7 @@ def marked(kind):
 
 @pytest.mark.parametrize("kind", sections(), ids=lambda kind: kind.__name__)
 def test_a_field_is_traced_exactly_where_its_annotation_says_so(kind):
-    assert {name for name, field in kind.model_fields.items() if field_marker(field) is not None} == marked(kind)
+    assert {name for name, field in kind.model_fields.items() if mark_of(field, Traced) is not None} == marked(kind)
 
 
 def test_the_derived_list_is_that_of_the_annotations(config):
