@@ -166,6 +166,11 @@ class SearchConfig(Section):
         "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [1.0]; a study that has begun keeps "
         "what it began with.",
     )
+    seeds: Annotated[PositiveInt, Recorded()] = Field(
+        default=1,
+        description="How often the three best of the finished trials are trained, each time with another seed "
+        "(train.seed, train.seed + 1, ...): of several the best mean wins, and the summary has its interval.",
+    )
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
         description="Trials that train at the same time, in one compiled step on one copy of the base. 'auto': as many "
@@ -246,6 +251,8 @@ class SearchConfig(Section):
             *rungs, end = self.finish or [0.0]
             if end != 1 or self.finish != sorted(set(self.finish)) or any(rung <= self.fraction for rung in rungs):
                 raise ValueError(f"finish {self.finish} must ascend, above fraction {self.fraction}, and end in 1.0")
+        if self.seeds > 1 and "train.seed" in self.space:
+            raise ValueError("seeds repeats trials with other train.seed, which space searches; leave one of them out")
         if self.ladder and self.method == "hyperband":
             raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
         if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:

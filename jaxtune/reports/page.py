@@ -114,6 +114,7 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         winner=winner,
         verdict=headline.verdict(study, winner),
         comparison=headline.comparison(study, winner),
+        seeds_sentence=headline.seeds_sentence(study),
         test_sentence=headline.test_sentence(study, winner),
         measures=headline.test_measures(study, winner),
         settings=headline.settings(study, winner) if winner else [],

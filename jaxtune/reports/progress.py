@@ -7,6 +7,7 @@ import dataclasses
 from jaxtune.reports import formatting
 from jaxtune.reports.headline import find_winner
 from jaxtune.reports.records import StudyRecord, TrialRecord
+from jaxtune.search.repeats import FINALISTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +63,8 @@ class Progress:
 def progress(study: StudyRecord) -> Progress:
     """The progress of a study that has not ended."""
     length = trial_length(study)
-    run = sum(trial.steps for trial in study.trials)
+    repeated = (state.repeats.values() for state in study.recorded.history.trials.values())
+    run = sum(trial.steps for trial in study.trials) + sum(one.steps_run for each in repeated for one in each)
     left = None if length is None else steps_left(study, length)
     # Until a trial is scored, most of the time went into compiling.
     scored = any(trial.seconds for trial in study.trials)
@@ -113,7 +115,14 @@ def steps_left(study: StudyRecord, length: int) -> int:
     for leg, step in enumerate(study.recorded.shares.steps(length).legs):
         left += max(0, _finals(study, leg) - _gone_on(study, leg, length)) * (step - before)
         before = step
-    return left
+    return left + _repeats_left(study, length)
+
+
+def _repeats_left(study: StudyRecord, length: int) -> int:
+    """Steps of the repetitions with other seeds that are still to come."""
+    seeds = study.recorded.header.get("seeds") or 1
+    done = sum(len(state.repeats) for state in study.recorded.history.trials.values())
+    return max(0, min(FINALISTS, _finals(study)) * (seeds - 1) - done) * length
 
 
 def next_step(study: StudyRecord, trial: TrialRecord, length: int) -> int:

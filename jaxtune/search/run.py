@@ -21,6 +21,7 @@ from jaxtune.search.ledger import Event
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
+from jaxtune.search.repeats import FINALISTS
 from jaxtune.search.results import StudySummary
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.settings import Settings, search_config
@@ -229,6 +230,9 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
         {"share": share, "step": step, "trials": min(number, search.trials - 1)}
         for share, step, number in zip(settings.shares.finish, stops.legs, settings.promotions, strict=True)
     ]
+    repeated = min(FINALISTS, legs[-1]["trials"] + 1) if search.seeds > 1 else 0
+    further = repeated * (search.seeds - 1) * stops.total
+    steps = _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
     return {
         **checked.as_dict(),
         "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
@@ -238,5 +242,6 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
         "steps_per_trial": checked.steps,
         "early_steps": stops.early,
         "finish": legs,
-        "steps": _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops),
+        "repeats": {"trials": repeated, "seeds": search.seeds, "steps": further},
+        "steps": steps,
     }

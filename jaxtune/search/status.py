@@ -214,10 +214,15 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         fixed=header["fixed"],
         trials=trials,
         best=None if best is None else best.trial.id,
-        steps=sum(trial.step for trial in trials),
+        steps=sum(trial.step for trial in trials) + sum(_repeated(state) for state in history.trials.values()),
         seconds=durations(recorded.records, history, at_work.values()).work,
         last=recorded.records[-1].get("time") or 0.0,
     )
+
+
+def _repeated(state: TrialState) -> int:
+    """Steps of a trial's repetitions with other seeds."""
+    return sum(outcome.steps_run for outcome in state.repeats.values())
 
 
 def score_of(outcome: Outcome | None) -> float | None:

@@ -22,6 +22,7 @@ from jaxtune.search.ledger import Event, Ledger
 from jaxtune.search.loop import TrialLoop
 from jaxtune.search.methods import make_method
 from jaxtune.search.proposals import Proposals, Proposed, Request
+from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
@@ -131,6 +132,7 @@ class Study:
             try:
                 self._score_trials()
                 self._climb.to_the_end()
+                repeat(self.settings, self._ledger, self.runner)
                 best = self._best()
                 self._test(best)
                 kept = self._keep(best.trial) if self._keep is not None else None
@@ -146,6 +148,7 @@ class Study:
                 direction=self.settings.goal.direction,
                 shares=self.settings.shares,
                 top_k=self.search.promote,
+                seeds=self.search.seeds,
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
                 reference_in_space=self.reference_in_space,
             )

@@ -20,6 +20,7 @@ from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
 from jaxtune.search.milestones import Shares
 from jaxtune.search.outcome import TestOutcome
+from jaxtune.search.repeats import repeats_summary
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
@@ -90,6 +91,7 @@ def build_summary(
     direction: Direction,
     shares: Shares,
     top_k: int,
+    seeds: int,
     posterior: Posterior | None,
     reference_in_space: bool,
 ) -> dict[str, Any]:
@@ -102,6 +104,7 @@ def build_summary(
       direction: ``min`` or ``max``.
       shares: of its steps, after which a trial was scored.
       top_k: size of the leading groups that are compared.
+      seeds: trainings of each finalist, its own among them.
       posterior: the surrogate fitted to all scores; None where there were too few.
       reference_in_space: whether the surrogate was told of trial 0.
     """
@@ -116,6 +119,7 @@ def build_summary(
         "objective": {"name": objective, "direction": direction},
         "fraction": shares.fraction,
         **_finish(history, shares, top_k),
+        **repeats_summary(history, Goal(direction), seeds),
         "trials": [
             {
                 "id": state.trial.id,
@@ -133,7 +137,7 @@ def build_summary(
         "test_difference": _difference(best, baseline),
         "rank_agreement": agreement,
         "budget": {
-            "steps_run": sum(max(o.steps_run for o in state.outcomes) for state in states if state.outcomes),
+            "steps_run": sum(state.steps_run for state in states),
             "steps_if_all_finished": sum(state.total_steps or 0 for state in states),
             "compilations": sum(state.compilations for state in states),
             "seconds": recorded_work(history),

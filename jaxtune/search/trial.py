@@ -47,6 +47,7 @@ class TrialState:
       early: the outcome at the fraction.
       finishing: the outcomes at the rungs between the fraction and the end, by step.
       final: the outcome at the end.
+      repeats: the outcomes of the same trial at the end with other seeds, by seed.
       promoted: whether it was chosen to go on, after the fraction, and has not come to its next score yet.
       test: its outcome on the test split.
       compilations: 1 where it is the first trial of its program, else 0; of journals of an earlier version, how often
@@ -62,6 +63,7 @@ class TrialState:
     early: Outcome | None = None
     finishing: dict[int, Outcome] = field(default_factory=dict)
     final: Outcome | None = None
+    repeats: dict[int, Outcome] = field(default_factory=dict)
     promoted: bool = False
     test: TestOutcome | None = None
     compilations: int = 0
@@ -85,6 +87,25 @@ class TrialState:
     def passed(self, leg: int) -> bool:
         """Whether it has come to a share of ``search.finish``, by its place there, or to the end."""
         return len(self.finishing) > leg or self.finished
+
+    @property
+    def ends(self) -> list[Outcome]:
+        """The outcomes at the end, of the trial itself and of its repetitions with other seeds, in their order."""
+        own = [] if self.final is None else [self.final]
+        return [*own, *(self.repeats[seed] for seed in sorted(self.repeats))]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of its scores at the end; None without one, or where it diverged with any seed."""
+        if not self.ends or any(outcome.failed for outcome in self.ends):
+            return None
+        return sum(outcome.score for outcome in self.ends) / len(self.ends)
+
+    @property
+    def steps_run(self) -> int:
+        """Optimizer steps of the trial, its repetitions included."""
+        own = max((outcome.steps_run for outcome in self.outcomes), default=0)
+        return own + sum(outcome.steps_run for outcome in self.repeats.values())
 
     @property
     def ended(self) -> bool:
@@ -256,11 +277,14 @@ class History:
         elif event == "stopped":
             # Journals of an earlier version call trials stopped that had been scored.
             state.stopped = state.early is None
-        elif event in ("reported", "scored", "finished", "failed"):
+        elif event in ("reported", "scored", "finished", "failed", "repeated"):
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
             if "program" in record:
                 self.programs.add(record["program"])
+            if event == "repeated":
+                state.repeats[record["seed"]] = read_outcome(record)
+                return
             if record.get("phase") != "final":
                 self.clock = max(self.clock, self.begun[state.trial.id] + int(record["steps_run"]))
                 self.legs[state.trial.id] = self._records

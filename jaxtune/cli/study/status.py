@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, table, time_taken
 from jaxtune.layout import RunFiles
-from jaxtune.search.status import STATES, StudyStatus, TrialStatus, read_status
+from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
 
@@ -34,12 +35,13 @@ def text(status: StudyStatus) -> str:
             "from": trial.source,
             "step": trial.step,
             "of": trial.until,
+            **_at_rungs(status.shares.ladder, scores),
             "early": trial.early_score,
-            **_at_rungs(status, trial),
+            **_at_rungs(status.shares.finish[:-1], scores),
             "final": trial.final_score,
             "": "best" if trial.trial == status.best else "",
         }
-        for trial in status.trials
+        for trial, scores in ((trial, iter(trial.rungs.values())) for trial in status.trials)
     ]
     fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
     kind = f" (experiment {status.experiment})" if status.experiment else ""
@@ -73,11 +75,9 @@ def rungs(status: StudyStatus) -> list[str]:
     return [f"the better half goes on at each rung, {', '.join(ladder)} of the steps, and is scored at {fraction}"]
 
 
-def _at_rungs(status: StudyStatus, trial: TrialStatus) -> dict[str, float | None]:
-    """A trial's scores at the rungs, which it passes one after another, by share of its steps."""
-    scores = dict(enumerate(trial.rungs.values()))
-    shares = (*status.shares.ladder, *status.shares.finish[:-1])
-    return {f"at {share:.3g}": scores.get(place) for place, share in enumerate(shares)}
+def _at_rungs(shares: Sequence[float], scores: Iterator[float | None]) -> dict[str, float | None]:
+    """The next scores of a trial, which passes its rungs one after another, by share of its steps."""
+    return {f"at {share:.3g}": next(scores, None) for share in shares}
 
 
 def standing(status: StudyStatus) -> str:
