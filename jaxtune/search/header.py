@@ -28,7 +28,15 @@ CHANGEABLE = tuple(marked(Amendable, SearchConfig))
 _SETTINGS = set(marked(Recorded, SearchConfig))
 
 # What a study had where its journal does not name it: it began before there was a choice.
-_BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
+_BEFORE: dict[str, Any] = {
+    "method": "gp",
+    "acquisition": "ei",
+    "ladder": [],
+    "start": [],
+    "fixed": {},
+    "budget": None,
+    "terminate": "never",
+}
 
 # What a study begins with where the configuration leaves it unset.
 _NEW: dict[str, Any] = {"acquisition": "thompson"}

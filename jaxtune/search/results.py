@@ -70,6 +70,7 @@ class StudySummary(Summary):
       test_difference: the winner's test score less the reference's, with its interval; None where there is none.
       rank_agreement: how well early scores foretold the final ones.
       budget: steps, compilations and seconds.
+      ended: why no further trial was proposed: ``trials``, ``budget`` or ``terminator``.
       partial_dependence: curves of the score over each searched key.
       importance: share of each searched key in the score's variation.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
@@ -86,6 +87,7 @@ class StudySummary(Summary):
     test_difference: Mapping[str, Any] | None
     rank_agreement: Mapping[str, Any]
     budget: Budget
+    ended: str
     partial_dependence: Sequence[Mapping[str, Any]]
     importance: Mapping[str, float]
 

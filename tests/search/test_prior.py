@@ -200,7 +200,9 @@ def test_a_stopped_study_goes_on_to_the_same_end(tmp_path):
         return Study(run_dir, search, runner or SyntheticRunner(), reference=REFERENCE, base={"name": "test"})
 
     whole, parts, runner = tmp_path / "whole", tmp_path / "parts", SyntheticRunner()
-    assert study(whole).run() is not None
+    summary = study(whole).run()
+    assert summary is not None
+    assert summary["ended"] == "trials"
     runner.before = interrupt_at(5, 10)
     assert study(parts, runner).run() is None
     assert study(parts).run() is not None
