@@ -18,8 +18,9 @@ from typing import Any
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.durations import recorded_work
-from jaxtune.search.milestones import Milestones
+from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.proposals import Request
+from jaxtune.search.repeats import FINALISTS
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState
 
@@ -52,9 +53,7 @@ class Budget:
             return
         if budget.flops is not None and self.flops is None:
             raise UserError("search.budget.flops: nobody counts the FLOPs of these trials; give steps or seconds")
-        total = self.milestones(reference).total
-        costs = {"steps": float(total), "flops": total * (self.flops(reference) if self.flops else 0.0)}
-        for name, cost in costs.items():
+        for name, cost in self.spent(History({0: TrialState(reference)}), (), 1).items():
             given = getattr(budget, name)
             if given is not None and given < cost:
                 raise UserError(
@@ -78,9 +77,7 @@ class Budget:
         early = {state.trial.id: self._early(state, state.trial.id in before) for state in states}
         later = (count - len(states)) * self._first(one) + self._climbs(one, count)
         # Those that were finished before the study was extended may be among the best again, or not.
-        finished = sum(state.final is not None for state in states[1:])
-        ends = 1 + min(finished + self.search.promote, count - 1)
-        later += ends * (self.milestones(one).total - self.milestones(one).early)
+        later += self._ends(one, count, sum(state.final is not None for state in states[1:]))
         found = {"steps": float(sum(early.values()) + later)}
         if self.flops is not None:
             known = sum(early[state.trial.id] * self.flops(state.trial) for state in states)
@@ -103,6 +100,15 @@ class Budget:
             return expected
         # One that diverged, or that the method stopped, took fewer.
         return min(expected, max(outcome.steps_run for outcome in state.outcomes))
+
+    def _ends(self, trial: Trial, count: int, finished: int) -> int:
+        """Steps from the fraction on: of the reference, of those that go on at each rung, of repeats of the best."""
+        stops, steps, others = self.milestones(trial), 0, 0
+        numbers = Shares.of(self.search.model_dump()).promotions(self.search.promote)
+        for number, (low, high) in zip(numbers, itertools.pairwise((stops.early, *stops.legs)), strict=True):
+            others = min(finished + number, count - 1)
+            steps += (1 + others) * (high - low)
+        return steps + (self.search.seeds - 1) * min(FINALISTS, 1 + others) * stops.total
 
     def _climbs(self, trial: Trial, count: int) -> int:
         """Steps of a ladder beyond its first rung: the reference and the better half of the others go on at each."""

@@ -32,14 +32,16 @@ _BEFORE: dict[str, Any] = {
     "method": "gp",
     "acquisition": "ei",
     "ladder": [],
-    "start": [],
-    "fixed": {},
+    "finish": [1.0],
+    "seeds": 1,
     "budget": None,
     "terminate": "never",
+    "start": [],
+    "fixed": {},
 }
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "thompson"}
+_NEW: dict[str, Any] = {"acquisition": "thompson", "finish": [1.0]}
 
 
 def deciding(config: Config) -> dict[str, Any]:

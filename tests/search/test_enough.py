@@ -56,6 +56,12 @@ def test_on_a_ladder_half_of_the_trials_go_on():
     assert ladder.spent(History(), (), 9)["steps"] == 9 * 5 + 5 * 5 + 3 * 10 + 2 * 30
 
 
+def test_finishing_in_rungs_and_with_other_seeds_counts():
+    """Five at one rung's cost: eight to step 20, four of them to 50; then three of the last five again, twice."""
+    rungs = budget(trials=12, promote=5, finish=[0.4, 1.0], seeds=3)
+    assert rungs.spent(History(), (), 12)["steps"] == 12 * 10 + 9 * 10 + 5 * 30 + 2 * 3 * 50
+
+
 @pytest.mark.parametrize(
     ("given", "message"),
     [
