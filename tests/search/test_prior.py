@@ -96,6 +96,8 @@ def test_dimensions_multiply_and_the_rest_is_uniform():
     points = [[0.1, 3, 1.9], [0.9, 8, 0.3]]
     np.testing.assert_allclose(Prior(both).density(points), Prior(one).density(points) * Prior(other).density(points))
     assert Prior.of(space_of(a={"uniform": (0, 1)})) is None
+    assert Prior.of(both.without_priors()) is None
+    assert Prior.of(both) is not None
     assert np.mean(Prior(one).density([[(at + 0.5) / 5000, 1, 1.0] for at in range(5000)])) == pytest.approx(
         1, abs=1e-3
     )
