@@ -34,6 +34,8 @@ _BEFORE: dict[str, Any] = {
     "ladder": [],
     "finish": [1.0],
     "seeds": 1,
+    "budget": None,
+    "terminate": "never",
     "start": [],
     "fixed": {},
 }

@@ -16,6 +16,7 @@ from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.climb import Climb
+from jaxtune.search.enough import Budget, Enough
 from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
 from jaxtune.search.ledger import Event, Ledger
@@ -24,7 +25,7 @@ from jaxtune.search.methods import make_method
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
-from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.runner import CountsFlops, Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
 from jaxtune.search.settings import Settings
 from jaxtune.search.status import read_recorded, score_of
@@ -107,6 +108,10 @@ class Study:
         )
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
+        counted = runner.step_flops if isinstance(runner, CountsFlops) else None
+        budget = Budget(self.search, lambda trial: self.settings.milestones(runner.total_steps(trial)), counted)
+        budget.check(Trial(0, dict(self.settings.reference), self.run_dir))
+        self._enough = Enough(budget, self._surrogate)
         self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)
         self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
@@ -223,7 +228,13 @@ class Study:
     @property
     def _proposes(self) -> bool:
         """Whether there is to be another trial."""
-        return len(self._history.trials) < self.search.trials
+        history = self._history
+        count = len(history.trials)
+        if history.enough is None and 0 < count < self.search.trials:
+            why = self._enough.reason(history, history.trials[count - 1].known, self._request)
+            if why is not None:
+                self._ledger.append("enough", trial=None, trials=count, **why)
+        return history.enough is None and count < self.search.trials
 
     def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""

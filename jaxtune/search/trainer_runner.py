@@ -110,6 +110,11 @@ class TrainerRunner:
         assert steps is not None
         return steps
 
+    def step_flops(self, trial: Trial) -> float:
+        """Model FLOPs of one step of the trial, over full rows."""
+        config = self.configuration(trial.configuration)
+        return self.trainer(config).step_flops(hyperparameters(config)).total
+
     def program(self, trial: Trial) -> str:
         """Names the compiled step that trains the trial."""
         return program_name(self.configuration(trial.configuration))

@@ -110,7 +110,8 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
             f"search.trials: {search.trials}, but search.space holds only {space.size} configurations beside the "
             "reference; lower it, or widen the space"
         )
-    surrogate = Surrogate(space, seed=search.seed, initial=search.trials)
+    # What early scores foretell is asked of all of the space, not of where the best ones are believed to be.
+    surrogate = Surrogate(space.without_priors(), seed=search.seed, initial=search.trials)
     points: list[Point] = []
     for number, point in enumerate(surrogate.design(), start=1):
         if point in points:

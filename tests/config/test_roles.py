@@ -61,7 +61,7 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
             "search.worker_resources",
         ),
         (PerTrial, "train optimizer update data.packing"),
-        (Amendable, "search.trials search.promote search.fixed"),
+        (Amendable, "search.trials search.budget search.terminate search.promote search.fixed"),
     ],
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )

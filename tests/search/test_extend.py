@@ -109,6 +109,20 @@ def test_new_trials_take_the_places_of_old_ones_in_the_ranking(begin):
     assert promoted < final_scores(summary).keys()
 
 
+def test_a_study_that_ended_with_its_budget_goes_on_with_a_larger_one(begin):
+    """Ten steps to a score, forty to an end: 4 trials and 3 ends, then 10 and 5, as others may be the best now."""
+    run_dir = begin(None, "search.trials=30", "search.budget.steps=165")
+    first = json.loads((run_dir / "summary.json").read_text())
+    assert (first["ended"], len(first["trials"])) == ("budget", 4)
+    assert read_status(run_dir).phase == "finished"
+    extension = extend(run_dir, ["search.budget.steps=305"])
+    assert extension.changed == {"budget": {"seconds": None, "steps": 305, "flops": None}}
+    summary = go_on(run_dir)
+    assert summary is not None
+    assert (summary["ended"], len(summary["trials"])) == ("budget", 10)
+    assert summary["budget"]["steps_run"] <= 305
+
+
 def test_a_trial_by_hand_is_the_next_one_and_is_told(begin):
     runner = SyntheticRunner()
     runner.before = interrupt_at(3, 10)
