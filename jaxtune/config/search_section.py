@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,13 +20,17 @@ from jaxtune.config.section import (
     Section,
     Seed,
     UserPath,
+    located,
     parsed,
 )
 from jaxtune.errors import nearest
 
+Confidence = Literal["low", "medium", "high"]
+Preset = Literal["lora"]
+
 
 class DimensionConfig(Section):
-    """One searched key: exactly one of the five kinds."""
+    """One searched key: exactly one of the five kinds, and what is believed of it beforehand."""
 
     log_uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
         "[low, high]: numbers between them, in equal ratios; unset: another kind.", default=None
@@ -41,12 +47,27 @@ class DimensionConfig(Section):
     choice: Parsed[list[Any] | None, Sequence[Any]] = parsed(
         "Two values or more, without an order; unset: another kind.", default=None
     )
+    prior: Any | None = Field(
+        default=None,
+        description="The value that is likely best: trials begin with it and near it, until scores say otherwise "
+        "(docs/surrogates.md). If unset, all values are alike.",
+    )
+    confidence: Confidence | None = Field(
+        default=None,
+        description="How sure the prior is: within a half (low), a quarter (medium) or an eighth (high) of the range, "
+        "one standard deviation; of a choice, 2, 4 or 6 times as likely as another value. If unset, medium.",
+    )
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """The fields of which exactly one is set."""
+        return tuple(name for name in cls.model_fields if name not in ("prior", "confidence"))
 
     @model_validator(mode="after")
     def _one_kind(self) -> DimensionConfig:
-        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        kinds = [name for name in self.kinds() if getattr(self, name) is not None]
         if len(kinds) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+            raise ValueError(f"give exactly one of {', '.join(self.kinds())}")
         value = getattr(self, kinds[0])
         if kinds[0] == "choice":
             if len(value) < 2:
@@ -64,7 +85,38 @@ class DimensionConfig(Section):
     @property
     def kind(self) -> str:
         """The name of the one field that is set."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+        return next(name for name in self.kinds() if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _believed(self) -> DimensionConfig:
+        if self.prior is None:
+            if self.confidence is not None:
+                raise located(
+                    ("confidence",),
+                    self.confidence,
+                    f"{self.confidence!r} says how sure a prior is, and there is none; give one",
+                )
+            return self
+        held = getattr(self, self.kind)
+        if self.kind == "choice":
+            if not any(
+                choice == self.prior and isinstance(choice, bool) == isinstance(self.prior, bool) for choice in held
+            ):
+                raise located(
+                    ("prior",), self.prior, f"{self.prior!r} is not among the choices{nearest(self.prior, held)}"
+                )
+            return self
+        if isinstance(self.prior, bool) or not isinstance(self.prior, int | float):
+            raise located(("prior",), self.prior, f"{self.prior!r} is not a number")
+        within = min(max(self.prior, held[0]), held[1])
+        if self.kind == "integer":
+            within = round(within)
+        elif self.kind == "power_of_two":
+            within = 2 ** round(math.log2(within))
+        if within != self.prior:
+            message = f"{self.prior} is none of {self.kind} {list(held)}; the nearest is {within}"
+            raise located(("prior",), self.prior, message)
+        return self
 
 
 METHODS_WITHOUT_MODEL = ("random", "sobol")
@@ -75,7 +127,13 @@ class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
-        "Dotted key -> what to try.", default_factory=dict
+        "Dotted key -> what to try; or lora, short for preset: lora.", default_factory=dict
+    )
+    preset: Preset | None = Field(
+        default=None,
+        description="lora: the usual keys of low-rank rules (rate, warm-up, weight decay; rank, alpha and dropout of "
+        "each rule) with priors for the model (docs/surrogates.md), which space changes or adds to. If unset, space "
+        "has all keys.",
     )
     method: Annotated[Literal["gp", "random", "sobol", "tpe", "hyperband"], Recorded()] = Field(
         default="gp",
@@ -99,7 +157,19 @@ class SearchConfig(Section):
         "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
     )
     promote: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
-        default=5, description="How many of the best trials are finished."
+        default=5, description="How many of the best trials are finished, where they go straight to the end."
+    )
+    finish: Annotated[list[Annotated[float, Field(gt=0, le=1)]] | None, Recorded()] = Field(
+        default=None,
+        description="Shares of the steps after fraction, ascending to 1: the trials that are best at fraction go on to "
+        "the first, the better half there to the next, at the price of promote trials that go straight to the end. "
+        "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [1.0]; a study that has begun keeps "
+        "what it began with.",
+    )
+    seeds: Annotated[PositiveInt, Recorded()] = Field(
+        default=1,
+        description="How often the three best of the finished trials are trained, each time with another seed "
+        "(train.seed, train.seed + 1, ...): of several the best mean wins, and the summary has its interval.",
     )
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
@@ -142,6 +212,17 @@ class SearchConfig(Section):
         "else a CPU core.",
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _named_space(cls, values: Any) -> Any:
+        """``space: lora`` is a preset with nothing on top."""
+        if not isinstance(values, dict) or not isinstance(name := values.get("space"), str):
+            return values
+        if name not in (names := typing.get_args(Preset)):
+            message = f"{name!r} is no space{nearest(name, names)}, or give a mapping of dotted keys to what to try"
+            raise located(("space",), name, message)
+        return {**values, "space": {}, "preset": name}
+
     @field_validator("reference", mode="before")
     @classmethod
     def _reference(cls, value: Any) -> Any:
@@ -166,6 +247,12 @@ class SearchConfig(Section):
             raise ValueError(f"promote {self.promote} is above trials {self.trials}")
         if list(self.ladder) != sorted(set(self.ladder)) or any(rung >= self.fraction for rung in self.ladder):
             raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
+        if self.finish is not None:
+            *rungs, end = self.finish or [0.0]
+            if end != 1 or self.finish != sorted(set(self.finish)) or any(rung <= self.fraction for rung in rungs):
+                raise ValueError(f"finish {self.finish} must ascend, above fraction {self.fraction}, and end in 1.0")
+        if self.seeds > 1 and "train.seed" in self.space:
+            raise ValueError("seeds repeats trials with other train.seed, which space searches; leave one of them out")
         if self.ladder and self.method == "hyperband":
             raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
         if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:
