@@ -18,7 +18,7 @@ from jaxtune.search.population_size import population_size
 from jaxtune.search.space import Point, Space
 from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import Listener
 
 
 def check_space(config: Config) -> None:

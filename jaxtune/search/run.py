@@ -31,7 +31,7 @@ from jaxtune.search.warm_start import best_configurations
 from jaxtune.telemetry.progress import ProgressBoard, watched
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.data_history import Fingerprints
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import Listener
 from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine

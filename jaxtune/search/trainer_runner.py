@@ -41,8 +41,9 @@ from jaxtune.search.space import Space, canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import Listener
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -183,12 +184,14 @@ class TrainerRunner:
             until=until,
             seed=config.train.seed,
             batches=self.experiment.batches(config),
-            config=config.train,
             objective=self.search.objective,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
-            validation=self.experiment.validation_batches,
-            listener=self._listener(f"trial {trial.id}") if self._listener else None,
-            should_stop=lambda: self._stopping,
+            options=RunOptions(
+                validation=self.experiment.validation_batches,
+                listener=self._listener(f"trial {trial.id}") if self._listener else None,
+                should_stop=lambda: self._stopping,
+                config=config.train,
+            ),
         )
         running.seconds = time.perf_counter() - begin
         self._running.append(running)

@@ -13,7 +13,7 @@ from jaxtune.search.memory import check_memory
 from jaxtune.search.study import Event
 from jaxtune.search.trainer_runner import TrainerRunner, search_config
 from jaxtune.studies.output import output_directory
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import Listener
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.memory import check_base
 from jaxtune.training.run_directory import RunDirectory

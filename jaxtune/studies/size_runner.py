@@ -22,7 +22,7 @@ from jaxtune.studies.sampling import Sampling, read_documents, sampling_order
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import Listener
 from jaxtune.training.state import TrainState
 
 SIZE, SEED = "documents", "train.seed"
