@@ -43,8 +43,8 @@ from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
 from jaxtune.training.data_history import Fingerprints
+from jaxtune.training.hooks import Event, ShouldStop, never
 
-Event = Callable[[str, int | None, Mapping[str, Any]], None]
 Phase = Literal["early", "final"]
 
 
@@ -68,7 +68,7 @@ class Study:
       known_keys: every dotted key of the configuration; None skips the check of the space's keys.
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
-      stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+      should_stop: asked between trials; once true, :meth:`run` returns and the study can be continued.
       keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
@@ -95,7 +95,7 @@ class Study:
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
-        stop: Callable[[], bool] | None = None,
+        should_stop: ShouldStop = never,
         keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
@@ -121,7 +121,7 @@ class Study:
         self.reference_in_space = self._reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._keep = on_event, keep
-        self._stop, self._stopping = stop, False
+        self._stop, self._stopping = should_stop, False
         self._targets: dict[int, int] = {}
         if not search.fixed:  # else it depends on what was tried before
             check_room(self.space, search.trials, {0: self._reference_point})
@@ -237,7 +237,7 @@ class Study:
             self._on_event(event, trial, details)
 
     def _asked_to_stop(self) -> bool:
-        self._stopping = self._stopping or (self._stop is not None and self._stop())
+        self._stopping = self._stopping or self._stop()
         return self._stopping
 
     def _check_stop(self) -> None:

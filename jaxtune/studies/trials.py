@@ -19,9 +19,9 @@ from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted, TrialRunner, run_all
 from jaxtune.search.trainer_runner import reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
-from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
 from jaxtune.training.data_history import Fingerprints
+from jaxtune.training.hooks import NOBODY, Hooks
 
 PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "scikit-optimize", "numpy", "scipy")
 """Packages whose versions stand beside the results."""
@@ -58,12 +58,12 @@ class StudyTrials:
         settings: Mapping[str, Any],
         planned: int | None = None,
         objective: str | None = None,
-        hooks: Hooks | None = None,
+        hooks: Hooks = NOBODY,
         data: Fingerprints | None = None,
     ):
         self.runner = runner
         self.run_dir = Path(config.directory)
-        self._hooks = hooks or Hooks()
+        self._hooks = hooks
         self._outcomes: dict[tuple[int, int], Outcome] = {}
         self._added = 0
         self._journal = Journal(self.run_dir)

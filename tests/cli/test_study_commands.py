@@ -35,7 +35,7 @@ def run_dir(config_file, tmp_path):
     RunDirectory(config.directory, study=True).claim(config)
     runner = SyntheticRunner(divergence=1.0)
     runner.before = interrupt_at(3, 10)
-    assert make_study(config, runner, on_event=None, stop=lambda: False).run() is None
+    assert make_study(config, runner).run() is None
     return tmp_path / "run"
 
 
