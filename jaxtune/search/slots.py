@@ -16,7 +16,7 @@ from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import Asked, FitResult, Run, Taken
+from jaxtune.training.fit import Asked, FitResult, Run, StepOutcome
 from jaxtune.training.population import Population
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -74,7 +74,7 @@ class RunningTrial:
         self._loop = run.loop(until)
         self._go(functools.partial(next, self._loop))
 
-    def take(self, taken: Taken) -> None:
+    def take(self, taken: StepOutcome) -> None:
         """Tells the trial what its step came to."""
         self.state = None
         self._go(functools.partial(self._loop.send, taken))

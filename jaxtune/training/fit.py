@@ -59,7 +59,7 @@ class Steps(Protocol):
 
 Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]
 Evaluate = Callable[[TrainState], Mapping[str, float]]
-Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
+StepOutcome = tuple[Callable[[], TrainState], Mapping[str, Any]]
 """What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
 
 
@@ -109,7 +109,7 @@ class FitResult:
         return html_table([row], title="fit")
 
 
-Loop = Generator[HostBatch | Asked, Taken | Mapping[str, Any], FitResult]
+Loop = Generator[HostBatch | Asked, StepOutcome | Mapping[str, Any], FitResult]
 """One run's loop, see :meth:`Run.loop`."""
 
 
@@ -226,7 +226,7 @@ class Run:
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
-            state, metrics = cast(Taken, (yield batch))
+            state, metrics = cast(StepOutcome, (yield batch))
             step += 1
             self.throughput.count(count_tokens(batch))
             self.examples += count_examples(batch)
