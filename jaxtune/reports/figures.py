@@ -229,7 +229,7 @@ def _curves(
     lengths = {trial.total_steps for trial in study.trials if trial.total_steps}
     last = max(*(curves[trial.id][-1][0] for trial in shown), *lengths, 1)
     # Trials of different lengths are scored at different steps, so there is no one line to draw.
-    scored_at = study.fraction * lengths.pop() if len(lengths) == 1 and study.fraction < 1 else None
+    scored_at = study.recorded.shares.steps(lengths.pop()).early if len(lengths) == 1 and study.fraction < 1 else None
     # The winner is drawn last, on top of the others.
     order = sorted(shown, key=lambda trial: (trial.id == winner, trial.reference, trial.status == "finished"))
 

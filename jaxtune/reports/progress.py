@@ -115,7 +115,7 @@ def steps_left(study: StudyRecord, length: int) -> int:
 
 def early_step(study: StudyRecord, length: int) -> int:
     """The step at which a trial of this length is scored."""
-    return round(study.fraction * length)
+    return study.recorded.shares.steps(length).early
 
 
 def _finals(study: StudyRecord) -> int:

@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxtune.config import Config, dotted, with_overrides
+from jaxtune.config import Config, with_overrides
 from jaxtune.config.aliases import sections_of
 from jaxtune.config.roles import marked, within
 from jaxtune.config.section import BesideAdapter, PerTrial
 from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
 from jaxtune.search.header import read_data
-from jaxtune.search.milestones import milestones
+from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
-from jaxtune.search.space import Point, Space
-from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+from jaxtune.search.settings import Settings
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
 
@@ -27,15 +27,14 @@ def check_space(config: Config) -> None:
     Raises:
       UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
     """
-    settings = search_config(config)
-    for dimension in Space(settings.space, dotted(config), settings.fixed).dimensions:
+    settings = Settings.of(config)
+    for dimension in settings.space.dimensions:
         _check_varied(dimension.key, "search.space", config)
         for value in dimension.samples():
             with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
-    reference = reference_overrides(config)
-    for key in reference:
+    for key in settings.reference:
         _check_varied(key, "search.reference", config)
-    with_overrides(config, reference, origin="search.reference: ")
+    with_overrides(config, settings.reference, origin="search.reference: ")
 
 
 def _check_varied(key: str, where: str, config: Config) -> None:
@@ -58,13 +57,6 @@ def _check_varied(key: str, where: str, config: Config) -> None:
         )
 
 
-def reference_point(config: Config, space: Space) -> Point | None:
-    """Where the reference lies in a configuration's space; None outside it."""
-    reference = reference_overrides(config)
-    inside = bool(reference_in_space(config, reference))
-    return space.point(dotted(with_overrides(config, reference))) if inside else None
-
-
 def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[str, Any]] = ()) -> None:
     """Tries trials with values of every searched key, and the reference, against the opened model and data.
 
@@ -77,14 +69,15 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
         steps is less than a step, or two of them are the same step.
     """
-    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", reference_overrides(config))]
+    settings = Settings.of(config)
+    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
-    for dimension in Space(search_config(config).space).dimensions:
+    for dimension in settings.space.dimensions:
         trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
     for origin, overrides in trials:
         try:
             variant = runner.configuration(overrides)
-            early_steps(variant)
+            check_milestones(settings, variant)
             runner.experiment.check_lengths(variant)
             runner.trainer(variant)
         except UserError as error:
@@ -119,19 +112,10 @@ def checked_runner(
     return runner
 
 
-def early_steps(config: Config) -> int:
-    """Steps after which a trial of this length is scored.
+def check_milestones(settings: Settings, config: Config) -> Milestones:
+    """The steps at which a trial of this configuration is looked at.
 
     Raises:
       UserError: a rung or the fraction is less than a step, or two of them are the same step.
     """
-    return milestones(search_config(config), config.train.steps or 0).early
-
-
-def reference_in_space(config: Config, reference: Mapping[str, Any]) -> dict[str, Any]:
-    """The reference configuration, or nothing if it differs from the searched ones in more than the searched keys."""
-    assert config.search is not None
-    changed = dotted(with_overrides(config, reference))
-    fixed = dotted(config).keys() - config.search.space.keys()
-    same = changed.keys() == dotted(config).keys() and all(changed[key] == dotted(config)[key] for key in fixed)
-    return with_overrides(config, reference).model_dump(mode="json") if same else {}
+    return settings.milestones(config.train.steps or 0)

@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
-from jaxtune.config.metrics import METRICS
 from jaxtune.config.paths import recorded
 from jaxtune.config.roles import marked
 from jaxtune.config.search_section import SearchConfig
@@ -22,7 +21,7 @@ from jaxtune.config.section import Amendable
 from jaxtune.errors import UserError, nearest
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
-from jaxtune.search.checks import check_space, check_trials, reference_point
+from jaxtune.search.checks import check_space, check_trials
 from jaxtune.search.directory import study_directory
 from jaxtune.search.header import (
     CHANGEABLE,
@@ -31,12 +30,11 @@ from jaxtune.search.header import (
     check_records,
     check_room,
     recorded_data,
-    settled,
-    study_header,
 )
 from jaxtune.search.journal import Journal
-from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.space import canonical
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import History, replay
 from jaxtune.training.experiment import Experiment, read_fingerprints
 from jaxtune.training.template_date import with_date
@@ -94,28 +92,22 @@ def extend(
         if header.get("experiment"):
             raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
         config = _recorded_config(directory, header)
-        settings = settled(search_config(config), header)
-        reference = reference_overrides(config)
-        here = study_header(
-            settings,
-            # "auto" is what the study began with.
-            population=header["population"] if settings.population == "auto" else settings.population,
-            direction=METRICS[settings.objective].direction,
-            reference=reference,
-            start=header["start"],
-            base=config.model_dump(mode="json"),
-        )
+        settings = Settings.of(config).begun(header)
+        search = settings.search
+        # "auto" is what the study began with.
+        population = header["population"] if search.population == "auto" else search.population
+        here = settings.header(population=population, start=header["start"])
         check_header(journal.records, here, journal.path)
-        check_records(journal.records, Space(settings.space), journal.path)
+        check_records(journal.records, settings.space, journal.path)
         history = replay(journal.records[1:], directory, journal.path)
-        changes = _changes(settings.fixed, overrides, fixed or {}, freed)
+        changes = _changes(search.fixed, overrides, fixed or {}, freed)
         if added:
-            changes.setdefault("search.trials", settings.trials + len(added))
+            changes.setdefault("search.trials", search.trials + len(added))
         changed = with_overrides(config, changes, origin="study extend: ")
         check_space(changed)
-        space = Space(settings.space, dotted(changed), search_config(changed).fixed)
-        numbered = _numbered(changed, space, history, added)
-        _check_trials(changed, space, history, numbered)
+        now_set = Settings.of(changed)
+        numbered = _numbered(now_set, history, added)
+        _check_trials(now_set, history, numbered)
         known = recorded_data(journal.records, journal.path)
         # The model and the data have the last word on a configuration: ask them before it is written for good.
         experiment = Experiment(changed) if numbered else None
@@ -123,15 +115,14 @@ def extend(
             check_trials(changed, TrainerRunner(experiment), [dict(one) for one in numbered.values()])
         now = experiment.fingerprints if experiment else read_fingerprints(changed) if known.entries else {}
         data = known.follow(now, f"the study in {directory}", accept=accept_changed_data, begun=bool(history.trials))
-        new = {name: value for name, value in search_config(changed).model_dump().items() if header.get(name) != value}
+        new = {name: value for name, value in now_set.search.model_dump().items() if header.get(name) != value}
         new = {name: value for name, value in new.items() if f"search.{name}" in changes}
         if write:
             if data != known:
                 journal.append("data", fingerprints=now)
-            _write(journal, changed, new, numbered)
-    trials = search_config(changed).trials
+            _write(journal, now_set, new, numbered)
     scored = sum(state.early is not None for state in history.trials.values())
-    return Extension(changed, new, numbered, trials - scored)
+    return Extension(changed, new, numbered, now_set.search.trials - scored)
 
 
 def _recorded_config(directory: Path, header: Mapping[str, Any]) -> Config:
@@ -170,9 +161,7 @@ def _changes(
     return changes
 
 
-def _numbered(
-    config: Config, space: Space, history: History, added: Sequence[Mapping[str, Any]]
-) -> dict[int, dict[str, Any]]:
+def _numbered(settings: Settings, history: History, added: Sequence[Mapping[str, Any]]) -> dict[int, dict[str, Any]]:
     """The configurations by hand under the numbers of the next trials, with all searched keys.
 
     Raises:
@@ -180,7 +169,9 @@ def _numbered(
     """
     known = {number: canonical(state.trial.configuration) for number, state in history.trials.items()}
     following = max(history.trials, default=0) + 1  # trial 0 is the reference's
-    values = dotted(config) | space.fixed
+    assert settings.config is not None
+    space = settings.space
+    values = dotted(settings.config) | space.fixed
     numbered: dict[int, dict[str, Any]] = {}
     for number, given in enumerate(added, start=following):
         for key in given:
@@ -205,22 +196,22 @@ def _numbered(
     return numbered
 
 
-def _check_trials(config: Config, space: Space, history: History, added: Mapping[int, Mapping[str, Any]]) -> None:
+def _check_trials(settings: Settings, history: History, added: Mapping[int, Mapping[str, Any]]) -> None:
     """Raises :class:`UserError` where the trials that there are to be cannot be."""
-    settings = search_config(config)
+    space, trials = settings.space, settings.search.trials
     there = max([*history.trials, *added], default=0) + 1
-    if settings.trials < there:
+    if trials < there:
         raise UserError(
-            f"search.trials: {settings.trials} is less than the {there} trials that were proposed"
+            f"search.trials: {trials} is less than the {there} trials that were proposed"
             f"{' or are added' if added else ''}; give at least {there}"
         )
     points = {number: space.point(state.trial.configuration) for number, state in history.trials.items()}
     points |= {number: space.point(configuration) for number, configuration in added.items()}
-    check_room(space, settings.trials, points | {0: reference_point(config, space)})
+    check_room(space, trials, points | {0: settings.reference_point})
 
 
 def _write(
-    journal: Journal, config: Config, changed: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]
+    journal: Journal, settings: Settings, changed: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]
 ) -> None:
     """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
     directory = journal.path.parent
@@ -229,11 +220,12 @@ def _write(
     if changed:
         journal.append("changed", **changed)
     if added and 0 not in {record.get("trial") for record in journal.records}:
-        reference = {"configuration": reference_overrides(config), "source": "reference"}
+        reference = {"configuration": dict(settings.reference), "source": "reference"}
         journal.append("proposed", trial=0, **reference, told=[], pending=[])
     for number, configuration in added.items():
         journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
-    file, text = RunFiles(directory).config_path, dump_config(recorded(config, directory))
+    assert settings.config is not None
+    file, text = RunFiles(directory).config_path, dump_config(recorded(settings.config, directory))
     if file.read_text(encoding="utf-8") != text:
         write_atomically(file, text)
 

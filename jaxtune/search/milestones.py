@@ -1,8 +1,10 @@
-"""The steps at which a trial is looked at, from the shares of its steps that a search names."""
+"""The steps at which a trial is looked at, from the shares of its steps that a search names: rounded here alone."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
@@ -22,23 +24,79 @@ class Milestones:
     early: int
     total: int
 
+    @property
+    def steps(self) -> tuple[int, ...]:
+        """All of them; a fraction of 1 is the end."""
+        return tuple(dict.fromkeys((*self.rungs, self.early, self.total)))
 
-def milestones(search: SearchConfig, total: int) -> Milestones:
-    """The milestones of a trial of ``total`` steps.
+    def after(self, step: int) -> int:
+        """The next one after ``step``; the end where there is none."""
+        return next((at for at in self.steps if at > step), self.total)
+
+
+@dataclass(frozen=True)
+class Shares:
+    """Shares of a trial's steps.
+
+    Attributes:
+      ladder: where the worse half is stopped.
+      fraction: where it is scored.
+    """
+
+    ladder: tuple[float, ...]
+    fraction: float
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> Shares:
+        """Of a search's settings, by their names in the configuration and in a journal's first record."""
+        return cls(tuple(settings.get("ladder") or ()), settings["fraction"])
+
+    def steps(self, total: int) -> Milestones:
+        """The milestones of a trial of ``total`` steps, as they fall."""
+        return Milestones(tuple(step_at(share, total) for share in self.ladder), step_at(self.fraction, total), total)
+
+    def checked(self, total: int) -> Milestones:
+        """The milestones of a trial of ``total`` steps.
+
+        Raises:
+          UserError: one of them is less than a step, or the same step as the one before, so that nothing lies between
+            them.
+        """
+        named = [*(("search.ladder", share) for share in self.ladder), ("search.fraction", self.fraction)]
+        *rungs, early = distinct_steps(named, total)
+        return Milestones(tuple(rungs), early, total)
+
+
+def step_at(share: float, total: int) -> int:
+    """The step nearest to a share of ``total`` steps."""
+    return round(share * total)
+
+
+def distinct_steps(shares: Sequence[tuple[str, float]], total: int) -> list[int]:
+    """The steps of ascending shares, each with the name of its key.
 
     Raises:
-      UserError: one of them is less than a step, or the same step as the one before, so that nothing lies between them.
+      UserError: one of them is less than a step, or the same step as the one before.
     """
     steps: list[int] = []
-    for key, share in [*(("ladder", rung) for rung in search.ladder), ("fraction", search.fraction)]:
-        step = round(share * total)
+    for place, (key, share) in enumerate(shares):
+        step = step_at(share, total)
         if step < 1:
-            raise UserError(f"search.{key}: {share} of {total} steps is less than a step")
+            raise UserError(f"{key}: {share:g} of {total} steps is less than a step; raise it, or train longer")
         if steps and step == steps[-1]:
-            before = search.ladder[len(steps) - 1]
+            before_key, before = shares[place - 1]
             raise UserError(
-                f"search.{key}: {share} of {total} steps is step {step}, as is the rung before it, {before} of "
-                f"search.ladder, so that it would halve nothing; leave that rung out, or train longer"
+                f"{key}: {share:g} of {total} steps is step {step}, as is the rung before it, {before:g} of "
+                f"{before_key}, so that nothing lies between them; leave that rung out, or train longer"
             )
         steps.append(step)
-    return Milestones(tuple(steps[:-1]), steps[-1], total)
+    return steps
+
+
+def milestones(search: SearchConfig, total: int) -> Milestones:
+    """The milestones of a trial of ``total`` steps, checked; see :class:`Shares`.
+
+    Raises:
+      UserError: one of them is less than a step, or the same step as the one before.
+    """
+    return Shares.of(search.model_dump()).checked(total)

@@ -7,25 +7,23 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
-from jaxtune.config import Config, dotted
-from jaxtune.config.metrics import METRICS
+from jaxtune.config import Config
 from jaxtune.config.paths import located
-from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.layout import RunFiles
-from jaxtune.search.checks import check_space, checked_runner, early_steps, reference_in_space
+from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.memory import check_memory
-from jaxtune.search.milestones import milestones
+from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
 from jaxtune.search.runner import Interrupted, TrialRunner
-from jaxtune.search.space import Space
+from jaxtune.search.settings import Settings, search_config
 from jaxtune.search.study import Study
 from jaxtune.search.summary import write_summary
-from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides, search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.search.warm_start import best_configurations
 from jaxtune.telemetry.progress import ProgressBoard, watched
@@ -132,18 +130,12 @@ def make_study(
     data: Fingerprints | None = None,
 ) -> Study:
     """The study of a configuration, over a runner; ``keep`` is told of its winner."""
-    settings = search_config(config)
-    reference = reference_overrides(config)
+    settings = Settings.of(config)
     return Study(
         config.directory,
         settings,
         runner,
-        direction=METRICS[settings.objective].direction,
-        reference=reference,
-        start=starting_trials(config),
-        base=config.model_dump(mode="json"),
-        reference_config=reference_in_space(config, reference),
-        known_keys=dotted(config),
+        start=starting_trials(settings),
         on_event=hooks.on_event,
         should_stop=hooks.should_stop,
         keep=keep,
@@ -152,14 +144,14 @@ def make_study(
     )
 
 
-def starting_trials(config: Config) -> list[dict[str, Any]]:
+def starting_trials(settings: Settings) -> list[dict[str, Any]]:
     """The trials that an earlier study gives this one to begin with: those it began with, if it has begun.
 
     Raises:
       UserError: ``search.start_from`` names no study, or one over other keys, or this one has begun without it.
     """
-    settings = search_config(config)
-    if settings.start_from is None:
+    search, config = settings.search, settings.config
+    if search.start_from is None or config is None:
         return []
     if RunFiles(config.directory).journal_path.exists() and (records := read_journal(config.directory)):
         if not (begun := records[0].get("start", [])):
@@ -168,15 +160,13 @@ def starting_trials(config: Config) -> list[dict[str, Any]]:
                 f"out, or choose another run_dir"
             )
         return begun
-    start_from = search_config(located(config)).start_from or settings.start_from
-    space = Space(settings.space, dotted(config), settings.fixed)
-    return best_configurations(start_from, space, min(settings.initial, settings.trials) - 1)
+    start_from = search_config(located(config)).start_from or search.start_from
+    return best_configurations(start_from, settings.space, min(search.initial, search.trials) - 1)
 
 
-def _first_steps(settings: SearchConfig, steps: int) -> int:
+def _first_steps(trials: int, stops: Milestones) -> int:
     """Steps until all trials of a study are scored, or stopped at the ladder; without divergences."""
-    stops = milestones(settings, steps)
-    total, trials, before = 0, settings.trials, 0
+    total, before = 0, 0
     for step in (*stops.rungs, stops.early):
         total += trials * (step - before)
         # The reference climbs beside the better half of the others.
@@ -218,15 +208,15 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
     make_study(config, runner)
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
-    settings = search_config(config)
-    early = early_steps(experiment.config)
-    finished = settings.promote + 1  # the reference is finished as well
+    settings = Settings.of(config)
+    search, stops = settings.search, settings.milestones(checked.steps)
+    finished = search.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),
-        "trials": settings.trials,
+        "trials": search.trials,
         "population": runner.capacity,
-        "promote": settings.promote,
+        "promote": search.promote,
         "steps_per_trial": checked.steps,
-        "early_steps": early,
-        "steps": _first_steps(settings, checked.steps) + finished * (checked.steps - early),
+        "early_steps": stops.early,
+        "steps": _first_steps(search.trials, stops) + finished * (stops.total - stops.early),
     }

@@ -15,7 +15,11 @@ class Interrupted(Exception):
 
 @runtime_checkable
 class TrialRunner(Protocol):
-    """Trains and scores trials, several at a time. A study calls it from one thread."""
+    """Trains and scores trials, several at a time. A study calls it from one thread.
+
+    One whose trials take a step each at a time, so that those that end at the same step are scored together, says so by
+    an attribute ``lockstep`` that is true.
+    """
 
     @property
     def capacity(self) -> int:

@@ -6,8 +6,7 @@ import dataclasses
 import json
 import os
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +21,7 @@ from jaxtune.search.durations import durations, trials_at_work
 from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import read_journal
 from jaxtune.search.leader import leader
+from jaxtune.search.milestones import Shares
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
 
@@ -45,6 +45,7 @@ class TrialStatus:
       until: the step at which it is scored next, or was scored last; None before it is known.
       early_score: at the fraction; None without one, or where it diverged.
       final_score: at the end; the same.
+      rungs: its scores at other steps on the way, by step.
     """
 
     trial: int
@@ -54,6 +55,7 @@ class TrialStatus:
     until: int | None
     early_score: float | None
     final_score: float | None
+    rungs: dict[int, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class StudyStatus:
       experiment: whose trials these are; None for a search.
       planned: ``search.trials``; how many there are where that is not fixed beforehand.
       promote: ``search.promote``; None for an experiment.
+      shares: of a trial's steps, at which it is looked at.
       fixed: searched keys that are held fast.
       trials: in order.
       best: number of the trial that is ahead (see :func:`~jaxtune.search.leader.leader`).
@@ -86,6 +89,7 @@ class StudyStatus:
     experiment: str | None
     planned: int
     promote: int | None
+    shares: Shares
     fixed: dict[str, Any]
     trials: list[TrialStatus]
     best: int | None
@@ -108,6 +112,8 @@ class StudyStatus:
             "experiment": self.experiment,
             "planned": self.planned,
             "promote": self.promote,
+            "ladder": list(self.shares.ladder),
+            "fraction": self.shares.fraction,
             "fixed": self.fixed,
             "proposed": len(self.trials),
             **{state: self.count(state) for state in STATES},
@@ -149,6 +155,11 @@ class Recorded:
         """What proposed each trial."""
         return {record["trial"]: record.get("source", "") for record in self.records if record["event"] == "proposed"}
 
+    @property
+    def shares(self) -> Shares:
+        """Shares of a trial's steps at which it is looked at."""
+        return Shares.of(self.header)
+
     def configuration(self, state: TrialState) -> dict[str, Any]:
         """A trial's configuration with every searched key."""
         return {**searched_values(self.header), **state.trial.configuration}
@@ -184,7 +195,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
     recorded = read_recorded(run_dir)
     header, history, sources = recorded.header, recorded.history, recorded.sources
     trials = [
-        _trial_status(state, sources.get(number, ""), [*header["ladder"], header["fraction"]], holder is not None)
+        _trial_status(state, sources.get(number, ""), recorded.shares, holder is not None)
         for number, state in sorted(history.trials.items())
     ]
     best = recorded.leader
@@ -198,6 +209,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         experiment=header.get("experiment"),
         planned=header.get("trials") or len(trials),
         promote=header.get("promote"),
+        shares=recorded.shares,
         fixed=header["fixed"],
         trials=trials,
         best=None if best is None else best.trial.id,
@@ -228,7 +240,7 @@ def logged_step(directory: Path) -> int | None:
     return 0
 
 
-def _trial_status(state: TrialState, source: str, shares: Sequence[float], runs: bool) -> TrialStatus:
+def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) -> TrialStatus:
     name, step = state.status, max((outcome.steps_run for outcome in state.outcomes), default=0)
     until = state.total_steps if name in ("promoted", "finished") else step
     if name == "proposed":
@@ -250,20 +262,22 @@ def _trial_status(state: TrialState, source: str, shares: Sequence[float], runs:
         until=until,
         early_score=score_of(state.early),
         final_score=score_of(state.final),
+        rungs={at: score_of(outcome) for at, outcome in sorted(state.rungs.items())},
     )
 
 
-def _next_step(directory: Path, shares: Sequence[float], step: int) -> int | None:
+def _next_step(directory: Path, shares: Shares, step: int) -> int | None:
     """The step at which a trial that has begun is scored next, from its own configuration; None where there is none.
 
     Args:
       directory: its files.
-      shares: of its steps at which trials are scored, ascending.
+      shares: of its steps at which trials are scored.
       step: at which it was scored last.
     """
     try:
         config = yaml.safe_load(TrialDirectory(directory).config_path.read_text(encoding="utf-8"))
-        return next((at for share in shares if (at := round(share * config["train"]["steps"])) > step), None)
+        total = config["train"]["steps"]
+        return shares.steps(total).after(step) if isinstance(total, int) else None
     except (OSError, yaml.YAMLError, KeyError, TypeError):
         return None
 

@@ -14,7 +14,6 @@ from typing import Any
 from jaxtune.config import (
     Config,
     capacities,
-    dotted,
     dump_config,
     hyperparameters,
     load_config,
@@ -22,22 +21,20 @@ from jaxtune.config import (
     program_name,
     with_overrides,
 )
-from jaxtune.config.metrics import check_measured
 from jaxtune.config.paths import located, recorded
-from jaxtune.config.search_section import SearchConfig
-from jaxtune.config.training_sections import OptimizerConfig
-from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
+from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
 from jaxtune.layout import TrialDirectory
-from jaxtune.search.header import deciding, recorded_reference
+from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.scoring import Scoring
+from jaxtune.search.settings import Settings
 from jaxtune.search.slots import RunningTrial, Slots
-from jaxtune.search.space import Space, canonical
+from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
@@ -49,58 +46,6 @@ from jaxtune.training.trainer import Trainer
 
 logger = logging.getLogger(__name__)
 
-PAPER_BATCH_SIZE = 16
-
-
-def search_config(config: Config) -> SearchConfig:
-    """The ``search`` section.
-
-    Raises:
-      UserError: there is none, its objective is not measured, or there is no validation split.
-    """
-    search = config.search
-    if search is None:
-        raise UserError("search: this section is required; jaxtune init quickstart writes an example")
-    check_measured(search.objective, config.evaluation.task, "search.objective")
-    if config.data.validation is None:
-        raise UserError("data.validation: a search scores its trials on this split; it is required")
-    return search
-
-
-def reference_overrides(config: Config) -> dict[str, Any]:
-    """What makes trial 0, as ``search.reference`` says.
-
-    ``own`` changes nothing: it names what the configuration has for the searched keys. A study that began when another
-    reference was the default keeps the one in its journal. ``paper`` (arXiv:2407.13906) is LoRA on q and v with rank
-    16, alpha 32, dropout 0.1, learning rate 1e-4, batch 16, cosine, warm-up 0.1; where the configuration trains
-    low-rank terms on other modules, those modules are kept and take the paper's rank, alpha and dropout.
-    """
-    assert config.search is not None
-    chosen = config.search.reference
-    if isinstance(chosen, dict):
-        return dict(chosen)
-    if chosen == "own":
-        if (recorded := recorded_reference(config.directory)) is not None:
-            return recorded
-        values = dotted(config)
-        return {key: values[key] for key in config.search.space if key in values}
-    paper, optimizer = REFERENCE_UPDATE[0], OptimizerConfig()
-    overrides: dict[str, Any] = {
-        "optimizer.learning_rate": optimizer.learning_rate,
-        "optimizer.warmup": optimizer.warmup,
-        "optimizer.schedule": optimizer.schedule,
-        "optimizer.weight_decay": optimizer.weight_decay,
-        "train.batch_size": PAPER_BATCH_SIZE,
-    }
-    for index, rule in enumerate(config.update):
-        if isinstance(rule, LowRankRule):
-            overrides |= {
-                f"update.{index}.rank": paper.rank,
-                f"update.{index}.alpha": paper.alpha,
-                f"update.{index}.dropout": paper.dropout,
-            }
-    return overrides
-
 
 class TrainerRunner:
     """Trains and scores trials of one study in this process.
@@ -111,6 +56,8 @@ class TrainerRunner:
       hooks: who is told of the trials, and who may stop them.
     """
 
+    lockstep = True
+
     def __init__(
         self,
         experiment: Experiment,
@@ -119,7 +66,8 @@ class TrainerRunner:
         hooks: Hooks = NOBODY,
     ):
         self.experiment = experiment
-        self.search = search_config(experiment.config)
+        self.settings = Settings.of(experiment.given)
+        self.search = self.settings.search
         self._hooks = hooks
         self.capacity = population
         # A study asks for a trial's length at every turn, and epochs take a packing of all examples to count.
@@ -128,8 +76,8 @@ class TrainerRunner:
         self._slots: dict[Trainer, Slots] = {}
         self._running: list[RunningTrial] = []
         self._stopping = False
-        self._space = Space(self.search.space)
-        self._variants = [experiment.config, self.configuration(reference_overrides(experiment.given))]
+        self._space = self.settings.space
+        self._variants = [experiment.config, self.configuration(self.settings.reference)]
         self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
         self._scoring = Scoring(self._evaluators["validation"], self.slots_of)
 
@@ -338,7 +286,7 @@ class TrainerRunner:
         """How many programs the space has, and the key of the one that only the reference has, if it does."""
         dimensions = self._space.dimensions
         keys = [{program_key(self.configuration({one.key: value})) for value in one.samples()} for one in dimensions]
-        reference = reference_overrides(self.experiment.given)
+        reference = self.settings.reference
         inside = {
             one.key: reference[one.key]
             for one in dimensions

@@ -180,6 +180,9 @@ class History:
       reports: trial and step of every score before the fraction, in the order in which they came.
       untuned: the base model on the test split.
       programs: names of the compiled steps that trained the trials that have an outcome.
+      clock: steps since the beginning, where trials before the fraction take one each at a time.
+      begun: the clock when each trial was proposed.
+      legs: of each trial, the place of the record after which it trains to where it is scored next.
     """
 
     trials: dict[int, TrialState] = field(default_factory=dict)
@@ -188,6 +191,10 @@ class History:
     reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
     programs: set[str] = field(default_factory=set)
+    clock: int = 0
+    begun: dict[int, int] = field(default_factory=dict)
+    legs: dict[int, int] = field(default_factory=dict)
+    _records: int = 0
 
     def compiled(self, program: str) -> dict[str, Any]:
         """What the record of an outcome tells of the trial's program, however many processes compile that one."""
@@ -201,8 +208,10 @@ class History:
           ValueError: its event is unknown.
         """
         event = record["event"]
+        self._records += 1
         if event == "proposed":
             number = record["trial"]
+            self.begun[number], self.legs[number] = self.clock, self._records
             directory = RunFiles(run_dir).trial(number).path
             self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
             return
@@ -232,6 +241,9 @@ class History:
             state.compilations += record["compilations"]
             if "program" in record:
                 self.programs.add(record["program"])
+            if record.get("phase") != "final":
+                self.clock = max(self.clock, self.begun[state.trial.id] + int(record["steps_run"]))
+                self.legs[state.trial.id] = self._records
             if event == "reported":
                 state.rungs[record["step"]] = read_outcome(record)
                 self.reports.append((state.trial.id, record["step"]))

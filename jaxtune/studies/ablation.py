@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.config import Config, dotted, load_config
-from jaxtune.config.metrics import METRICS, Goal
+from jaxtune.config.metrics import Goal
 from jaxtune.config.paths import located
 from jaxtune.config.roles import marked, within
 from jaxtune.config.section import HostOnly
@@ -26,8 +26,8 @@ from jaxtune.search.checks import check_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, run_search
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.space import Space, canonical
-from jaxtune.search.trainer_runner import reference_overrides, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
 from jaxtune.studies.output import publish
@@ -76,7 +76,7 @@ def check(config: Config) -> dict[str, Any]:
     """
     config = with_date(with_adapter(config), _given_search(config))
     _check_keys(config)
-    seeds, keys = config.study.ablation.seeds, Space(search_config(config).space).keys
+    seeds, keys = config.study.ablation.seeds, search_config(config).space
     runner = open_runner(config, STUDY)
     steps = runner.total_steps(Trial(0, {}, Path()))
     trials = (2 + len(keys)) * len(seeds)
@@ -145,9 +145,10 @@ def make_variants(config: Config, winner: Mapping[str, Any]) -> list[Variant]:
       config: resolved, with a ``search`` section.
       winner: the configuration that a search found best; that of its reference leaves nothing to set back.
     """
-    overrides, base = reference_overrides(config), dotted(config)
+    settings, base = Settings.of(config), dotted(config)
+    overrides = dict(settings.reference)
     variants = [Variant("reference", overrides), Variant("winner", dict(winner))]
-    for key in Space(search_config(config).space).keys:
+    for key in settings.space.keys:
         back = overrides.get(key, base[key])
         if canonical(winner.get(key, back)) != canonical(back):
             variants.append(Variant(key, {**winner, key: back}))
@@ -210,8 +211,8 @@ def _summarize(
     by_variant: Mapping[str, Sequence[Trial]],
 ) -> dict[str, Any]:
     """The summary of trials that are all trained and tested."""
-    ablation, objective = config.study.ablation, search_config(config).objective
-    goal = METRICS[objective].goal
+    ablation, settings = config.study.ablation, Settings.of(config)
+    objective, goal = settings.search.objective, settings.goal
     validation = {name: [_final(trials, trial) for trial in each] for name, each in by_variant.items()}
     tests = {name: [trials.history.trials[trial.id].test for trial in each] for name, each in by_variant.items()}
     test = {name: [math.nan if outcome is None else outcome.score for outcome in each] for name, each in tests.items()}
@@ -254,7 +255,7 @@ def _summarize(
         },
         "effects": effects,
         "whole": {"reference": reference, **effect("reference")} if len(variants) > 1 else None,
-        "unchanged": [key for key in Space(search_config(config).space).keys if key not in by_variant],
+        "unchanged": [key for key in settings.space.keys if key not in by_variant],
         "variants": [
             {
                 "name": variant.name,

@@ -14,13 +14,13 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.config import Config, dotted
-from jaxtune.config.metrics import METRICS
+from jaxtune.config import Config
 from jaxtune.errors import UserError
+from jaxtune.search.milestones import distinct_steps
 from jaxtune.search.runner import Interrupted, TrialRunner
-from jaxtune.search.space import Point, Space
+from jaxtune.search.settings import Settings
+from jaxtune.search.space import Point
 from jaxtune.search.surrogate import Surrogate
-from jaxtune.search.trainer_runner import reference_overrides, search_config
 from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -98,8 +98,8 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
       UserError: there is no ``search`` section, its space is empty or too small, or there are too few trials to
         compare the leading ones.
     """
-    search = search_config(config)
-    space = Space(search.space, dotted(config))
+    settings = Settings.of(config)
+    search, space = settings.search, settings.space
     if search.trials <= TOP:
         raise UserError(
             f"search.trials: {search.trials} is too few, as {study} compares the {TOP} best of them; choose "
@@ -118,7 +118,7 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
             point = space.point(surrogate.propose(number, [], points).configuration)
             assert point is not None
         points.append(point)
-    return [reference_overrides(config), *map(space.configuration, points)]
+    return [dict(settings.reference), *map(space.configuration, points)]
 
 
 def _ladders(config: Config, runner: TrialRunner, configurations: Sequence[dict[str, Any]]) -> list[list[int]]:
@@ -128,19 +128,9 @@ def _ladders(config: Config, runner: TrialRunner, configurations: Sequence[dict[
       UserError: two fractions fall on one step, or the first before any.
     """
     totals = [runner.total_steps(Trial(number, values, Path())) for number, values in enumerate(configurations)]
-    steps = {total: _ladder(total, config.study.early_score.fractions) for total in dict.fromkeys(totals)}
+    named = [("study.early_score.fractions", fraction) for fraction in config.study.early_score.fractions]
+    steps = {total: distinct_steps(named, total) for total in dict.fromkeys(totals)}
     return [steps[total] for total in totals]
-
-
-def _ladder(total: int, fractions: Sequence[float]) -> list[int]:
-    steps = [round(fraction * total) for fraction in fractions]
-    for fraction, step, before in zip(fractions, steps, [0, *steps], strict=False):
-        if step <= before:
-            taken = "less than a step" if step == 0 else f"step {step}, at which the fraction before is scored"
-            raise UserError(
-                f"study.early_score.fractions: {fraction:g} of {total} steps is {taken}; leave it out, or train longer"
-            )
-    return steps
 
 
 def fraction_name(fraction: float) -> str:
@@ -152,9 +142,9 @@ def _summarize(
     config: Config, command: str, trials: StudyTrials, each: Sequence[Trial], ladders: Sequence[Sequence[int]]
 ) -> dict[str, Any]:
     """The summary of trials that are all scored at every step."""
-    search, fractions = search_config(config), config.study.early_score.fractions
+    settings, fractions = Settings.of(config), config.study.early_score.fractions
+    search, goal = settings.search, settings.goal
     names = [fraction_name(fraction) for fraction in fractions]
-    goal = METRICS[search.objective].goal
     outcomes = [[trials.outcome(trial, step) for step in ladder] for trial, ladder in zip(each, ladders, strict=True)]
     scores = np.array(
         [[math.inf if o is None or o.failed else goal.signed(o.score) for o in row] for row in outcomes], np.float64

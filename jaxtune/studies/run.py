@@ -8,7 +8,8 @@ from jaxtune.config import Config
 from jaxtune.files import check_writable
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.memory import check_memory
-from jaxtune.search.trainer_runner import TrainerRunner, search_config
+from jaxtune.search.settings import search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.studies.output import output_directory
 from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.idle_keys import idle_keys

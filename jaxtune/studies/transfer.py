@@ -19,14 +19,15 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config import Config, hyperparameters, with_overrides
-from jaxtune.config.metrics import METRICS, Goal
+from jaxtune.config.metrics import Goal
 from jaxtune.config.roles import marked
 from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import TrainerRunner, search_config
+from jaxtune.search.settings import Settings, search_config
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
@@ -158,8 +159,8 @@ def _summarize(
     each: Mapping[str, Sequence[Trial]],
 ) -> dict[str, Any]:
     """The summary of trials that are all scored in every setting."""
-    search, study = search_config(config), config.study
-    goal = METRICS[search.objective].goal
+    settings, study = Settings.of(config), config.study
+    search, goal = settings.search, settings.goal
     outcomes = {name: [_outcome(trials, runners[name], trial) for trial in each[name]] for name in runners}
     scores = {
         name: np.array([math.inf if o.failed else goal.signed(o.score) for o in row], np.float64)

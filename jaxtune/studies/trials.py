@@ -13,12 +13,13 @@ from typing import Any
 from jaxtune.config import Config
 from jaxtune.config.metrics import METRICS
 from jaxtune.errors import UserError
-from jaxtune.search.header import check_header, deciding, recorded_data
-from jaxtune.search.journal import Journal, difference, plain
+from jaxtune.search.header import deciding
+from jaxtune.search.journal import difference, plain
+from jaxtune.search.ledger import Ledger
 from jaxtune.search.outcome import Outcome, TestOutcome
-from jaxtune.search.runner import Interrupted, TrialRunner, run_all
-from jaxtune.search.trainer_runner import reference_overrides, search_config
-from jaxtune.search.trial import History, Trial, outcome_fields, read_outcome, replay, test_fields
+from jaxtune.search.runner import TrialRunner, run_all
+from jaxtune.search.settings import reference_overrides, search_config
+from jaxtune.search.trial import History, Trial, read_outcome
 from jaxtune.telemetry.environment import machine
 from jaxtune.training.data_history import Fingerprints
 from jaxtune.training.hooks import NOBODY, Hooks
@@ -66,18 +67,27 @@ class StudyTrials:
         self._hooks = hooks
         self._outcomes: dict[tuple[int, int], Outcome] = {}
         self._added = 0
-        self._journal = Journal(self.run_dir)
+        self._ledger = Ledger(self.run_dir, on_event=self._hooks.on_event, should_stop=self._hooks.should_stop)
         try:
-            self.history = self._open(_header(config, experiment, settings, planned, objective), dict(data or {}))
+            self._ledger.open(
+                _header(config, experiment, settings, planned, objective),
+                f"the experiment in {self.run_dir}",
+                section="",
+                first={"population": runner.capacity, "machine": machine(PACKAGES)},
+                data=dict(data or {}),
+                accept_changed_data=self._hooks.accept_changed_data,
+            )
         except BaseException:
-            self._journal.close()
+            self._ledger.close()
             raise
+        for record in self._ledger.records[1:]:
+            self._remember(record)
 
     def __enter__(self) -> StudyTrials:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._journal.close()
+        self._ledger.close()
 
     def add(self, configuration: Mapping[str, Any], **details: Any) -> Trial:
         """The next trial: a new one, or the one that an earlier process put in this place.
@@ -98,7 +108,7 @@ class StudyTrials:
             return self.history.trials[number].trial
         if found := difference(known.trial.configuration, dict(configuration)):
             raise UserError(
-                f"{self._journal.path}: trial {number} is another one: {found}; choose another run_dir, or set it back"
+                f"{self._ledger.path}: trial {number} is another one: {found}; choose another run_dir, or set it back"
             )
         return known.trial
 
@@ -119,16 +129,8 @@ class StudyTrials:
                 total, step = runner.total_steps(trial), due[trial.id][1]
                 last = step == total
                 event = "failed" if outcome.failed else "finished" if last else "scored"
-                self._append(
-                    event,
-                    trial=trial.id,
-                    configuration=trial.configuration,
-                    step=step,
-                    total_steps=total,
-                    **outcome_fields(outcome),
-                    phase="final" if last else "early",
-                    **self.history.compiled(runner.program(trial)),
-                )
+                phase = "final" if last else "early"
+                self._append(event, **self._ledger.scored(trial, step, outcome, runner), phase=phase)
         finally:
             runner.close()
 
@@ -146,20 +148,18 @@ class StudyTrials:
         Raises:
           Interrupted: it was told to stop.
         """
-        known = self.history.untuned if trial is None else self.history.trials[trial.id].test
-        if known is not None:
-            return known
-        self._check_stop()
-        outcome = (self.runner if runner is None else runner).test(trial)
-        if outcome is not None:
-            number, configuration = (None, None) if trial is None else (trial.id, trial.configuration)
-            self._append("tested", trial=number, configuration=configuration, **test_fields(outcome))
-        return outcome
+        state = None if trial is None else self.history.trials[trial.id]
+        return self._ledger.test(state, self.runner if runner is None else runner)
+
+    @property
+    def history(self) -> History:
+        """The trials so far."""
+        return self._ledger.history
 
     @property
     def machine(self) -> dict[str, Any]:
         """Hardware and versions that the experiment was started with."""
-        return self._journal.records[0]["machine"]
+        return self._ledger.records[0]["machine"]
 
     @property
     def budget(self) -> dict[str, Any]:
@@ -179,50 +179,21 @@ class StudyTrials:
             "compilations": sum(state.compilations for state in states),
         }
 
-    def _open(self, header: Mapping[str, Any], data: Fingerprints) -> History:
-        records, path = self._journal.records, self._journal.path
-        if not records:
-            fingerprints = {"fingerprints": data} if data else {}
-            self._journal.append(
-                "study", **header, population=self.runner.capacity, machine=machine(PACKAGES), **fingerprints
-            )
-            return History()
-        check_header(records, header, path, section="")
-        history = replay(records[1:], self.run_dir, path)
-        known, accept = recorded_data(records, path), self._hooks.accept_changed_data
-        if known.follow(data, f"the experiment in {self.run_dir}", accept=accept, begun=True) != known:
-            self._journal.append("data", fingerprints=data)
-        for record in records[1:]:
-            self._remember(record)
-        return history
-
     def _remember(self, record: Mapping[str, Any]) -> None:
         if record["event"] in ("scored", "finished", "failed"):
             self._outcomes[record["trial"], record["step"]] = read_outcome(record)
 
     def _append(self, event: str, **fields: Any) -> None:
         """Writes a record and takes it in, the way a restart would."""
-        record = self._journal.append(event, **fields)
-        self.history.apply(record, self.run_dir)
-        self._remember(record)
-        self._emit(event, fields["trial"], record)
+        self._ledger.append(event, **fields)
+        self._remember(self._ledger.records[-1])
 
     def _starting(self, targets: Iterable[Target], runner: TrialRunner) -> Iterator[Target]:
         """The targets, each announced when it is about to start."""
         for trial, step in targets:
-            self._check_stop()
-            trial.directory.mkdir(parents=True, exist_ok=True)
-            phase = "final" if step == runner.total_steps(trial) else "early"
-            self._emit("started", trial.id, {"step": step, "phase": phase, "configuration": trial.configuration})
+            self._ledger.check_stop()
+            self._ledger.start(trial, step, "final" if step == runner.total_steps(trial) else "early")
             yield trial, step
-
-    def _emit(self, event: str, trial: int | None, details: Mapping[str, Any]) -> None:
-        if self._hooks.on_event is not None:
-            self._hooks.on_event(event, trial, details)
-
-    def _check_stop(self) -> None:
-        if self._hooks.should_stop():
-            raise Interrupted
 
 
 def _header(

@@ -302,7 +302,7 @@ class Run:
 
     def _evaluate(
         self, state: TrainState, step: int, *, counts: bool = True
-    ) -> Generator[Asked, Mapping[str, Any], Stopped | None]:
+    ) -> Generator[Asked, StepOutcome | Mapping[str, Any], Stopped | None]:
         """Evaluates and, where it counts for early stopping, tells that; a reason to stop, or None."""
         self.log.read()
         jax.block_until_ready(state.step)

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, search_config
 
+from jaxtune.cli.study.status import text
 from jaxtune.errors import UserError
 from jaxtune.files import lock_holder
 from jaxtune.reports.headline import find_winner
@@ -18,6 +19,7 @@ from jaxtune.reports.records import read_study
 from jaxtune.search import Study, trials
 from jaxtune.search.details import trial_details
 from jaxtune.search.directory import find_studies
+from jaxtune.search.journal import read_journal
 from jaxtune.search.status import read_status
 
 BASE = {"name": "test", "optimizer": {"warmup": 0.1}}
@@ -130,6 +132,15 @@ def test_a_trial_at_a_rung_waits_whoever_is_asked(tmp_path):
     runner.before = look
     assert study(tmp_path, runner, trials=3, promote=1, initial=3, ladder=[0.1]).run() is not None
     (told, shown), (later, drawn) = looks[:2]
+    status = read_status(tmp_path)
+    assert (status.as_dict()["ladder"], status.as_dict()["fraction"]) == ([0.1], 0.2)
+    by_rung = [record for record in read_journal(tmp_path) if record["event"] == "reported"]
+    assert {trial.trial: trial.rungs for trial in status.trials} == {
+        record["trial"]: {5: record["score"]} for record in by_rung
+    }
+    page = text(status)
+    assert "the better half goes on at each rung, 0.1 of the steps, and is scored at 0.2" in page
+    assert re.search(rf"{by_rung[0]['score']:.4f}".rstrip("0"), page.split("at 0.1", 1)[1])
     assert [(trial.state, trial.step, trial.until) for trial in told] == [
         ("waiting", 5, 10), ("waiting", 5, 10), ("training", 4, 5)
     ]  # fmt: skip

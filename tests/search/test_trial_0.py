@@ -15,7 +15,8 @@ from jaxtune.reports import headline
 from jaxtune.reports.records import read_study
 from jaxtune.search.extend import extend
 from jaxtune.search.run import make_study
-from jaxtune.search.trainer_runner import TrainerRunner, reference_overrides
+from jaxtune.search.settings import reference_overrides
+from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
 from tests.tiny_task import config_file, rows, tiny_model

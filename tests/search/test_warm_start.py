@@ -9,6 +9,7 @@ from jaxtune.config.schema import Config
 from jaxtune.errors import UserError
 from jaxtune.search import Study
 from jaxtune.search.run import starting_trials
+from jaxtune.search.settings import Settings
 from jaxtune.search.space import Space
 from jaxtune.search.warm_start import best_configurations
 
@@ -79,4 +80,4 @@ def test_a_study_that_has_begun_without_them_is_refused(earlier, tmp_path):
     settings = {"model": {"path": "m"}, "data": data, "train": {"steps": 50}, "run_dir": str(tmp_path)}
     later = {**search.model_dump(exclude_none=True), "start_from": str(earlier[0])}
     with pytest.raises(UserError, match=r"search\.start_from: the study in .* has begun without"):
-        starting_trials(Config.model_validate({**settings, "search": later}))
+        starting_trials(Settings.of(Config.model_validate({**settings, "search": later})))

@@ -7,7 +7,7 @@ import time
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, table, time_taken
 from jaxtune.layout import RunFiles
-from jaxtune.search.status import STATES, StudyStatus, read_status
+from jaxtune.search.status import STATES, StudyStatus, TrialStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
 
@@ -34,6 +34,7 @@ def text(status: StudyStatus) -> str:
             "from": trial.source,
             "step": trial.step,
             "of": trial.until,
+            **_at_rungs(status, trial),
             "early": trial.early_score,
             "final": trial.final_score,
             "": "best" if trial.trial == status.best else "",
@@ -46,6 +47,7 @@ def text(status: StudyStatus) -> str:
     lines = [
         f"{status.directory}: {status.phase}{kind}",
         f"{standing(status)}{ended}{fixed}",
+        *rungs(status),
         f"{status.steps:,} steps in {time_taken(status.seconds)} of training and scoring",
         running(status),
     ]
@@ -53,6 +55,20 @@ def text(status: StudyStatus) -> str:
         name = f"{status.objective} ({status.direction} is better)"
         lines += ["", table(rows, title=name)]
     return "\n".join(lines)
+
+
+def rungs(status: StudyStatus) -> list[str]:
+    """At which shares of their steps trials are looked at: a line; none where that is the fraction alone."""
+    ladder, fraction = [f"{share:.3g}" for share in status.shares.ladder], f"{status.shares.fraction:.3g}"
+    if not ladder:
+        return []
+    return [f"the better half goes on at each rung, {', '.join(ladder)} of the steps, and is scored at {fraction}"]
+
+
+def _at_rungs(status: StudyStatus, trial: TrialStatus) -> dict[str, float | None]:
+    """A trial's scores at the rungs, which it passes one after another, by share of its steps."""
+    scores = dict(enumerate(trial.rungs.values()))
+    return {f"at {share:.3g}": scores.get(place) for place, share in enumerate(status.shares.ladder)}
 
 
 def standing(status: StudyStatus) -> str:

@@ -32,7 +32,7 @@ from jaxtune.search.distributed.cluster import actor_options, places, start_ray,
 from jaxtune.search.distributed.worker import Opened, Report, Site, Worker, versions
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
-from jaxtune.search.trainer_runner import search_config
+from jaxtune.search.settings import search_config
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.hooks import ShouldStop, never
