@@ -13,6 +13,12 @@ stars is luck, so the comparisons are also tested together (sign flips, Holm's c
     python benchmarks/surrogates.py --json > benchmarks/results/surrogates.json
     python benchmarks/surrogates.py --figures docs/figures --from benchmarks/results/surrogates.json
 
+In these tables ``gp`` proposes by expected improvement. What a search does by default was chosen on more landscapes
+(benchmarks/landscapes.py, benchmarks/budgeted.py) and confirmed on others, which no choice has seen:
+
+    python benchmarks/surrogates.py --development --seeds 10 --cells development.jsonl
+    python benchmarks/surrogates.py --confirmation COMMIT --seeds 24 --cells confirmation.jsonl
+
 From the repository's root; needs the extra ``optuna``.
 """
 
@@ -26,11 +32,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import landscape_study
 import numpy as np
 from common import machine
 from comparisons import holm, sign_flips
+from landscapes import DEVELOPMENT_TABLES
 from optuna_rivals import tpe_with
-from replay import CURVES, Fractional, Strategy, Table, full, read_table
+from replay import Fractional, Strategy, Table, full, read_table
 
 BUDGETS = (3, 4, 6, 8)
 OURS = "gp, fraction"
@@ -49,8 +57,8 @@ STRATEGIES: dict[str, Strategy] = {
 
 def _other(table: Table) -> Table:
     """The table of the next task, which stands for an earlier study on other data."""
-    tasks = sorted(path.stem for path in CURVES.glob("*.csv"))
-    return read_table(tasks[(tasks.index(table.name) + 1) % len(tasks)])
+    at = DEVELOPMENT_TABLES.index(table.name)
+    return read_table(DEVELOPMENT_TABLES[(at + 1) % len(DEVELOPMENT_TABLES)])
 
 
 # What goes beyond the method, each a change to ``gp, fraction``; measured on request.
@@ -326,10 +334,21 @@ def figure(task: str, result: Mapping[str, Any]) -> str:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--tasks", nargs="+", default=sorted(path.stem for path in CURVES.glob("*.csv")))
+    parser.add_argument("--tasks", nargs="+", default=list(DEVELOPMENT_TABLES), choices=DEVELOPMENT_TABLES)
     parser.add_argument(
         "--strategies", nargs="+", default=list(STRATEGIES), choices=[*STRATEGIES, *EXTRAS], metavar="NAME"
     )
+    wide = parser.add_argument_group("many landscapes", "budgets of 4, 8 and 16; settings are chosen on development")
+    which = wide.add_mutually_exclusive_group()
+    which.add_argument("--development", action="store_true", help="the recorded tables, and search_bench")
+    which.add_argument("--confirmation", metavar="COMMIT", help="what judges the default that a commit made")
+    wide.add_argument("--bench", type=Path, default=Path("../shared/search_bench"), help="landscapes, where they are")
+    wide.add_argument("--studies", type=Path, nargs="*", default=[], help="finished studies early-score, to confirm on")
+    wide.add_argument("--only", nargs="+", help="landscapes whose names begin so; all if unset")
+    wide.add_argument("--cells", type=Path, default=Path("cells.jsonl"), help="measured so far; a run goes on from it")
+    wide.add_argument("--part", default="0/1", help="i/n: every n-th cell, for several processes")
+    wide.add_argument("--minutes", type=float, default=60.0, help="no further cell is begun after them")
+    wide.add_argument("--ours", default=landscape_study.OURS, help="the strategy that confirmation judges")
     parser.add_argument("--seeds", type=int, default=50)
     parser.add_argument("--first-seed", type=int, default=0, help="settings were chosen on seeds from 1000")
     parser.add_argument("--json", action="store_true")
@@ -337,6 +356,9 @@ def main() -> None:
     parser.add_argument("--figures", type=Path, help="folder for a figure (SVG) of each task")
     parser.add_argument("--markdown", action="store_true", help="the rows of docs/surrogates.md")
     arguments = parser.parse_args()
+    if arguments.development or arguments.confirmation:
+        landscape_study.run(arguments)
+        return
     if arguments.source:
         result = merged([json.loads(path.read_text()) for path in arguments.source])
     else:

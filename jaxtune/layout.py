@@ -43,6 +43,10 @@ class TrialDirectory:
         """Orbax checkpoints."""
         return self.path / CHECKPOINTS_FOLDER
 
+    def predictions_path(self, name: str) -> Path:
+        """What the model answers on a split, as ``jaxtune compare`` keeps it."""
+        return self.path / "predictions" / f"{name}.json"
+
     @property
     def study_path(self) -> Path | None:
         """The study among whose trials this lies, beginning as the directory was given; None where it lies in none."""

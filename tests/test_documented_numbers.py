@@ -74,10 +74,15 @@ def tables(page: str) -> list[str]:
         return []
     sys.path.insert(0, str(ROOT / "benchmarks"))
     surrogates = pytest.importorskip("surrogates", exc_type=ImportError)
+    import landscape_study
+
     result = held("benchmarks/results/surrogates.json")
     names = list(surrogates.STRATEGIES)
     extras = [name for name in surrogates.EXTRAS if name in result["tasks"]["attr_oamine"]["strategies"]]
+    wide = [held(f"benchmarks/results/surrogates-{which}.json") for which in ("development", "confirmation")
+            if (ROOT / f"benchmarks/results/surrogates-{which}.json").exists()]  # fmt: skip
     return [
+        *(landscape_study.as_markdown(one["summary"], split) for one in wide for split in one["summary"]),
         *(surrogates.as_markdown(result, names, tasks=[task]) for task in result["tasks"]),
         surrogates.as_markdown(result, names, prefix="test_", bands=False),
         surrogates.as_markdown(result, [surrogates.OURS, *extras], bands=False),

@@ -21,6 +21,7 @@ COMMANDS = {
     "evaluate": "score a trained run, or the untuned model, on a split",
     "generate": "continue prompts with a model and its adapter",
     "export": "write a run's result as a PEFT adapter or as a merged model",
+    "compare": "scores, settings and answers of runs, trials and studies beside each other",
     "report": "write the page of a study, or serve it while the study runs",
     "study": "living with studies (status, list, show, extend, stop), and experiments with them",
     "profile": "measure steps and record a profiler trace",

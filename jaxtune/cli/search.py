@@ -140,10 +140,18 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
     )
 
 
+def _searched(key: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of the space: what is tried of a key, and what is believed of it."""
+    kind, held = next(iter(dimension.items()))
+    sure = dimension.get("confidence", "medium") if "prior" in dimension else None
+    return {"key": key, "tried": f"{kind} {list(held)}", "prior": dimension.get("prior"), "confidence": sure}
+
+
 def _dry_text(checked: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             table(checked["plan"], title="what is trained"),
+            table([_searched(key, dimension) for key, dimension in checked["space"].items()], title="what is searched"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
             f"({checked['early_steps']} at first), {checked['population']} at a time, {checked['promote']} finished: "
             f"{checked['steps']:,} steps in all",

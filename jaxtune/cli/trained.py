@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import shlex
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +51,7 @@ class Subject:
       origin: what the trial is, for people.
       adapter: a PEFT directory.
       untuned: the model as it is.
+      winner: the trial is the study's winner, the study having been given as a whole.
     """
 
     config: Config
@@ -58,6 +59,7 @@ class Subject:
     origin: str = ""
     adapter: str | None = None
     untuned: bool = False
+    winner: bool = False
 
     def open(self, experiment: Experiment) -> Trained:
         """The trained state, over the opened configuration."""
@@ -69,8 +71,15 @@ class Subject:
         return trained(experiment, adapter=self.adapter, untuned=self.untuned)
 
 
-def start_subject(arguments: argparse.Namespace) -> Subject:
+def start_subject(
+    arguments: argparse.Namespace, begin: Callable[[argparse.Namespace], Config] = start, naming: str = "--trial "
+) -> Subject:
     """Starts the command and finds what it works on; opens no model.
+
+    Args:
+      arguments: as :func:`add_arguments` declares them.
+      begin: reads the configuration.
+      naming: what stands before a trial's number where messages tell how to name one.
 
     Raises:
       UserError: there is no run or study, it has no winner yet, or the trial is none that was finished.
@@ -83,7 +92,7 @@ def start_subject(arguments: argparse.Namespace) -> Subject:
         folder = inside[0]
     if folder is not None:
         arguments.config = str(RunFiles(folder).config_path)
-    config = start(arguments)
+    config = begin(arguments)
 
     from jaxtune.search.trained import any_trial, finished_trial, winner
 
@@ -93,10 +102,10 @@ def start_subject(arguments: argparse.Namespace) -> Subject:
     if inside is not None:
         return Subject(config, any_trial(name, inside[1]), f"trial {inside[1]} of {name}")
     if number is not None:
-        return Subject(config, finished_trial(name, number), f"trial {number} of {name}")
+        return Subject(config, finished_trial(name, number, naming), f"trial {number} of {name}")
     if RunFiles(name).journal_path.is_file():
-        best = winner(name)
-        return Subject(config, best, f"the winner of {name}, trial {best.trial.id},")
+        best = winner(name, naming)
+        return Subject(config, best, f"the winner of {name}, trial {best.trial.id},", winner=True)
     return Subject(config)
 
 

@@ -262,6 +262,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             child = {"path": child}
         elif child == "own" and here == "search.reference":
             child = {}
+        elif isinstance(child, str) and here == "search.space":
+            node["preset"], child = child, {}
         elif not isinstance(child, dict | list):
             raise UserError(f"{key}: {here} is the value {child!r} and has no keys below it")
         node[part] = child

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
+import typing
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -18,13 +20,17 @@ from jaxtune.config.section import (
     Section,
     Seed,
     UserPath,
+    located,
     parsed,
 )
 from jaxtune.errors import nearest
 
+Confidence = Literal["low", "medium", "high"]
+Preset = Literal["lora"]
+
 
 class DimensionConfig(Section):
-    """One searched key: exactly one of the five kinds."""
+    """One searched key: exactly one of the five kinds, and what is believed of it beforehand."""
 
     log_uniform: Parsed[tuple[float, float] | None, Sequence[float]] = parsed(
         "[low, high]: numbers between them, in equal ratios; unset: another kind.", default=None
@@ -41,12 +47,27 @@ class DimensionConfig(Section):
     choice: Parsed[list[Any] | None, Sequence[Any]] = parsed(
         "Two values or more, without an order; unset: another kind.", default=None
     )
+    prior: Any | None = Field(
+        default=None,
+        description="The value that is likely best: trials begin with it and near it, until scores say otherwise "
+        "(docs/surrogates.md). If unset, all values are alike.",
+    )
+    confidence: Confidence | None = Field(
+        default=None,
+        description="How sure the prior is: within a half (low), a quarter (medium) or an eighth (high) of the range, "
+        "one standard deviation; of a choice, 2, 4 or 6 times as likely as another value. If unset, medium.",
+    )
+
+    @classmethod
+    def kinds(cls) -> tuple[str, ...]:
+        """The fields of which exactly one is set."""
+        return tuple(name for name in cls.model_fields if name not in ("prior", "confidence"))
 
     @model_validator(mode="after")
     def _one_kind(self) -> DimensionConfig:
-        kinds = [name for name in type(self).model_fields if getattr(self, name) is not None]
+        kinds = [name for name in self.kinds() if getattr(self, name) is not None]
         if len(kinds) != 1:
-            raise ValueError(f"give exactly one of {', '.join(type(self).model_fields)}")
+            raise ValueError(f"give exactly one of {', '.join(self.kinds())}")
         value = getattr(self, kinds[0])
         if kinds[0] == "choice":
             if len(value) < 2:
@@ -64,7 +85,38 @@ class DimensionConfig(Section):
     @property
     def kind(self) -> str:
         """The name of the one field that is set."""
-        return next(name for name in type(self).model_fields if getattr(self, name) is not None)
+        return next(name for name in self.kinds() if getattr(self, name) is not None)
+
+    @model_validator(mode="after")
+    def _believed(self) -> DimensionConfig:
+        if self.prior is None:
+            if self.confidence is not None:
+                raise located(
+                    ("confidence",),
+                    self.confidence,
+                    f"{self.confidence!r} says how sure a prior is, and there is none; give one",
+                )
+            return self
+        held = getattr(self, self.kind)
+        if self.kind == "choice":
+            if not any(
+                choice == self.prior and isinstance(choice, bool) == isinstance(self.prior, bool) for choice in held
+            ):
+                raise located(
+                    ("prior",), self.prior, f"{self.prior!r} is not among the choices{nearest(self.prior, held)}"
+                )
+            return self
+        if isinstance(self.prior, bool) or not isinstance(self.prior, int | float):
+            raise located(("prior",), self.prior, f"{self.prior!r} is not a number")
+        within = min(max(self.prior, held[0]), held[1])
+        if self.kind == "integer":
+            within = round(within)
+        elif self.kind == "power_of_two":
+            within = 2 ** round(math.log2(within))
+        if within != self.prior:
+            message = f"{self.prior} is none of {self.kind} {list(held)}; the nearest is {within}"
+            raise located(("prior",), self.prior, message)
+        return self
 
 
 METHODS_WITHOUT_MODEL = ("random", "sobol")
@@ -75,7 +127,13 @@ class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
-        "Dotted key -> what to try.", default_factory=dict
+        "Dotted key -> what to try; or lora, short for preset: lora.", default_factory=dict
+    )
+    preset: Preset | None = Field(
+        default=None,
+        description="lora: the usual keys of low-rank rules (rate, warm-up, weight decay; rank, alpha and dropout of "
+        "each rule) with priors for the model (docs/surrogates.md), which space changes or adds to. If unset, space "
+        "has all keys.",
     )
     method: Annotated[Literal["gp", "random", "sobol", "tpe", "hyperband"], Recorded()] = Field(
         default="gp",
@@ -85,7 +143,7 @@ class SearchConfig(Section):
     acquisition: Annotated[Literal["thompson", "ei"] | None, Recorded()] = Field(
         default=None,
         description="What gp proposes of its candidates: that of the lowest draw from its posterior (thompson), or of "
-        "the largest expected improvement. Unset: ei; a study that has begun keeps what it began with.",
+        "the largest expected improvement. Unset: thompson; a study that has begun keeps what it began with.",
     )
     trials: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
         default=16, description="Configurations that are tried, the reference among them."
@@ -141,6 +199,17 @@ class SearchConfig(Section):
         description="What each worker takes, by Ray's names: {GPU: 1}, {TPU: 4}; if empty a GPU where there is one, "
         "else a CPU core.",
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _named_space(cls, values: Any) -> Any:
+        """``space: lora`` is a preset with nothing on top."""
+        if not isinstance(values, dict) or not isinstance(name := values.get("space"), str):
+            return values
+        if name not in (names := typing.get_args(Preset)):
+            message = f"{name!r} is no space{nearest(name, names)}, or give a mapping of dotted keys to what to try"
+            raise located(("space",), name, message)
+        return {**values, "space": {}, "preset": name}
 
     @field_validator("reference", mode="before")
     @classmethod

@@ -200,12 +200,13 @@ def settings(study: StudyRecord, winner: Winner) -> list[dict[str, Any]]:
 
 
 def searched(dimension: Mapping[str, Any]) -> str:
-    """A dimension in words: ``1e-5 to 1e-2, log-uniform``."""
+    """A dimension in words: ``1e-5 to 1e-2, log-uniform, prior 3e-4``."""
+    prior = f", prior {formatting.setting(dimension['prior'])}" if "prior" in dimension else ""
     for kind, value in dimension.items():
         if kind == "choice":
-            return "one of " + ", ".join(formatting.setting(choice) for choice in value)
+            return "one of " + ", ".join(formatting.setting(choice) for choice in value) + prior
         words = {"log_uniform": "log-uniform", "power_of_two": "powers of two"}.get(kind, kind)
-        return f"{formatting.setting(value[0])} to {formatting.setting(value[1])}, {words}"
+        return f"{formatting.setting(value[0])} to {formatting.setting(value[1])}, {words}{prior}"
     return "not searched"
 
 

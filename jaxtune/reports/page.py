@@ -73,12 +73,12 @@ def render(shown: View, *, refresh: str = "") -> str:
       shown: the study's parts of it.
       refresh: where the page asks for a newer view, relative to its own address; "" for a page that stands by itself.
     """
-    script = _asset("report.js")
+    script = asset("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    return _render(
+    return render_template(
         "report.html.j2",
         view=shown,
-        style=Markup(_asset("report.css")),
+        style=Markup(asset("report.css")),
         script=Markup(script),
         # Only this very script may run: text that slipped through the escaping still could not.
         script_source=f"'sha256-{digest}'",
@@ -90,14 +90,14 @@ def render(shown: View, *, refresh: str = "") -> str:
 @functools.cache
 def version() -> str:
     """Names the style and the script, which a served page loads once."""
-    return hashlib.sha256((_asset("report.css") + _asset("report.js")).encode()).hexdigest()[:16]
+    return hashlib.sha256((asset("report.css") + asset("report.js")).encode()).hexdigest()[:16]
 
 
 def notice(directory: Path, title: str, text: str) -> View:
     """A page in place of a study that is not there yet, or cannot be read."""
     name = directory.resolve().name
-    head = _render("head.html.j2", name=name, running=True, facts=[("Directory", str(directory))])
-    main = _render("notice.html.j2", title=title, text=text)
+    head = render_template("head.html.j2", name=name, running=True, facts=[("Directory", str(directory))])
+    main = render_template("notice.html.j2", title=title, text=text)
     return View(str(directory), f"{name} · search report", head, main, {}, ended=False)
 
 
@@ -106,7 +106,7 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
     winner = headline.find_winner(study)
     leader = winner.trial.id if winner else None
     running = headline.is_running(study)
-    main = _render(
+    main = render_template(
         "study.html.j2",
         study=study,
         live=live,
@@ -139,14 +139,15 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
     return View(
         directory=str(study.directory),
         title=f"{study.name} · search report",
-        head=_render("head.html.j2", name=study.name, running=running, facts=facts(study)),
+        head=render_template("head.html.j2", name=study.name, running=running, facts=facts(study)),
         main=main,
         cards={trial.id: card(study, trial, leader) for trial in study.trials},
         ended=not running,
     )
 
 
-def _render(template: str, **given: Any) -> Markup:
+def render_template(template: str, **given: Any) -> Markup:
+    """A template of this package, filled in; what is no markup is escaped."""
     return Markup(_environment().get_template(template).render(given))
 
 
@@ -161,7 +162,8 @@ def _environment() -> jinja2.Environment:
     )
 
 
-def _asset(name: str) -> str:
+def asset(name: str) -> str:
+    """The text of a style or a script of this package."""
     return resources.files("jaxtune.reports").joinpath("templates", name).read_text(encoding="utf-8")
 
 

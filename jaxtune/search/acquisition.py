@@ -44,3 +44,16 @@ def thompson(
 
 
 ACQUISITIONS: dict[str, Acquisition] = {"thompson": thompson, "ei": expected_improvement}
+
+
+def believed(
+    acquisition: Acquisition, worth: Float[np.ndarray, " n"], factor: Float[np.ndarray, " n"]
+) -> Float[np.ndarray, " n"]:
+    """The worth of candidates where the user believes something of them (:mod:`jaxtune.search.prior`).
+
+    A positive acquisition is multiplied by what is left of the belief (πBO, Hvarfner et al. 2022). Thompson's draw has
+    no sign: ``exp(-draw)``, which is positive and orders candidates alike, is multiplied, so that the logarithm of the
+    factor is taken off the draw, in deviations of the warped scores. (That is a draw from a process whose prior mean
+    is higher where little is believed.)
+    """
+    return worth + np.log(factor) if acquisition is thompson else worth * factor

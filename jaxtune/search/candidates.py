@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from jaxtune.search.observation import Observation
+from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
 
 # A finite space up to this size is listed in full when a new point is needed.
@@ -27,13 +28,20 @@ def taken_points(told: Sequence[Observation], pending: Sequence[Point]) -> Taken
 
 
 def design(space: Space, *, seed: int, count: int) -> list[Point]:
-    """``count`` points that fill the space: a Latin hypercube that spreads them (maximin)."""
+    """``count`` points that fill the space: a Latin hypercube that spreads them (maximin).
+
+    Where keys have priors it fills the belief instead, and its first point is the prior itself.
+    """
     from skopt.sampler import Lhs
     from skopt.space import Space as SkoptSpace
 
     if count < 1:
         return []
     sampler = Lhs(criterion="maximin", iterations=200)
+    prior = Prior.of(space)
+    if prior is not None:
+        unit = SkoptSpace([(0.0, 1.0)] * len(space.dimensions)).dimensions
+        return prior.design(np.asarray(sampler.generate(unit, count, random_state=random_state(seed, 0)), np.float64))
     dimensions = SkoptSpace(space.to_skopt()).dimensions
     points: Any = sampler.generate(dimensions, count, random_state=random_state(seed, 0))
     return [space.snap(point) for point in points]
@@ -42,16 +50,26 @@ def design(space: Space, *, seed: int, count: int) -> list[Point]:
 def untaken(space: Space, taken: Taken, *, seed: int, trial: int, count: int) -> list[Point]:
     """Points that no trial has, shuffled: all of a small space, at most ``count`` random ones of a large one.
 
+    Where keys have priors the likely ones come first, or are drawn more often.
+
     Raises:
       ValueError: every configuration of a finite space has been tried.
     """
-    size = space.size
+    size, prior = space.size, Prior.of(space)
     generator = np.random.default_rng((seed, trial, 1))
     if size is not None and size <= _LISTED:
         free = [point for point in space.points() if tuple(point) not in taken]
         if not free:
             raise ValueError(f"all {size} configurations of the space have been tried")
+        if prior is not None:
+            return prior.order(generator, free, trial)
         generator.shuffle(free)
+        return free
+    if prior is not None:
+        free = []
+        # A belief may hold much of its mass in a few points, which are all taken.
+        while not free:
+            free = [point for point in prior.draw(generator, count, trial) if tuple(point) not in taken]
         return free
     from skopt.space import Space as SkoptSpace
 

@@ -31,7 +31,7 @@ _SETTINGS = set(marked(Recorded, SearchConfig))
 _BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "ei"}
+_NEW: dict[str, Any] = {"acquisition": "thompson"}
 
 
 def deciding(config: Config) -> dict[str, Any]:

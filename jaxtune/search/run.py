@@ -16,6 +16,7 @@ from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.results import StudySummary
@@ -73,7 +74,7 @@ def search(
 
 def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> StudySummary | None:
     """As :func:`search`, for who has its hooks together."""
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -195,7 +196,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     Raises:
       UserError: anything that would stop the study is wrong, or a step of it does not fit the memory.
     """
-    config = with_adapter(config)
+    config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
     config = with_date(config)
@@ -213,6 +214,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     finished = search.promote + 1  # the reference is finished as well
     return {
         **checked.as_dict(),
+        "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
         "trials": search.trials,
         "population": runner.capacity,
         "promote": search.promote,

@@ -8,6 +8,7 @@ be a choice.
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import json
 import math
@@ -19,7 +20,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config.aliases import our_keys
-from jaxtune.config.search_section import DimensionConfig
+from jaxtune.config.search_section import Confidence, DimensionConfig
 from jaxtune.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -58,6 +59,8 @@ class Dimension:
       low: smallest coordinate.
       high: largest coordinate (included).
       choices: the values that a ``choice`` indexes; empty for the other kinds.
+      prior: the coordinate that is likely best (:mod:`jaxtune.search.prior`); None where all are alike.
+      confidence: how sure that is: ``low``, ``medium`` or ``high``.
     """
 
     key: str
@@ -65,6 +68,8 @@ class Dimension:
     low: Coordinate
     high: Coordinate
     choices: tuple[Any, ...] = ()
+    prior: Coordinate | None = None
+    confidence: Confidence = "medium"
 
     @property
     def continuous(self) -> bool:
@@ -147,6 +152,17 @@ class Dimension:
 
 
 def _dimension(key: str, config: DimensionConfig) -> Dimension:
+    dimension = _ranged(key, config)
+    if config.prior is None:
+        return dimension
+    coordinate = dimension.encode(config.prior)
+    if coordinate is None:
+        raise UserError(f"search.space.{key}.prior: {config.prior!r} is outside {dimension.describe()}")
+    return dataclasses.replace(dimension, prior=coordinate, confidence=config.confidence or "medium")
+
+
+def _ranged(key: str, config: DimensionConfig) -> Dimension:
+    """The dimension without what is believed of it."""
     where = f"search.space.{key}"
     value = getattr(config, config.kind)
     if config.kind == "choice":

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.search.acquisition import ACQUISITIONS
+from jaxtune.search.acquisition import ACQUISITIONS, believed
 from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
+from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
 
@@ -145,7 +146,7 @@ class Surrogate:
         self.space = space
         self.seed = seed
         self.initial = initial
-        self._acquisition = ACQUISITIONS[acquisition]
+        self._acquisition, self._prior = ACQUISITIONS[acquisition], Prior.of(space)
         self._design: list[Point] | None = None
         self._last: tuple[list[Observation], Posterior] | None = None
 
@@ -186,9 +187,13 @@ class Surrogate:
             model = posterior.believing(pending, lie)
 
             points = self._candidates(trial, posterior, taken)
-            mean, deviation = model.predict(posterior.columns(points), return_std=True)
-            generator = np.random.default_rng((self.seed, trial, 3))
-            return points[int(np.argmax(self._acquisition(mean, deviation, lie, generator)))]
+            # What scikit-optimize returns depends on the flags.
+            predicted: Any = model.predict(posterior.columns(points), return_std=True)
+            mean, deviation = predicted
+            worth = self._acquisition(mean, deviation, lie, np.random.default_rng((self.seed, trial, 3)))
+            if self._prior is not None:
+                worth = believed(self._acquisition, worth, self._prior.factor(points, len(told)))
+            return points[int(np.argmax(worth))]
 
     def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
         """New points near the best told ones, and a few anywhere.

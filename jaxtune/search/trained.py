@@ -17,8 +17,12 @@ from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trained import Trained
 
 
-def winner(run_dir: str | Path) -> TrialState:
+def winner(run_dir: str | Path, naming: str = "--trial ") -> TrialState:
     """The winner of a study that has ended.
+
+    Args:
+      run_dir: of the study.
+      naming: what stands before a trial's number where messages tell how to name one.
 
     Raises:
       UserError: there is no study, or it has no winner; names what to do.
@@ -26,18 +30,25 @@ def winner(run_dir: str | Path) -> TrialState:
     recorded = read_recorded(run_dir)
     directory, kind = recorded.directory, recorded.header.get("experiment")
     if kind:
-        raise UserError(f"{directory}: the trials of the experiment {kind}, which has no winner; {_choices(recorded)}")
+        raise UserError(
+            f"{directory}: the trials of the experiment {kind}, which has no winner; {_choices(recorded, naming)}"
+        )
     ahead = recorded.leader if recorded.ended else None
     if ahead is None:
         raise UserError(
             f"{directory}: the study has not ended, so it has no winner yet; to go on with it: jaxtune search "
-            f"{RunFiles(directory).config_path}; or {_choices(recorded)}"
+            f"{RunFiles(directory).config_path}; or {_choices(recorded, naming)}"
         )
     return ahead
 
 
-def finished_trial(run_dir: str | Path, number: int) -> TrialState:
+def finished_trial(run_dir: str | Path, number: int, naming: str = "--trial ") -> TrialState:
     """A trial of a study that was trained to its end.
+
+    Args:
+      run_dir: of the study.
+      number: of the trial.
+      naming: see :func:`winner`.
 
     Raises:
       UserError: there is no study or no such trial, or it was not finished; names the nearest one that was.
@@ -54,7 +65,7 @@ def finished_trial(run_dir: str | Path, number: int) -> TrialState:
         problem = f"not finished, but {state.status} (step {done}{length})"
     else:
         return state
-    raise UserError(f"--trial {number}: {problem}; {_choices(recorded, number)}")
+    raise UserError(f"{naming}{number}: {problem}; {_choices(recorded, naming, number)}")
 
 
 def any_trial(run_dir: str | Path, number: int) -> TrialState:
@@ -67,17 +78,18 @@ def any_trial(run_dir: str | Path, number: int) -> TrialState:
     return finished_trial(run_dir, number) if state is None else state
 
 
-def _choices(recorded: Recorded, number: int | None = None) -> str:
+def _choices(recorded: Recorded, naming: str, number: int | None = None) -> str:
     """Which trials there are to choose from, the nearest or the leading one first."""
     finished = sorted(index for index, state in recorded.history.trials.items() if state.finished)
     if not finished:
-        return "no trial is finished yet: name --adapter or --untuned"
+        instead = "--adapter or --untuned" if naming.startswith("-") else f"{naming}untuned"
+        return f"no trial is finished yet: name {instead}"
     if number is not None:
         first = min(finished, key=lambda index: abs(index - number))
     else:
         ahead = recorded.leader
         first = ahead.trial.id if ahead is not None and ahead.finished else finished[0]
-    return f"name --trial {first}{_others(finished, first)}"
+    return f"name {naming}{first}{_others(finished, first)}"
 
 
 def _others(finished: Sequence[int], first: int) -> str:

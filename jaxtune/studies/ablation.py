@@ -23,6 +23,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.run import preflight_search, run_search
 from jaxtune.search.runner import Interrupted
@@ -74,7 +75,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(with_adapter(config), _given_search(config))
+    config = with_date(_with_space(config), _given_search(config))
     _check_keys(config)
     seeds, keys = config.study.ablation.seeds, search_config(config).space
     runner = open_runner(config, STUDY)
@@ -104,7 +105,7 @@ def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any
       UserError: the input is wrong, or the winner diverged with every seed.
     """
     # What is compared with a search is rendered for the search's day.
-    config = with_date(with_adapter(config), _given_search(config))
+    config = with_date(_with_space(config), _given_search(config))
     _check_keys(config)
     RunDirectory(config.directory, study=True).check(config)
     if (given := _given_search(config)) is not None:
@@ -161,6 +162,11 @@ def _check_keys(config: Config) -> None:
     if SEED in space:
         raise UserError(f"search.space.{SEED}: {STUDY} repeats every trial over study.ablation.seeds; leave it out")
     check_space(config)
+
+
+def _with_space(config: Config) -> Config:
+    """With the rules of its adapter, and the space that its search has or is to have."""
+    return with_space(with_adapter(config), _given_search(config) or _search_of(config).directory)
 
 
 def _given_search(config: Config) -> Path | None:

@@ -16,6 +16,7 @@ from jaxtyping import Float
 
 from jaxtune.config import Config
 from jaxtune.errors import UserError
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.milestones import distinct_steps
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.settings import Settings
@@ -46,7 +47,7 @@ def check(config: Config) -> dict[str, Any]:
     Raises:
       UserError: the input is wrong.
     """
-    config = with_date(with_adapter(config))
+    config = with_date(with_space(with_adapter(config)))
     configurations = design(config)
     runner = open_runner(config, STUDY)
     ladders = _ladders(config, runner, configurations)
@@ -67,7 +68,7 @@ def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any
     Raises:
       UserError: the input is wrong, or fewer than two trials stayed finite.
     """
-    config = with_date(with_adapter(config))
+    config = with_date(with_space(with_adapter(config)))
     configurations = design(config)
     runner = open_runner(config, STUDY, hooks)
     settings = {"fractions": config.study.early_score.fractions}

@@ -24,6 +24,7 @@ from jaxtune.config.roles import marked
 from jaxtune.config.section import HostOnly
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.lora_space import with_space
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.settings import Settings, search_config
@@ -81,7 +82,7 @@ def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any
     Raises:
       UserError: the input is wrong, or fewer than two trials of the full setting stayed finite.
     """
-    config = with_date(with_adapter(config))
+    config = with_date(with_space(with_adapter(config)))
     configurations = design(config, STUDY)
     settings = _settings(config)
     check_places(config, STUDY)

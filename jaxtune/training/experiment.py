@@ -185,8 +185,17 @@ def read_fingerprints(config: Config) -> dict[str, dict[str, Any]]:
     Raises:
       UserError: the tokenizer or the data is wrong.
     """
+    return _fingerprints(read_examples(config))
+
+
+def read_examples(config: Config, parts: Sequence[Part] = PARTS) -> dict[Part, Sequence[Example]]:
+    """The examples of those splits that a configuration names; opens no model.
+
+    Raises:
+      UserError: the tokenizer or the data is wrong.
+    """
     config = with_date(config)
-    return _fingerprints(_open_splits(config, _tokenizer(config), PARTS))
+    return _open_splits(config, _tokenizer(config), parts)
 
 
 def _tokenizer(config: Config) -> Any:

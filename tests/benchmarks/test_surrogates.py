@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import record_curves
 import surrogates
+from landscapes import CONFIRMATION_TABLES, DEVELOPMENT_TABLES
 from replay import Fractional, Pool, Table, best_of, full, normalised, read_table, winners
 
 from jaxtune.config.search_section import DimensionConfig
@@ -112,7 +113,7 @@ def test_learning_beats_chance_on_made_curves(table):
     assert row["test_behind_ours"][0] == pytest.approx(row["test_mean"][0] - learnt.mean())
 
 
-@pytest.mark.parametrize("task", ["attr_oamine", "slots_restaurant8k"])
+@pytest.mark.parametrize("task", [*DEVELOPMENT_TABLES, *CONFIRMATION_TABLES])
 def test_recorded_tables_hold_whole_curves(task):
     table = read_table(task)
     assert len(table.points) >= 48

@@ -94,6 +94,58 @@ def test_every_finished_trial_can_be_used(study, summary, capsys, tmp_path):
         assert rank == trial["configuration"]["update.0.rank"]
 
 
+def test_compare_sets_winner_trial_and_model_beside_each_other(study, summary, capsys, tmp_path, monkeypatch):
+    """Scores are those of the study, settings and answers each trial's own; and what was evaluated once is kept."""
+    best = summary["best"]["trial"]
+    other = next(one for one in summary["trials"] if one["status"] == "finished" and one["id"] != best)
+    task = ("evaluation.task=extraction", "evaluation.max_new_tokens=3", "evaluation.stop=null")
+    names = [str(study), f"{study}@{other['id']}", f"{study}@untuned"]
+    words = ("compare", *names, *task, "--split", "validation")
+    found = told(capsys, *words, "--html", tmp_path / "page.html")
+    assert [run["run"] for run in found["runs"]] == names
+    losses = [run["metrics"]["loss"] for run in found["runs"]]
+    assert losses[:2] == pytest.approx([summary["best"]["final_score"], other["final_score"]], rel=1e-6)
+    assert "exact_match" in found["runs"][2]["metrics"]
+    for entry, loss in zip(found["differences"], losses[1:], strict=True):
+        assert entry["metrics"]["loss"]["difference"] == pytest.approx(loss - losses[0], abs=1e-6)
+    values = [summary["best"]["configuration"], other["configuration"]]
+    different = {key for key in values[0] if values[0][key] != values[1][key]}
+    assert {key: found["keys"][key][:2] for key in different} == {
+        key: [each[key] for each in values] for key in different
+    }
+    assert found["keys"].keys() <= {*values[0], *values[1]}
+    assert len(found["side_by_side"]) == found["examples"] == 12
+    assert any(row["differs"] for row in found["side_by_side"])
+    assert "page.html" in found["html"]
+    assert (tmp_path / "page.html").read_text().count("<article") == 12
+
+    def evaluated(*_):
+        raise AssertionError("evaluated a second time")
+
+    monkeypatch.setattr("jaxtune.training.predictions._evaluate", evaluated)
+    assert told(capsys, *words) == {name: value for name, value in found.items() if name != "html"}
+
+
+def test_what_does_not_compare_is_refused_before_a_model_is_opened(study, summary, capsys, tmp_path, rows, tiny_model):
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "config.yaml").write_text(configuration(other, tiny_model, rows))
+    config = other / "config.yaml"
+    assert "1 RUN is nothing to compare" in told(capsys, "compare", study, code=2)
+    assert "named twice" in told(capsys, "compare", study, study, code=2)
+    assert "behind @ stands" in told(capsys, "compare", study, f"{study}@last", code=2)
+    nearest = max(trial["id"] for trial in summary["trials"] if trial["status"] == "finished")
+    assert f"name {study}@{nearest} " in told(capsys, "compare", study, f"{study}@40", code=2)
+    assert told(capsys, "compare", study, other, "--dry-run")["checked"]
+    config.write_text(config.read_text() + "evaluation: {task: extraction}\n")
+    assert "runs of different tasks" in told(capsys, "compare", study, other, code=2)
+    fewer = tmp_path / "fewer.jsonl"
+    fewer.write_text("".join((rows / "test.jsonl").open().readlines()[1:]))
+    config.write_text(configuration(other, tiny_model, rows).replace(str(rows / "test.jsonl"), str(fewer)))
+    assert "12 examples and" in told(capsys, "compare", study, other, code=2)
+    assert told(capsys, "compare", study, other, "--split", "validation", "--dry-run")["checked"]
+
+
 def test_a_study_ends_with_the_commands_that_come_next(study, capsys, tmp_path, monkeypatch):
     """They run as they are printed."""
     capsys.readouterr()

@@ -91,4 +91,4 @@ def test_unset_means_what_the_study_began_with(tmp_path):
     runner.before = interrupt_at(1, 10)
     assert study(tmp_path, "thompson", runner).run() is None
     assert study(tmp_path, None).search.acquisition == "thompson"
-    assert study(tmp_path / "new", None).search.acquisition == "ei"
+    assert study(tmp_path / "new", None).search.acquisition == "thompson"

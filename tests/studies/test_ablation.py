@@ -10,6 +10,7 @@ import pytest
 from scipy import stats
 
 from jaxtune.cli import main
+from jaxtune.config.metrics import Goal
 from jaxtune.studies import ablation
 from tests.search.synthetic import REFERENCE
 from tests.studies.stops import interrupt_in_turn
@@ -174,7 +175,7 @@ def test_wrong_input_is_refused_before_training(config_file, tmp_path, capsys, o
 )
 def test_a_verdict_needs_an_interval_beyond_zero_and_a_share_of_the_whole(difference, low, high, better, verdict):
     measured = {"difference": difference, "low": low, "high": high, "pairs": 3, "diverged": 0}
-    assert ablation._verdict(measured, 1.0 if better == "min" else -1.0, better) == verdict
+    assert ablation._verdict(measured, 1.0 if better == "min" else -1.0, Goal(better)) == verdict
 
 
 def test_variants_differ_from_the_winner_in_one_key_each(make_config):

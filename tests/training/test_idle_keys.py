@@ -48,6 +48,7 @@ def told(config_file, tiny_model):
         ([SEARCH, "search.worker_resources={GPU: 1}"], "search.worker_resources: there are no workers"),
         ([SEARCH, "search.population=12"], "search.method: gp never proposes: search.population leaves it none of 12"),
         ([SEARCH, "search.initial=12"], "search.method: gp never proposes: search.initial leaves it none of 12"),
+        ([SEARCH, "search.method=sobol", "search.acquisition=ei"], "search.acquisition: ei chooses among"),
         ([SEARCH, "search.fraction=1.0"], "search.promote: 1 does nothing"),
     ],
 )  # fmt: skip
@@ -66,6 +67,8 @@ def test_a_key_that_never_acts_is_told(told, overrides, expected):
         [SEARCH, "search.population=4"],
         [SEARCH, "search.population=auto"],
         [f"search={{trials: 4, promote: 1, {SPACE}}}"],
+        [SEARCH, "search.acquisition=ei"],
+        [SEARCH, "search.method=sobol", "search.initial=12"],
         [SEARCH, "search.method=random", "search.initial=12", "search.workers=2", "search.worker_resources={CPU: 1}"],
     ],
 )

@@ -9,6 +9,7 @@ import numpy as np
 from jaxtune.search.candidates import random_point, random_state, taken_points
 from jaxtune.search.methods.protocol import Method
 from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
 
 
@@ -16,12 +17,13 @@ class Sobol(Method):
     """A scrambled Sobol sequence (Sobol 1967, Owen 1998), one point a trial; see :func:`make_method` for the arguments.
 
     Any first part of the sequence is spread evenly, over each key and over all of them together. A point that some
-    trial has, as in a finite space, is replaced by a random one.
+    trial has, as in a finite space, is replaced by a random one. Where keys have priors, the first trials, as many as
+    other methods have in their design, fill the belief evenly, from the prior itself on, and later ones the space.
     """
 
     def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
-        del initial, acquisition  # the whole sequence is a design, and nothing is learnt from scores
-        self._space, self._seed = space, seed
+        del acquisition  # the whole sequence is a design, and nothing is learnt from scores
+        self._space, self._seed, self._initial, self._prior = space, seed, initial, Prior.of(space)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
         """The point of the sequence that belongs to the trial."""
@@ -38,4 +40,7 @@ class Sobol(Method):
         sequence = qmc.Sobol(len(self._space.dimensions), seed=generator)
         if index:
             sequence.fast_forward(index)
-        return self._space.at(sequence.random(1)[0])
+        unit = sequence.random(1)
+        if self._prior is None or index + 1 >= self._initial:
+            return self._space.at(unit[0])
+        return (self._prior.points(unit) if index else self._prior.design(unit))[0]
