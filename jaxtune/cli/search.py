@@ -83,14 +83,38 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         action = "finishing" if details["phase"] == "final" else "trial"
         values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
         say(f"{action} {trial}: {values}")
-    elif event in ("reported", "scored", "finished"):
+    elif event in ("reported", "scored", "finished", "repeated") and not details["diverged"]:
         say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
-    elif event == "failed":
+    elif event in ("failed", "repeated"):
         say(f"  trial {trial} diverged after {details['steps_run']} steps")
     elif event == "stopped":
         say(f"  trial {trial} stopped at step {details['step']}: others did better there")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
+
+
+def _rungs(summary: Mapping[str, Any]) -> list[str]:
+    """How many trials came to each rung after the fraction, the reference among them; nothing without such a rung."""
+    rungs = summary.get("finish") or []
+    told = ", ".join(f"{len(rung['trials'])} trials at {rung['share']:.0%}" for rung in rungs)
+    return [f"finished in rungs: {told} of the steps"] if rungs else []
+
+
+def _finalists(summary: Mapping[str, Any]) -> list[str]:
+    """A table of the trials that were repeated with other seeds; nothing where none was."""
+    if not (repeats := summary.get("seeds")):
+        return []
+    rows = [
+        {
+            "trial": one["trial"],
+            "mean": one["mean"],
+            "low": one["low"],
+            "high": one["high"],
+            **{f"seed {place}": score for place, score in enumerate(one["scores"], 1)},
+        }
+        for one in repeats["trials"]
+    ]
+    return [table(rows, title=f"the best again with other seeds, {repeats['confidence']:.0%} intervals"), ""]
 
 
 def _short(value: Any) -> str:
@@ -124,7 +148,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
         {"": "untuned model", "validation": None, "test": summary["untuned"]["test_score"]},
     ]
     name = f"{summary['objective']['name']} ({summary['objective']['direction']} is better)"
-    saved = 1 - budget["steps_run"] / budget["steps_if_all_finished"]
+    saved = max(0.0, 1 - budget["steps_run"] / budget["steps_if_all_finished"])
     return "\n".join(
         [
             table(rows, title="trials"),
@@ -133,11 +157,19 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
+            *_rungs(summary),
+            *_finalists(summary),
             f"report: {RunFiles(config.directory).report_path}",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),
         ]
     )
+
+
+def _promotions(finish: Sequence[Mapping[str, Any]]) -> str:
+    """How many trials go on to each rung after the fraction, beside the reference: ``8 on to step 16, 4 finished``."""
+    *rungs, end = finish
+    return ", ".join([*(f"{rung['trials']} on to step {rung['step']}" for rung in rungs), f"{end['trials']} finished"])
 
 
 def _searched(key: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
@@ -147,14 +179,22 @@ def _searched(key: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
     return {"key": key, "tried": f"{kind} {list(held)}", "prior": dimension.get("prior"), "confidence": sure}
 
 
+def _repeats(repeats: Mapping[str, Any]) -> str:
+    """How often the best are trained again: ``, the best 3 with 2 more seeds each (480 steps)``."""
+    if not repeats["trials"]:
+        return ""
+    further = repeats["seeds"] - 1
+    return f", the best {repeats['trials']} with {further} more seeds each ({repeats['steps']:,} steps)"
+
+
 def _dry_text(checked: Mapping[str, Any]) -> str:
     return "\n".join(
         [
             table(checked["plan"], title="what is trained"),
             table([_searched(key, dimension) for key, dimension in checked["space"].items()], title="what is searched"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
-            f"({checked['early_steps']} at first), {checked['population']} at a time, {checked['promote']} finished: "
-            f"{checked['steps']:,} steps in all",
+            f"({checked['early_steps']} at first), {checked['population']} at a time, "
+            f"{_promotions(checked['finish'])}{_repeats(checked['repeats'])}: {checked['steps']:,} steps in all",
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
             *(f"never acts: {message}" for message in checked["warnings"]),
             "everything that can be checked before training is in order",

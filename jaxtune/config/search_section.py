@@ -157,7 +157,19 @@ class SearchConfig(Section):
         "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
     )
     promote: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
-        default=5, description="How many of the best trials are finished."
+        default=5, description="How many of the best trials are finished, where they go straight to the end."
+    )
+    finish: Annotated[list[Annotated[float, Field(gt=0, le=1)]] | None, Recorded()] = Field(
+        default=None,
+        description="Shares of the steps after fraction, ascending to 1: the trials that are best at fraction go on to "
+        "the first, the better half there to the next, at the price of promote trials that go straight to the end. "
+        "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [1.0]; a study that has begun keeps "
+        "what it began with.",
+    )
+    seeds: Annotated[PositiveInt, Recorded()] = Field(
+        default=1,
+        description="How often the three best of the finished trials are trained, each time with another seed "
+        "(train.seed, train.seed + 1, ...): of several the best mean wins, and the summary has its interval.",
     )
     population: PositiveInt | Literal["auto"] = Field(
         default=1,
@@ -235,6 +247,12 @@ class SearchConfig(Section):
             raise ValueError(f"promote {self.promote} is above trials {self.trials}")
         if list(self.ladder) != sorted(set(self.ladder)) or any(rung >= self.fraction for rung in self.ladder):
             raise ValueError(f"ladder {self.ladder} must ascend and stay below fraction {self.fraction}")
+        if self.finish is not None:
+            *rungs, end = self.finish or [0.0]
+            if end != 1 or self.finish != sorted(set(self.finish)) or any(rung <= self.fraction for rung in rungs):
+                raise ValueError(f"finish {self.finish} must ascend, above fraction {self.fraction}, and end in 1.0")
+        if self.seeds > 1 and "train.seed" in self.space:
+            raise ValueError("seeds repeats trials with other train.seed, which space searches; leave one of them out")
         if self.ladder and self.method == "hyperband":
             raise ValueError("ladder: method 'hyperband' has rungs of its own; choose another method, or no ladder")
         if self.start_from is not None and (places := min(self.initial, self.trials)) < 2:

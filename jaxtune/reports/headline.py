@@ -136,6 +136,25 @@ def comparison(study: StudyRecord, winner: Winner | None) -> list[Contestant]:
     ]
 
 
+def seeds_sentence(study: StudyRecord) -> str:
+    """What the best came to with other seeds; "" where none was repeated."""
+    repeats = study.summary.get("seeds") or {}
+    rows = []
+    for one in repeats.get("trials") or []:
+        name = "the reference" if one["trial"] == 0 else f"trial {one['trial']}"
+        mean, low, high = (formatting.finite(one.get(key)) for key in ("mean", "low", "high"))
+        if mean is None or low is None or high is None:
+            rows.append(f"{name} diverged with one of them")
+            continue
+        ends = " to ".join(formatting.score(end, study.objective) for end in (low, high))
+        rows.append(f"{name} {formatting.score(mean, study.objective)} ({ends})")
+    if not rows:
+        return ""
+    confidence = formatting.percentage(repeats["confidence"])
+    told = "; ".join(rows)
+    return f"Means of {repeats['count']} seeds each, with {confidence} intervals: {told}. The best mean wins."
+
+
 def test_sentence(study: StudyRecord, winner: Winner | None) -> str:
     """What the test split says about winner and reference, with the paired bootstrap interval where there is one."""
     best = study.summary.get("best") or {}

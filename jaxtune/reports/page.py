@@ -114,6 +114,7 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         winner=winner,
         verdict=headline.verdict(study, winner),
         comparison=headline.comparison(study, winner),
+        seeds_sentence=headline.seeds_sentence(study),
         test_sentence=headline.test_sentence(study, winner),
         measures=headline.test_measures(study, winner),
         settings=headline.settings(study, winner) if winner else [],
@@ -183,8 +184,18 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Objective", f"{formatting.metric_name(study.objective)}, {study.goal.words}"),
         ("Trials", told),
         ("Scored after", f"{formatting.percentage(study.fraction)} of the steps"),
+        ("Going on", going_on(study)),
     ]
     return [(name, str(value)) for name, value in given if value]
+
+
+def going_on(study: StudyRecord) -> str:
+    """How many of the best go on to each rung after the fraction; "" where they go straight to the end."""
+    shares = study.recorded.shares
+    if len(shares.finish) == 1 or not study.promote:
+        return ""
+    numbers = zip(shares.promotions(study.promote), shares.finish, strict=True)
+    return ", ".join(f"{number} to {formatting.percentage(share)}" for number, share in numbers)
 
 
 def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ import dataclasses
 from jaxtune.reports import formatting
 from jaxtune.reports.headline import find_winner
 from jaxtune.reports.records import StudyRecord, TrialRecord
+from jaxtune.search.repeats import FINALISTS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class AtWork:
 
     Attributes:
       trial: its number.
-      doing: "to its early score" or "to the end".
+      doing: "to its early score", "to step 40" or "to the end".
       step, until: the last logged step, and the one at which it will be scored; None where its length is not known yet.
       share: of these steps, in per cent.
       loss, validation: the last training and validation loss as text.
@@ -62,7 +63,8 @@ class Progress:
 def progress(study: StudyRecord) -> Progress:
     """The progress of a study that has not ended."""
     length = trial_length(study)
-    run = sum(trial.steps for trial in study.trials)
+    repeated = (state.repeats.values() for state in study.recorded.history.trials.values())
+    run = sum(trial.steps for trial in study.trials) + sum(one.steps_run for each in repeated for one in each)
     left = None if length is None else steps_left(study, length)
     # Until a trial is scored, most of the time went into compiling.
     scored = any(trial.seconds for trial in study.trials)
@@ -94,8 +96,8 @@ def trial_length(study: StudyRecord) -> int | None:
 def steps_left(study: StudyRecord, length: int) -> int:
     """Optimizer steps that the study still has to run.
 
-    Every trial goes to the fraction; the reference and as many others as are to be promoted go to the end, those under
-    way among them. Trials that a method stops before make it less.
+    Every trial goes to the fraction; the reference and as many others as are to be promoted go on to each rung after it
+    and to the end, those under way among them. Trials that a method stops before make it less.
 
     Args:
       study: the study.
@@ -107,10 +109,37 @@ def steps_left(study: StudyRecord, length: int) -> int:
         if trial.status in ("waiting", "running"):
             left += max(0, early_step(study, whole) - trial.steps)
         elif trial.status == "promoted":
-            left += max(0, whole - trial.steps)
+            left += max(0, next_step(study, trial, whole) - trial.steps)
     left += max(0, study.planned - len(study.trials)) * early_step(study, length)
-    under_way = sum(trial.status in ("finished", "promoted") for trial in study.trials)
-    return left + max(0, _finals(study) - under_way) * (length - early_step(study, length))
+    before = early_step(study, length)
+    for leg, step in enumerate(study.recorded.shares.steps(length).legs):
+        left += max(0, _finals(study, leg) - _gone_on(study, leg, length)) * (step - before)
+        before = step
+    return left + _repeats_left(study, length)
+
+
+def _repeats_left(study: StudyRecord, length: int) -> int:
+    """Steps of the repetitions with other seeds that are still to come."""
+    seeds = study.recorded.header.get("seeds") or 1
+    done = sum(len(state.repeats) for state in study.recorded.history.trials.values())
+    return max(0, min(FINALISTS, _finals(study)) * (seeds - 1) - done) * length
+
+
+def next_step(study: StudyRecord, trial: TrialRecord, length: int) -> int:
+    """The rung after the fraction, or the end, that a trial of this length is on its way to."""
+    return next((step for step in study.recorded.shares.steps(length).legs if step >= trial.steps), length)
+
+
+def _gone_on(study: StudyRecord, leg: int, length: int) -> int:
+    """How many trials have come to a rung after the fraction, or are on their way to it."""
+
+    def gone(trial: TrialRecord) -> bool:
+        whole = trial.total_steps or length
+        step = study.recorded.shares.steps(whole).legs[leg]
+        on_the_way = trial.status == "promoted" and next_step(study, trial, whole) >= step
+        return trial.status == "finished" or on_the_way or (trial.status == "scored" and trial.steps >= step)
+
+    return sum(map(gone, study.trials))
 
 
 def early_step(study: StudyRecord, length: int) -> int:
@@ -118,12 +147,18 @@ def early_step(study: StudyRecord, length: int) -> int:
     return study.recorded.shares.steps(length).early
 
 
-def _finals(study: StudyRecord) -> int:
-    """How many trials are trained to the end: those promoted, and the reference unless it diverged."""
+def _finals(study: StudyRecord, leg: int = -1) -> int:
+    """How many trials are trained to a rung after the fraction, or the end: those promoted, and the reference.
+
+    It is not if it diverged.
+    """
     if study.fraction == 1:
         return max(study.planned, len(study.trials)) - sum(trial.status == "failed" for trial in study.trials)
     reference = next((trial for trial in study.trials if trial.reference), None)
-    promoted = min(study.promote, max(study.planned, len(study.trials)) - 1)
+    promoted = min(
+        study.recorded.shares.promotions(study.promote)[leg] if study.promote else 0,
+        max(study.planned, len(study.trials)) - 1,
+    )
     return promoted + (reference is None or reference.status != "failed") if study.promote else 0
 
 
@@ -133,12 +168,17 @@ def _passed(trial: TrialRecord) -> bool:
 
 def _at_work(study: StudyRecord, trial: TrialRecord, length: int | None) -> AtWork:
     whole = trial.total_steps or length
-    until = whole if whole is None or trial.status == "promoted" else early_step(study, whole)
+    doing, until = "to the end", whole
+    if whole is not None and trial.status == "promoted":
+        until = next_step(study, trial, whole)
+        doing = doing if until == whole else f"to step {until}"
+    elif whole is not None:
+        doing, until = "to its early score", early_step(study, whole)
     losses = [loss for _, loss in trial.curve if loss is not None]
     validation = [loss for _, loss in trial.validation if loss is not None]
     return AtWork(
         trial=trial.id,
-        doing="to the end" if trial.status == "promoted" else "to its early score",
+        doing=doing,
         step=trial.steps,
         until=until,
         share=round(100 * min(1.0, trial.steps / until), 1) if until else 0.0,

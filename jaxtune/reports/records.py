@@ -34,7 +34,7 @@ class TrialRecord:
       id: its number; 0 is the reference configuration.
       configuration: dotted key → value.
       status: waiting (proposed, not begun, or at a rung of the ladder), running, stopped (before the fraction), scored
-        (at the fraction), promoted (being finished), finished, failed.
+        (at the fraction, or at a rung after it), promoted (on its way to the next rung or the end), finished, failed.
       training: it is being trained, as far as the files tell; several trials may be at the same time.
       early_score: validation score at the fraction.
       early_error: its standard error.

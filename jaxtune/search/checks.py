@@ -12,7 +12,7 @@ from jaxtune.config.roles import marked, within
 from jaxtune.config.section import BesideAdapter, PerTrial
 from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
-from jaxtune.search.header import read_data
+from jaxtune.search.header import first_record, read_data
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.settings import Settings
@@ -69,7 +69,7 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
         steps is less than a step, or two of them are the same step.
     """
-    settings = Settings.of(config)
+    settings = Settings.of(config).begun(first_record(config.directory))
     trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
     for dimension in settings.space.dimensions:

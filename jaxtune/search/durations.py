@@ -47,7 +47,7 @@ def durations(records: Sequence[Mapping[str, Any]], history: History, at_work: I
 def recorded_work(history: History) -> float:
     """Seconds of all calls that a journal tells of, added up; a call that a clock set back made negative took none."""
     states = history.trials.values()
-    outcomes = [outcome for state in states for outcome in (*state.outcomes, state.test)]
+    outcomes = [outcome for state in states for outcome in (*state.outcomes, *state.repeats.values(), state.test)]
     return float(sum(max(0.0, outcome.seconds) for outcome in (*outcomes, history.untuned) if outcome is not None))
 
 

@@ -28,10 +28,18 @@ CHANGEABLE = tuple(marked(Amendable, SearchConfig))
 _SETTINGS = set(marked(Recorded, SearchConfig))
 
 # What a study had where its journal does not name it: it began before there was a choice.
-_BEFORE: dict[str, Any] = {"method": "gp", "acquisition": "ei", "ladder": [], "start": [], "fixed": {}}
+_BEFORE: dict[str, Any] = {
+    "method": "gp",
+    "acquisition": "ei",
+    "ladder": [],
+    "finish": [1.0],
+    "seeds": 1,
+    "start": [],
+    "fixed": {},
+}
 
 # What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "thompson"}
+_NEW: dict[str, Any] = {"acquisition": "thompson", "finish": [1.0]}
 
 
 def deciding(config: Config) -> dict[str, Any]:

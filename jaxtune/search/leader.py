@@ -12,7 +12,8 @@ from jaxtune.search.trial import History, TrialState
 def leader(history: History, goal: Goal, *, ended: bool) -> TrialState | None:
     """The trial that is ahead; None while none has a score.
 
-    At the end that is the one with the best final score. Until then the best of those that are finished is compared
+    At the end that is the one with the best final score, or of those that were repeated with other seeds the one with
+    the best mean: a score that nobody repeated may be luck. Until then the best of those that are finished is compared
     with the best of the others at the step that both have passed, the fraction: beside their early scores its final one
     would let the reference lead, which is finished first.
 
@@ -29,7 +30,9 @@ def leader(history: History, goal: Goal, *, ended: bool) -> TrialState | None:
     sound = [state for state in history.trials.values() if not state.failed]
     finished = best((state, state.final) for state in sound)
     if ended:
-        return finished
+        repeated = [(state.mean, state.trial.id) for state in sound if state.repeats]
+        means = [(goal.signed(mean), number) for mean, number in repeated if mean is not None]
+        return history.trials[min(means)[1]] if means else finished
     others = best((state, state.early) for state in sound if state.final is None)
     if finished is None or others is None:
         return finished or others

@@ -36,21 +36,24 @@ class TrialLoop:
         self._ledger, self._history = ledger, ledger.history
         self._targets: dict[int, int] = {}
         self.order = Lockstep(runner, ledger.history, self._targets)
+        self._wait_for = runner.wait
 
     def milestones(self, trial: Trial) -> Milestones:
         """The steps at which a trial is looked at."""
         return self._settings.milestones(self._runner.total_steps(trial))
 
-    def train(self, phase: Phase, following: Next) -> None:
+    def train(self, phase: Phase, following: Next, *, proposing: bool = False) -> None:
         """Keeps every place of the runner full until there is nothing left to train in a phase.
 
         Args:
           phase: what the trials are trained to the end of, or to the next rung before it.
           following: is asked for the next trial itself only if the study is to go on.
+          proposing: whether what follows depends on the order of the scores.
 
         Raises:
           Interrupted: the study, or its runner, was told to stop.
         """
+        self._wait_for = self.order.wait if proposing else self._runner.wait
         running: set[int] = set()
         while True:
             while len(running) < self._runner.capacity and (make := following(running)) is not None:
@@ -83,10 +86,11 @@ class TrialLoop:
         """Gives a trial to the runner, to be trained to the end of a phase, or to the next rung before it."""
         trial = state.trial
         until = self._until(trial, phase)
-        if phase == "early":
-            until = next((step for step in self._stops_before(trial, until) if step not in state.rungs), until)
+        stops = self._stops_before(trial, until) if phase == "early" else self.milestones(trial).finish
+        until = next((step for step in stops if state.at(step) is None), until)
         self._ledger.start(trial, until, phase)
         self._targets[trial.id] = until
+        self.order.start(trial.id)
         self._runner.start(trial, until)
 
     def _stops_before(self, trial: Trial, until: int) -> Sequence[int]:
@@ -103,9 +107,13 @@ class TrialLoop:
     def _wait(self, phase: Phase) -> list[TrialState]:
         """Waits for scores, and writes them down; returns the trials that are through with the phase."""
         ended = []
-        for trial, outcome in self.order.wait():
+        for trial, outcome in self._wait_for():
             state, step = self._history.trials[trial.id], self._targets.pop(trial.id)
             until, total = self._until(trial, phase), self._runner.total_steps(trial)
+            if step < until and not outcome.failed and phase == "final":
+                self._record("reported", trial, step, outcome, phase=phase)
+                ended.append(state)
+                continue
             if step < until and not outcome.failed:
                 waits = bool(self._settings.search.ladder)
                 self._record("reported", trial, step, outcome, waits=waits)

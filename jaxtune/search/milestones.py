@@ -8,6 +8,7 @@ from typing import Any
 
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
+from jaxtune.search.finishing import promotions
 
 
 @dataclass(frozen=True)
@@ -18,16 +19,23 @@ class Milestones:
       rungs: of the ladder, where the worse half is stopped.
       early: at the fraction, where it is scored.
       total: its end.
+      finish: rungs between these two, at each of which the better ones go on.
     """
 
     rungs: tuple[int, ...]
     early: int
     total: int
+    finish: tuple[int, ...] = ()
+
+    @property
+    def legs(self) -> tuple[int, ...]:
+        """Where trials go that are promoted: the rungs after the fraction, and the end."""
+        return (*self.finish, self.total)
 
     @property
     def steps(self) -> tuple[int, ...]:
         """All of them; a fraction of 1 is the end."""
-        return tuple(dict.fromkeys((*self.rungs, self.early, self.total)))
+        return tuple(dict.fromkeys((*self.rungs, self.early, *self.legs)))
 
     def after(self, step: int) -> int:
         """The next one after ``step``; the end where there is none."""
@@ -41,19 +49,23 @@ class Shares:
     Attributes:
       ladder: where the worse half is stopped.
       fraction: where it is scored.
+      finish: where it goes if it is promoted; the last one is 1.
     """
 
     ladder: tuple[float, ...]
     fraction: float
+    finish: tuple[float, ...] = (1.0,)
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> Shares:
         """Of a search's settings, by their names in the configuration and in a journal's first record."""
-        return cls(tuple(settings.get("ladder") or ()), settings["fraction"])
+        finish = tuple(settings.get("finish") or (1.0,))
+        return cls(tuple(settings.get("ladder") or ()), settings["fraction"], finish)
 
     def steps(self, total: int) -> Milestones:
         """The milestones of a trial of ``total`` steps, as they fall."""
-        return Milestones(tuple(step_at(share, total) for share in self.ladder), step_at(self.fraction, total), total)
+        rungs, finish = (tuple(step_at(share, total) for share in shares) for shares in (self.ladder, self.finish[:-1]))
+        return Milestones(rungs, step_at(self.fraction, total), total, finish)
 
     def checked(self, total: int) -> Milestones:
         """The milestones of a trial of ``total`` steps.
@@ -63,8 +75,18 @@ class Shares:
             them.
         """
         named = [*(("search.ladder", share) for share in self.ladder), ("search.fraction", self.fraction)]
-        *rungs, early = distinct_steps(named, total)
-        return Milestones(tuple(rungs), early, total)
+        if len(self.finish) > 1:
+            named += [("search.finish", share) for share in self.finish]
+        distinct_steps(named, total)
+        return self.steps(total)
+
+    def promotions(self, promote: int) -> tuple[int, ...]:
+        """How many trials are to go on to each share of ``finish``, besides the reference.
+
+        Args:
+          promote: trials that would be finished if they went straight to the end.
+        """
+        return promotions(promote, self.fraction, self.finish)
 
 
 def step_at(share: float, total: int) -> int:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxtune.search.observation import Observation
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import TrialState
 
 
-def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate) -> dict[int, float]:
+def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate | None) -> dict[int, float]:
     """Trials that may be promoted with what each is worth (lower is better), best first.
 
     Worth is the surrogate's posterior mean given each score's standard error, or the score itself where there are too
@@ -17,9 +17,10 @@ def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate) -> di
 
     Args:
       seen: observations by trial number, all of one step.
-      surrogate: of the study's space.
+      surrogate: of the study's space; None to rank by the scores themselves.
     """
-    estimates = surrogate.promotion_estimates([observation for _, observation in seen])
+    observations = [observation for _, observation in seen]
+    estimates = None if surrogate is None else surrogate.promotion_estimates(observations)
     ranked = []
     for index, (number, observation) in enumerate(seen):
         if number == 0 or observation.score is None:
@@ -29,25 +30,33 @@ def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate) -> di
     return {number: worth for worth, _, number in sorted(ranked)}
 
 
-def next_to_finish(
-    trials: Mapping[int, TrialState], order: Sequence[int], running: set[int], promote: int
+def next_up(
+    trials: Mapping[int, TrialState],
+    order: Sequence[int],
+    running: set[int],
+    wanted: int,
+    *,
+    waits: Callable[[TrialState], bool],
+    passed: Callable[[TrialState], bool],
 ) -> TrialState | None:
-    """The reference, then the best trials until enough of them are finished or on the way; None then.
+    """The reference, then the best trials until enough of them have gone on or are on the way; None then.
 
     Args:
       trials: all trials by number.
-      order: numbers of those that may be promoted, best first.
-      running: numbers of those that are being finished.
-      promote: how many of the order are wanted.
+      order: numbers of those that may go on, best first.
+      running: numbers of those that are on the way.
+      wanted: how many of the order are to come there.
+      waits: whether a trial can go on.
+      passed: whether it has come there.
     """
-    if trials[0].ranked and trials[0].final is None and 0 not in running:
+    if waits(trials[0]) and 0 not in running:
         return trials[0]
     promising = 0
     for state in (trials[number] for number in order):
-        if promising == promote:
+        if promising == wanted:
             return None
-        if state.finished or state.trial.id in running:
+        if passed(state) or state.trial.id in running:
             promising += 1
-        elif state.ranked and state.final is None:
+        elif waits(state):
             return state
     return None

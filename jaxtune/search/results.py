@@ -57,6 +57,42 @@ class SearchObjective(TypedDict):
     direction: str
 
 
+class RungScore(TypedDict):
+    """What a trial came to at a rung."""
+
+    trial: int
+    score: float
+
+
+class FinishRung(TypedDict):
+    """A share of the steps after the fraction: how many were to go on to it beside the reference, and who did."""
+
+    share: float
+    promoted: int
+    trials: Sequence[RungScore]
+
+
+class RepeatedTrial(TypedDict):
+    """A finalist's scores with all seeds, its own first, and their mean with its interval.
+
+    A score is None where that training diverged, and then so are mean and interval.
+    """
+
+    trial: int
+    scores: Sequence[float | None]
+    mean: float | None
+    low: float | None
+    high: float | None
+
+
+class Repeats(TypedDict):
+    """The finalists, the best mean first; how often each was trained, and the confidence of the intervals."""
+
+    count: int
+    confidence: float
+    trials: Sequence[RepeatedTrial]
+
+
 class StudySummary(Summary):
     """What ``jaxtune search`` came to, as in the study's ``summary.json``; each key is an attribute as well.
 
@@ -72,6 +108,8 @@ class StudySummary(Summary):
       budget: steps, compilations and seconds.
       partial_dependence: curves of the score over each searched key.
       importance: share of each searched key in the score's variation.
+      finish: the rungs after the fraction, the end among them; empty where that is the only one.
+      seeds: what finalists came to with other seeds; None where none was repeated.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
     """
 
@@ -88,6 +126,16 @@ class StudySummary(Summary):
     budget: Budget
     partial_dependence: Sequence[Mapping[str, Any]]
     importance: Mapping[str, float]
+
+    @property
+    def finish(self) -> Sequence[FinishRung]:
+        """The rungs after the fraction."""
+        return self.get("finish") or []
+
+    @property
+    def seeds(self) -> Repeats | None:
+        """The finalists with other seeds."""
+        return self.get("seeds")
 
     @property
     def adapter(self) -> AdapterFiles | None:

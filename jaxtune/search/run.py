@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -14,11 +15,12 @@ from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
-from jaxtune.search.header import read_data
+from jaxtune.search.header import first_record, read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
+from jaxtune.search.repeats import FINALISTS
 from jaxtune.search.results import StudySummary
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.settings import Settings, search_config
@@ -175,6 +177,12 @@ def _first_steps(trials: int, stops: Milestones) -> int:
     return total
 
 
+def _last_steps(numbers: Sequence[int], stops: Milestones) -> int:
+    """Steps until all trials are finished that are to be; the reference is one of them."""
+    legs = itertools.pairwise((stops.early, *stops.legs))
+    return sum((number + 1) * (step - before) for number, (before, step) in zip(numbers, legs, strict=True))
+
+
 def _with_command(config: Config, summary: dict[str, Any]) -> StudySummary:
     """The summary with the command of its winner, which names the directory as it is named now."""
     summary["best"]["command"] = winner_command(config, summary["best"]["configuration"])
@@ -209,9 +217,15 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
     make_study(config, runner)
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
-    settings = Settings.of(config)
+    settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)
-    finished = search.promote + 1  # the reference is finished as well
+    legs = [
+        {"share": share, "step": step, "trials": min(number, search.trials - 1)}
+        for share, step, number in zip(settings.shares.finish, stops.legs, settings.promotions, strict=True)
+    ]
+    repeated = min(FINALISTS, legs[-1]["trials"] + 1) if search.seeds > 1 else 0
+    further = repeated * (search.seeds - 1) * stops.total
+    steps = _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
     return {
         **checked.as_dict(),
         "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
@@ -220,5 +234,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
         "promote": search.promote,
         "steps_per_trial": checked.steps,
         "early_steps": stops.early,
-        "steps": _first_steps(search.trials, stops) + finished * (stops.total - stops.early),
+        "finish": legs,
+        "repeats": {"trials": repeated, "seeds": search.seeds, "steps": further},
+        "steps": steps,
     }

@@ -43,13 +43,13 @@ class Scores:
 
         Args:
           trials: by number.
-          rung: the step of a trial's rung on the ladder; None for the fraction.
+          rung: the step of a trial's rung, before the fraction or after; None for the fraction.
           lost: trials that count as diverged whatever their score was there, as it is known how they went on.
         """
         seen = []
         for number in sorted(trials):
             state = trials[number]
-            outcome = state.early if rung is None else state.rungs.get(rung(state.trial))
+            outcome = state.early if rung is None else state.at(rung(state.trial))
             if outcome is None and state.early is not None and state.early.failed:
                 outcome = state.early
             if outcome is not None:

@@ -131,6 +131,11 @@ class Settings:
         """The shares of a trial's steps at which it is looked at."""
         return Shares.of(self.search.model_dump())
 
+    @property
+    def promotions(self) -> tuple[int, ...]:
+        """How many trials are to go on to each share of ``search.finish``, besides the reference."""
+        return self.shares.promotions(self.search.promote)
+
     def milestones(self, total: int) -> Milestones:
         """The steps at which a trial of ``total`` steps is looked at.
 

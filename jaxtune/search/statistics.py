@@ -25,6 +25,31 @@ def top_k_overlap(early: Sequence[float], final: Sequence[float], k: int) -> int
     return len(groups[0] & groups[1])
 
 
+def t_interval(values: Sequence[float], confidence: float) -> tuple[float | None, float | None, float | None]:
+    """The mean with Student's t interval: mean ± t_{n-1} s / √n.
+
+    The few repetitions that one can afford are taken as draws from a normal distribution; a bootstrap interval of them
+    would be too narrow.
+
+    Args:
+      values: scores with different seeds, all finite.
+      confidence: coverage of the interval.
+
+    Returns:
+      The mean, and the interval's ends; None where there are too few values.
+    """
+    from scipy import stats
+
+    count = len(values)
+    if count == 0:
+        return None, None, None
+    mean = float(np.mean(values))
+    if count == 1:
+        return mean, None, None
+    half = float(stats.t.ppf((1 + confidence) / 2, count - 1) * np.std(values, ddof=1)) / math.sqrt(count)
+    return mean, mean - half, mean + half
+
+
 def rank_agreement(
     early: Sequence[float], final: Sequence[float | None], *, top_k: int, failed: Sequence[bool]
 ) -> dict[str, Any]:

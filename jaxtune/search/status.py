@@ -114,6 +114,7 @@ class StudyStatus:
             "promote": self.promote,
             "ladder": list(self.shares.ladder),
             "fraction": self.shares.fraction,
+            "finish": list(self.shares.finish),
             "fixed": self.fixed,
             "proposed": len(self.trials),
             **{state: self.count(state) for state in STATES},
@@ -213,10 +214,15 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         fixed=header["fixed"],
         trials=trials,
         best=None if best is None else best.trial.id,
-        steps=sum(trial.step for trial in trials),
+        steps=sum(trial.step for trial in trials) + sum(_repeated(state) for state in history.trials.values()),
         seconds=durations(recorded.records, history, at_work.values()).work,
         last=recorded.records[-1].get("time") or 0.0,
     )
+
+
+def _repeated(state: TrialState) -> int:
+    """Steps of a trial's repetitions with other seeds."""
+    return sum(outcome.steps_run for outcome in state.repeats.values())
 
 
 def score_of(outcome: Outcome | None) -> float | None:
@@ -242,7 +248,8 @@ def logged_step(directory: Path) -> int | None:
 
 def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) -> TrialStatus:
     name, step = state.status, max((outcome.steps_run for outcome in state.outcomes), default=0)
-    until = state.total_steps if name in ("promoted", "finished") else step
+    following = None if state.total_steps is None else shares.steps(state.total_steps).after(step)
+    until = following if name == "promoted" else step
     if name == "proposed":
         logged = logged_step(state.trial.directory)
         # At a rung of the ladder it waits for the others, and nothing of it is logged until it goes on.
@@ -253,7 +260,7 @@ def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) ->
         # The reference is finished as well, without a promotion.
         logged = logged_step(state.trial.directory) or 0
         if logged > step:
-            name, step, until = "finishing" if runs else "paused", logged, state.total_steps
+            name, step, until = "finishing" if runs else "paused", logged, following
     return TrialStatus(
         trial=state.trial.id,
         state=name,
@@ -262,7 +269,7 @@ def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) ->
         until=until,
         early_score=score_of(state.early),
         final_score=score_of(state.final),
-        rungs={at: score_of(outcome) for at, outcome in sorted(state.rungs.items())},
+        rungs={at: score_of(outcome) for at, outcome in sorted({**state.rungs, **state.finishing}.items())},
     )
 
 

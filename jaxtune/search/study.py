@@ -8,8 +8,6 @@ time nothing waits for the slowest of them.
 
 from __future__ import annotations
 
-import functools
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,13 +15,14 @@ from typing import Any
 from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
+from jaxtune.search.climb import Climb
 from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
 from jaxtune.search.ledger import Ledger
 from jaxtune.search.loop import TrialLoop
 from jaxtune.search.methods import make_method
-from jaxtune.search.promotion import next_to_finish, ranking
 from jaxtune.search.proposals import Proposals, Proposed, Request
+from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
@@ -130,9 +129,11 @@ class Study:
             self._open()
             self._history = self._ledger.history
             self._loop = TrialLoop(self.settings, self.runner, self._method, self._scores, self._ledger)
+            self._climb = Climb(self.settings, self._ledger, self._loop, self._scores, self._surrogate)
             try:
                 self._score_trials()
-                self._finish_trials()
+                self._climb.to_the_end()
+                repeat(self.settings, self._ledger, self.runner)
                 best = self._best()
                 self._test(best)
                 kept = self._keep(best.trial) if self._keep is not None else None
@@ -146,8 +147,9 @@ class Study:
                 best,
                 objective=self.search.objective,
                 direction=self.settings.goal.direction,
-                fraction=self.search.fraction,
+                shares=self.settings.shares,
                 top_k=self.search.promote,
+                seeds=self.search.seeds,
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
                 reference_in_space=self.reference_in_space,
             )
@@ -206,18 +208,16 @@ class Study:
         with Proposals(self._method, self.settings.reference, self.start) as proposals:
 
             def take() -> TrialState:
-                if waiting:
-                    state = waiting.pop(0)
-                    order.resume(state.trial.id)
-                else:
-                    state = self._propose(proposals.take(self._request(len(trials))))
+                state = waiting.pop(0) if waiting else self._propose(proposals.take(self._request(len(trials))))
                 if self._proposes:
                     proposals.prepare(self._request(len(trials)))
                 return state
 
-            self._loop.train("early", lambda _: take if waiting or (self._proposes and not order.behind) else None)
-        for rung in range(len(self.search.ladder)):
-            self._climb(rung)
+            def following(running: set[int]) -> Callable[[], TrialState] | None:
+                return take if waiting or (self._proposes and not order.behind) else None
+
+            self._loop.train("early", following, proposing=True)
+        self._climb.to_the_fraction()
         if not any(state.ranked for state in trials.values()):
             raise UserError(self._all_diverged())
 
@@ -242,58 +242,6 @@ class Study:
     def _propose(self, proposed: Proposed) -> TrialState:
         self._ledger.append("proposed", **proposed.fields())
         return self._history.trials[proposed.request.trial]
-
-    # From rung to rung
-
-    def _climb(self, rung: int) -> None:
-        """Takes the better half of the trials that wait at a rung of the ladder to the next one, or to the fraction.
-
-        That is successive halving (Jamieson & Talwalkar 2016) before the trials are scored. The reference goes on
-        beside the half. In a study that was extended, trials that went on before take their places in the half; what
-        was decided of them stays.
-        """
-        trials = self._history.trials
-
-        def step(trial: Trial) -> int:
-            return self._loop.milestones(trial).rungs[rung]
-
-        order = list(ranking(self._scores.at(trials, step, self._history.lost), self._surrogate))
-        half = math.ceil(len(order) / 2)
-        here = {
-            number: step(state.trial)
-            for number, state in trials.items()
-            if not state.ended and max(state.rungs, default=0) == step(state.trial)
-        }
-        for number in order[half:]:
-            if number in here:
-                self._loop.stop(trials[number], here[number])
-        waiting = [trials[number] for number in (0, *order[:half]) if number in here]
-        self._loop.train("early", lambda _: functools.partial(waiting.pop, 0) if waiting else None)
-
-    def _finish_trials(self) -> None:
-        """Finishes the reference and the most promising trials; the next in line replaces one that diverges."""
-        trials, promoted = self._history.trials, self._history.promoted
-        estimates = ranking(self._scores.at(trials, lost=self._history.lost), self._surrogate)
-        order = [*promoted, *(number for number in estimates if number not in promoted)]
-
-        def promote(state: TrialState) -> TrialState:
-            number = state.trial.id
-            if number and not state.promoted:
-                self._ledger.append(
-                    "promoted",
-                    trial=number,
-                    configuration=state.trial.configuration,
-                    rank=order.index(number) + 1,
-                    score=None if state.early is None else state.early.score,
-                    estimate=self.settings.goal.signed(estimates[number]),
-                )
-            return state
-
-        def following(running: set[int]) -> Callable[[], TrialState] | None:
-            state = next_to_finish(trials, order, running, self.search.promote)
-            return None if state is None else functools.partial(promote, state)
-
-        self._loop.train("final", following)
 
     # The end
 

@@ -18,7 +18,9 @@ from jaxtune.layout import RunFiles
 from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
+from jaxtune.search.milestones import Shares
 from jaxtune.search.outcome import TestOutcome
+from jaxtune.search.repeats import repeats_summary
 from jaxtune.search.statistics import rank_agreement
 from jaxtune.search.surrogate import Posterior
 from jaxtune.search.trial import History, TrialState
@@ -65,14 +67,31 @@ def _difference(best: TrialState, baseline: TrialState) -> dict[str, Any] | None
     return {**dataclasses.asdict(difference), "examples": int((weights > 0).sum())}
 
 
+def _finish(history: History, shares: Shares, promote: int) -> dict[str, Any]:
+    """How many were to go on to each rung after the fraction, and their scores there; nothing without such a rung."""
+    if len(shares.finish) == 1:
+        return {}
+    rungs = []
+    for leg, (share, number) in enumerate(zip(shares.finish, shares.promotions(promote), strict=True)):
+        outcomes = {trial: state.went(leg) for trial, state in sorted(history.trials.items())}
+        scores = [
+            {"trial": trial, "score": outcome.score}
+            for trial, outcome in outcomes.items()
+            if outcome is not None and not outcome.failed
+        ]
+        rungs.append({"share": share, "promoted": number, "trials": scores})
+    return {"finish": rungs}
+
+
 def build_summary(
     history: History,
     best: TrialState,
     *,
     objective: str,
     direction: Direction,
-    fraction: float,
+    shares: Shares,
     top_k: int,
+    seeds: int,
     posterior: Posterior | None,
     reference_in_space: bool,
 ) -> dict[str, Any]:
@@ -83,8 +102,9 @@ def build_summary(
       best: the finished trial with the best final score.
       objective: name of the score.
       direction: ``min`` or ``max``.
-      fraction: share of its steps after which a trial was scored.
+      shares: of its steps, after which a trial was scored.
       top_k: size of the leading groups that are compared.
+      seeds: trainings of each finalist, its own among them.
       posterior: the surrogate fitted to all scores; None where there were too few.
       reference_in_space: whether the surrogate was told of trial 0.
     """
@@ -97,7 +117,9 @@ def build_summary(
     curves, importance = ([], {}) if posterior is None else partial_dependence(posterior, sign=sign)
     return {
         "objective": {"name": objective, "direction": direction},
-        "fraction": fraction,
+        "fraction": shares.fraction,
+        **_finish(history, shares, top_k),
+        **repeats_summary(history, Goal(direction), seeds),
         "trials": [
             {
                 "id": state.trial.id,
@@ -115,7 +137,7 @@ def build_summary(
         "test_difference": _difference(best, baseline),
         "rank_agreement": agreement,
         "budget": {
-            "steps_run": sum(max(o.steps_run for o in state.outcomes) for state in states if state.outcomes),
+            "steps_run": sum(state.steps_run for state in states),
             "steps_if_all_finished": sum(state.total_steps or 0 for state in states),
             "compilations": sum(state.compilations for state in states),
             "seconds": recorded_work(history),

@@ -45,8 +45,10 @@ class TrialState:
       waits: whether it waits at the last of them, until all others are there.
       stopped: whether it was, for good, before the fraction.
       early: the outcome at the fraction.
+      finishing: the outcomes at the rungs between the fraction and the end, by step.
       final: the outcome at the end.
-      promoted: whether it was chosen to be finished.
+      repeats: the outcomes of the same trial at the end with other seeds, by seed.
+      promoted: whether it was chosen to go on, after the fraction, and has not come to its next score yet.
       test: its outcome on the test split.
       compilations: 1 where it is the first trial of its program, else 0; of journals of an earlier version, how often
         the train step was compiled while it ran.
@@ -59,7 +61,9 @@ class TrialState:
     waits: bool = False
     stopped: bool = False
     early: Outcome | None = None
+    finishing: dict[int, Outcome] = field(default_factory=dict)
     final: Outcome | None = None
+    repeats: dict[int, Outcome] = field(default_factory=dict)
     promoted: bool = False
     test: TestOutcome | None = None
     compilations: int = 0
@@ -67,8 +71,41 @@ class TrialState:
     @property
     def outcomes(self) -> list[Outcome]:
         """The outcomes so far, early one first."""
-        scored = (outcome for outcome in (self.early, self.final) if outcome is not None)
-        return [*(self.rungs[step] for step in sorted(self.rungs)), *scored]
+        rungs, finishing = ([at[step] for step in sorted(at)] for at in (self.rungs, self.finishing))
+        scored = [*rungs, self.early, *finishing, self.final]
+        return [outcome for outcome in scored if outcome is not None]
+
+    def at(self, step: int) -> Outcome | None:
+        """The outcome at a rung, before the fraction or after."""
+        return self.rungs.get(step, self.finishing.get(step))
+
+    def went(self, leg: int) -> Outcome | None:
+        """The outcome at a share of ``search.finish``, by its place there; that of a divergence on the way there."""
+        outcomes = [*(self.finishing[step] for step in sorted(self.finishing)), self.final]
+        return outcomes[leg] if leg < len(outcomes) else None
+
+    def passed(self, leg: int) -> bool:
+        """Whether it has come to a share of ``search.finish``, by its place there, or to the end."""
+        return len(self.finishing) > leg or self.finished
+
+    @property
+    def ends(self) -> list[Outcome]:
+        """The outcomes at the end, of the trial itself and of its repetitions with other seeds, in their order."""
+        own = [] if self.final is None else [self.final]
+        return [*own, *(self.repeats[seed] for seed in sorted(self.repeats))]
+
+    @property
+    def mean(self) -> float | None:
+        """The mean of its scores at the end; None without one, or where it diverged with any seed."""
+        if not self.ends or any(outcome.failed for outcome in self.ends):
+            return None
+        return sum(outcome.score for outcome in self.ends) / len(self.ends)
+
+    @property
+    def steps_run(self) -> int:
+        """Optimizer steps of the trial, its repetitions included."""
+        own = max((outcome.steps_run for outcome in self.outcomes), default=0)
+        return own + sum(outcome.steps_run for outcome in self.repeats.values())
 
     @property
     def ended(self) -> bool:
@@ -173,8 +210,9 @@ class History:
 
     Attributes:
       trials: by number.
-      promoted: numbers in the order of promotion. A change of the study opens the ranking anew: of those promoted
-        before it, only the ones whose end is still to come stay first in line.
+      promoted: numbers in the order of promotion, by the place in ``search.finish`` of the share that they go on to. A
+        change of the study opens the rankings anew: of those promoted before it, only the ones that are still on their
+        way there stay first in line.
       lost: numbers of those that had diverged, at whatever step, when the study was changed. Rankings made since know
         of it; what diverges while they are carried out changes none, so that a study that was killed repeats them.
       reports: trial and step of every score before the fraction, in the order in which they came.
@@ -186,7 +224,7 @@ class History:
     """
 
     trials: dict[int, TrialState] = field(default_factory=dict)
-    promoted: list[int] = field(default_factory=list)
+    promoted: dict[int, list[int]] = field(default_factory=dict)
     lost: frozenset[int] = frozenset()
     reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
@@ -216,7 +254,10 @@ class History:
             self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
             return
         if event == "changed":
-            self.promoted = [number for number in self.promoted if self.trials[number].final is None]
+            self.promoted = {
+                leg: [number for number in numbers if self._on_the_way(number, leg)]
+                for leg, numbers in self.promoted.items()
+            }
             self.lost = frozenset(number for number, state in self.trials.items() if state.failed)
             if self.trials:
                 # The next proposal need not take for pending what is long scored.
@@ -230,21 +271,27 @@ class History:
         state = self.trials[record["trial"]]
         if event == "promoted":
             state.promoted = True
-            self.promoted.append(state.trial.id)
+            self.promoted.setdefault(record.get("leg", 0), []).append(state.trial.id)
         elif event == "tested":
             state.test = _test_outcome(record)
         elif event == "stopped":
             # Journals of an earlier version call trials stopped that had been scored.
             state.stopped = state.early is None
-        elif event in ("reported", "scored", "finished", "failed"):
+        elif event in ("reported", "scored", "finished", "failed", "repeated"):
             state.total_steps = record["total_steps"]
             state.compilations += record["compilations"]
             if "program" in record:
                 self.programs.add(record["program"])
+            if event == "repeated":
+                state.repeats[record["seed"]] = read_outcome(record)
+                return
             if record.get("phase") != "final":
                 self.clock = max(self.clock, self.begun[state.trial.id] + int(record["steps_run"]))
                 self.legs[state.trial.id] = self._records
-            if event == "reported":
+            if event == "reported" and record.get("phase") == "final":
+                state.finishing[record["step"]] = read_outcome(record)
+                state.promoted = False
+            elif event == "reported":
                 state.rungs[record["step"]] = read_outcome(record)
                 self.reports.append((state.trial.id, record["step"]))
                 state.waits = record.get("waits", False)
@@ -254,6 +301,10 @@ class History:
                 state.final = read_outcome(record)
         else:
             raise ValueError(f"unknown event {event!r}")
+
+    def _on_the_way(self, number: int, leg: int) -> bool:
+        state = self.trials[number]
+        return state.final is None and not state.passed(leg)
 
     def _scored(self) -> tuple[int, ...]:
         return tuple(index for index, state in self.trials.items() if state.ended or state.waits)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import time
+from collections.abc import Iterator, Sequence
 
 from jaxtune.cli.common import add_json_argument, age, emit, path_argument, table, time_taken
 from jaxtune.layout import RunFiles
-from jaxtune.search.status import STATES, StudyStatus, TrialStatus, read_status
+from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
 
@@ -34,16 +35,17 @@ def text(status: StudyStatus) -> str:
             "from": trial.source,
             "step": trial.step,
             "of": trial.until,
-            **_at_rungs(status, trial),
+            **_at_rungs(status.shares.ladder, scores),
             "early": trial.early_score,
+            **_at_rungs(status.shares.finish[:-1], scores),
             "final": trial.final_score,
             "": "best" if trial.trial == status.best else "",
         }
-        for trial in status.trials
+        for trial, scores in ((trial, iter(trial.rungs.values())) for trial in status.trials)
     ]
     fixed = "".join(f", {key} fixed at {value}" for key, value in status.fixed.items())
     kind = f" (experiment {status.experiment})" if status.experiment else ""
-    ended = f"; the best {status.promote} go to the end" if status.promote is not None else ""
+    ended = f"; {_promotions(status)}" if status.promote is not None else ""
     lines = [
         f"{status.directory}: {status.phase}{kind}",
         f"{standing(status)}{ended}{fixed}",
@@ -57,6 +59,14 @@ def text(status: StudyStatus) -> str:
     return "\n".join(lines)
 
 
+def _promotions(status: StudyStatus) -> str:
+    """How many trials go on after the fraction, and how far."""
+    assert status.promote is not None
+    numbers = zip(status.shares.promotions(status.promote), status.shares.finish, strict=True)
+    parts = [f"{number} go to {'the end' if share == 1 else f'{share:.3g} of the steps'}" for number, share in numbers]
+    return f"the best {', the best '.join(parts)}"
+
+
 def rungs(status: StudyStatus) -> list[str]:
     """At which shares of their steps trials are looked at: a line; none where that is the fraction alone."""
     ladder, fraction = [f"{share:.3g}" for share in status.shares.ladder], f"{status.shares.fraction:.3g}"
@@ -65,10 +75,9 @@ def rungs(status: StudyStatus) -> list[str]:
     return [f"the better half goes on at each rung, {', '.join(ladder)} of the steps, and is scored at {fraction}"]
 
 
-def _at_rungs(status: StudyStatus, trial: TrialStatus) -> dict[str, float | None]:
-    """A trial's scores at the rungs, which it passes one after another, by share of its steps."""
-    scores = dict(enumerate(trial.rungs.values()))
-    return {f"at {share:.3g}": scores.get(place) for place, share in enumerate(status.shares.ladder)}
+def _at_rungs(shares: Sequence[float], scores: Iterator[float | None]) -> dict[str, float | None]:
+    """The next scores of a trial, which passes its rungs one after another, by share of its steps."""
+    return {f"at {share:.3g}": next(scores, None) for share in shares}
 
 
 def standing(status: StudyStatus) -> str:
