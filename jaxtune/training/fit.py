@@ -149,7 +149,7 @@ def fit(
                 assert evaluate is not None
                 wanted = loop.send(evaluate(wanted.state))
             else:
-                state, metrics = trainer.step(state, wanted, run.values)
+                state, metrics = trainer.step(state, wanted, run.overrides)
                 wanted = loop.send((functools.partial(_same, state), metrics))
     except StopIteration as end:
         return end.value
@@ -165,7 +165,7 @@ class Run:
       asks: whether an evaluation asks for further metrics (:class:`Asked`).
 
     Attributes:
-      values: the hyperparameters that differ from the trainer's.
+      overrides: the hyperparameters that differ from the trainer's.
     """
 
     def __init__(
@@ -178,16 +178,16 @@ class Run:
     ):
         options = options or RunOptions()
         self.trainer, self.batches, self.asks = trainer, as_batches(batches), asks
-        self.values = dict(options.hyperparameters or {})
+        self.overrides = dict(options.hyperparameters or {})
         # They are gone through at every evaluation.
         self.validation = list(options.validation) if isinstance(options.validation, Iterator) else options.validation
         self.checkpoints, self.writer = options.checkpoints, options.writer
         self.listener, self.should_stop = options.listener, options.should_stop
         self.config = trainer.config if options.config is None else options.config
-        self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
+        self.total = int(self.overrides.get("train.steps", trainer.hyperparameters["train.steps"]))
         self.past = LoopState()
         self.past.plan(0, self.total)
-        self.throughput = trainer.throughput(self.values)
+        self.throughput = trainer.throughput(self.overrides)
         self.log = StepLog(self.writer, self.listener, self.throughput)
         self.examples = 0
         self.saves = SaveSchedule(self.config)
@@ -277,7 +277,7 @@ class Run:
 
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
         latest = self.checkpoints.latest_step if self.checkpoints else None
-        state = self.trainer.init(self.values) if state is None else state
+        state = self.trainer.init(self.overrides) if state is None else state
         check_alive(state)
         if self.checkpoints is None or (found := self.checkpoints.resume(state)) is None:
             return state, int(state.step)
@@ -309,7 +309,7 @@ class Run:
         self.throughput.pause()
         evaluation: dict[str, float] = {}
         if self.validation is not None:
-            result = self.trainer.evaluate(state, self.validation, self.values)
+            result = self.trainer.evaluate(state, self.validation, self.overrides)
             evaluation = {VALIDATION_LOSS: result.loss, "validation_tokens": result.tokens}
             if result.standard_error is not None:
                 evaluation[f"{VALIDATION_LOSS}_standard_error"] = result.standard_error

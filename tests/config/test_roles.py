@@ -21,6 +21,7 @@ from jaxtune.config.section import (
     LoopOnly,
     PerTrial,
     Recorded,
+    Relocatable,
     Shared,
     Traced,
 )
@@ -56,10 +57,10 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
         (Compiled, "model data train optimizer update parallel"),
         (LoopOnly, "evaluation train.seed train.evaluate_every train.checkpoint_every train.log_every train.patience"),
         (HostOnly, "name run_dir paths_from search study telemetry train.checkpoint_minutes train.keep"),
+        (Relocatable, "run_dir paths_from"),
         (
             Free,
-            "run_dir paths_from study train.checkpoint_minutes train.keep search.workers search.ray_address "
-            "search.worker_resources",
+            "study train.checkpoint_minutes train.keep search.workers search.ray_address search.worker_resources",
         ),
         (PerTrial, "train optimizer update data.packing"),
         (Amendable, "search.trials search.promote search.fixed"),
