@@ -26,9 +26,10 @@ from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, checked, claim, open_runner
+from jaxtune.studies.run import checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.template_date import with_date
 
 STUDY = "early-score"
@@ -53,7 +54,7 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders), **checked(runner)}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains all trials of the design to their end, and writes what their early scores were worth.
 
     Args:
