@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -32,8 +32,9 @@ class RunningTrial:
       seed: of its start and its dropout.
       batches: its own.
       objective: the name of a metric.
-      answer: scores a trained state by generating answers, where the objective is a task metric; None where whoever
-        drives the trial does, for several at once, and tells it (:meth:`tell`).
+      metrics: the names of others that are measured beside it.
+      answer: scores a trained state by generating answers, where the objective or another of the metrics is a task's;
+        None where whoever drives the trial does, for several at once, and tells it (:meth:`tell`).
       options: of :class:`~jaxtune.training.fit.Run`.
 
     Attributes:
@@ -52,6 +53,7 @@ class RunningTrial:
         seed: int,
         batches: Any,
         objective: str,
+        metrics: Sequence[str] = (),
         answer: Callable[[TrainState], EvaluatorResult] | None = None,
         **options: Any,
     ):
@@ -69,7 +71,7 @@ class RunningTrial:
             trainer,
             batches,
             hyperparameters=hyperparameters,
-            asks=is_generated(objective),
+            asks=any(map(is_generated, (objective, *metrics))),
             checkpoints=self._checkpoints,
             writer=self._writer,
             **options,
