@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -34,8 +34,9 @@ class RunningTrial:
       seed: of its start and its dropout.
       batches: its own.
       objective: the name of a metric.
-      answer: scores a trained state by generating answers, where the objective is a task metric; None where whoever
-        drives the trial does, for several at once, and tells it (:meth:`tell`).
+      metrics: the names of others that are measured beside it.
+      answer: scores a trained state by generating answers, where the objective or another of the metrics is a task's;
+        None where whoever drives the trial does, for several at once, and tells it (:meth:`tell`).
       options: its validation, how often it logs and saves, and who is told; the rest is the trial's own.
 
     Attributes:
@@ -54,6 +55,7 @@ class RunningTrial:
         seed: int,
         batches: Any,
         objective: str,
+        metrics: Sequence[str] = (),
         answer: Callable[[TrainState], EvaluatorResult] | None = None,
         options: RunOptions,
     ):
@@ -68,7 +70,9 @@ class RunningTrial:
         self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
         self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
         own = {"hyperparameters": hyperparameters, "checkpoints": self._checkpoints, "writer": self._writer}
-        run = Run(trainer, batches, dataclasses.replace(options, **own), asks=is_generated(objective))
+        run = Run(
+            trainer, batches, dataclasses.replace(options, **own), asks=any(map(is_generated, (objective, *metrics)))
+        )
         # The trainer may have been made for a trial with another seed.
         self.state = run.start(trainer.init(hyperparameters, seed=seed))
         self._loop = run.loop(until)

@@ -136,6 +136,7 @@ class TrainerRunner:
             seed=config.train.seed,
             batches=self.experiment.batches(config),
             objective=self.search.objective,
+            metrics=self.search.metrics,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
             options=RunOptions(
                 validation=self.experiment.validation_batches,
@@ -204,15 +205,37 @@ class TrainerRunner:
         self._running = []
 
     def test(self, trial: Trial | None) -> TestOutcome | None:
-        """Measures a finished trial, or the untuned model, on the test split; None without one."""
+        """Measures a finished trial, or the untuned model, on the test split; None without one.
+
+        Raises:
+          Interrupted: the trial has to be trained again, as its checkpoint is gone, and it was told to stop.
+        """
         loss_batches = self.experiment.loss_batches("test")
         if loss_batches is None:
             return None
         begin = time.perf_counter()
+        self._make_good(trial)
         trainer, values, state = self.load(trial)
         return measure(
             trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
         )
+
+    def _make_good(self, trial: Trial | None) -> None:
+        """Trains a finished trial again whose checkpoint is gone, as where the journal alone was kept of a study.
+
+        Raises:
+          Interrupted: it was told to stop.
+        """
+        if trial is None:
+            return
+        newest = Checkpoints.newest_on_disk(trial.files.checkpoints_path)
+        if newest == self.total_steps(trial):
+            return
+        assert not self._running, "nothing else trains when a study has come to its tests"
+        if not newest:  # else it was being trained again, or had run out of patience, which is found at once
+            logger.warning("trial %d: its checkpoint is gone; it is trained again", trial.id)
+        self.start(trial, self.total_steps(trial))
+        self.wait()
 
     def load(
         self, trial: Trial | None, overrides: Mapping[str, Any] | None = None
@@ -243,7 +266,11 @@ class TrainerRunner:
 
         Returns:
           Where it is, and what it is of; None where parameters were trained that no adapter holds.
+
+        Raises:
+          Interrupted: the trial has to be trained again, and it was told to stop.
         """
+        self._make_good(trial)
         trainer, values, state = self.load(trial)
         if not trainer.plan.is_low_rank_only:
             return None

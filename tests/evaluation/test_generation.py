@@ -304,12 +304,12 @@ def test_wrong_input_is_named(tiny, prompts, settings, message):
 def test_buckets_fit_and_waste_little(length):
     bucket = prompt_bucket(length)
     assert length <= bucket
-    assert bucket == 32 or bucket < (1.5 if length > 256 else 2) * length
+    assert bucket == 32 or bucket < (1.5 if length > 64 else 2) * length
     assert prompt_bucket(bucket) == bucket
 
 
 def test_buckets_are_few():
-    assert sorted({prompt_bucket(length) for length in range(1, 513)}) == [32, 64, 128, 256, 384, 512]
+    assert sorted({prompt_bucket(length) for length in range(1, 513)}) == [32, 64, 96, 128, 192, 256, 384, 512]
 
 
 def test_the_context_is_told_or_refused(tiny, caplog):

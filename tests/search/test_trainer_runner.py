@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import yaml
 
 from jaxtune.config import dump_config, load_config
 from jaxtune.search.runner import Interrupted, run_all
+from jaxtune.search.settings import Settings
+from jaxtune.search.study import Study
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
@@ -19,6 +23,8 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import Hooks
 from jaxtune.training.population import Population
 from jaxtune.training.run import train
+from jaxtune.training.run_directory import RunDirectory
+from tests.kill_anywhere import timeless
 from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -270,6 +276,44 @@ def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path)
     assert [entry.name for entry in (tmp_path / "t[1]").iterdir()] == ["001"]
     assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
     assert ended[1].steps_run == 4
+
+
+def test_a_study_goes_on_from_its_journal_and_configuration_alone(config_file, tmp_path):
+    """One trial finished and not tested, the other one under way: both are trained again, to the same scores."""
+    own = SEARCH.replace("reference: paper, ", "")
+    config = load_config(config_file, [own, "train.steps=5", f"run_dir={tmp_path / 'study'}"])
+    runner, directory = TrainerRunner(Experiment(config)), RunDirectory(tmp_path / "study", study=True)
+
+    def run():
+        directory.claim(config)
+        study = Study(directory.path, Settings.of(config), runner, keep=runner.save_adapter)
+        return dict(study.run())
+
+    whole = run()
+    lines = directory.journal_path.read_text().splitlines(keepends=True)
+    for entry in directory.path.iterdir():
+        if entry not in (directory.journal_path, directory.config_path):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    before = [json.loads(line)["event"] for line in lines].index("promoted") + 1
+    directory.journal_path.write_text("".join(lines[:before]))
+    assert timeless(run()) == timeless(whole)
+    ended = directory.journal_path.read_text().splitlines()
+    assert timeless([json.loads(line) for line in ended]) == timeless([json.loads(line) for line in lines])
+    assert directory.adapter_path.is_dir()
+
+
+def test_what_is_measured_beside_the_objective_is_told(config_file, tmp_path):
+    """Task metrics of a trial that is scored by its loss: those of the state that it ended in."""
+    task = ["evaluation={task: extraction, max_new_tokens: 4}", "search.metrics=[exact_match]"]
+    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null", *task])))
+    trial = Trial(0, {}, tmp_path / "0")
+    ((_, outcome),) = run_all(runner, [(trial, 2)])
+    trainer, values, state = runner.load(trial)
+    evaluator = runner.experiment.evaluator("validation")
+    answers = evaluator.evaluate(*trainer.apply(state, values))
+    assert outcome.score == outcome.metrics["validation_loss"]
+    assert {name: outcome.metrics[name] for name in answers.metrics} == answers.metrics
+    assert outcome.standard_error == outcome.metrics["validation_loss_standard_error"]
 
 
 def test_answers_of_a_population_score_each_trial_as_its_own_do(config_file, tmp_path, monkeypatch):
