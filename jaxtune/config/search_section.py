@@ -220,7 +220,7 @@ class SearchConfig(Section):
         "unset, the design is drawn.",
     )
     objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
-    metrics: list[MetricName] = Field(
+    metrics: Annotated[list[MetricName], Free()] = Field(
         default_factory=list,
         description="What is measured beside the objective wherever a trial is scored, for the journal alone.",
     )

@@ -55,12 +55,20 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
     ("role", "keys"),
     [
         (Compiled, "model data train optimizer update parallel"),
-        (LoopOnly, "evaluation train.seed train.evaluate_every train.checkpoint_every train.log_every train.patience"),
+        (
+            LoopOnly,
+            "evaluation train.seed train.evaluate_every train.checkpoint_every train.log_every train.patience "
+            + " ".join(
+                f"data.{split}.{name}"
+                for split in ("train", "validation", "test")
+                for name in ("examples", "examples_seed", "absent")
+            ),
+        ),
         (HostOnly, "name run_dir paths_from search study telemetry train.checkpoint_minutes train.keep"),
         (Relocatable, "run_dir paths_from"),
         (
             Free,
-            "study train.checkpoint_minutes train.keep search.workers search.ray_address search.worker_resources",
+            "study train.checkpoint_minutes train.keep search.metrics search.workers search.ray_address search.worker_resources",
         ),
         (PerTrial, "train optimizer update data.packing"),
         (Amendable, "search.trials search.budget search.terminate search.promote search.fixed"),
@@ -68,7 +76,7 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
     ids=lambda value: value.__name__ if isinstance(value, type) else None,
 )
 def test_what_journals_and_run_directories_on_disk_rely_on(role, keys):
-    assert list(marked(role)) == keys.split()
+    assert set(marked(role)) == set(keys.split())
 
 
 def test_rules_tell_what_an_adapter_leaves_open():
