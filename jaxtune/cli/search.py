@@ -89,8 +89,18 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         say(f"  trial {trial} diverged after {details['steps_run']} steps")
     elif event == "stopped":
         say(f"  trial {trial} stopped at step {details['step']}: others did better there")
+    elif event == "enough":
+        say(f"  no further trial: {_enough(details)}")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
+
+
+def _enough(record: Mapping[str, Any]) -> str:
+    """Why a study proposes no further trial."""
+    if record["reason"] == "budget":
+        needed, limit = _short(float(record["with_another"])), _short(float(record["limit"]))
+        return f"with another one the study would take {needed} {record['budget']}, finishing included, of {limit}"
+    return f"it would gain {record['gain']:.2g} at most, and noise is {record['noise']:.2g}"
 
 
 def _rungs(summary: Mapping[str, Any]) -> list[str]:
@@ -159,6 +169,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
             *_rungs(summary),
             *_finalists(summary),
+            *([] if summary["ended"] == "trials" else [f"ended by: {summary['ended']}"]),
             f"report: {RunFiles(config.directory).report_path}",
             f"the winner again: {best['command']}",
             *next_steps(config, summary),

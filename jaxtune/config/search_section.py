@@ -123,6 +123,27 @@ METHODS_WITHOUT_MODEL = ("random", "sobol")
 """Search methods that learn nothing from scores."""
 
 
+class BudgetConfig(Section):
+    """What a study may spend on training, finishing included; the first that does not pay for another trial ends it."""
+
+    seconds: Annotated[float, Field(gt=0)] | None = Field(
+        default=None,
+        description="Of training, scoring and testing, added up over trials; no limit if unset.",
+    )
+    steps: Annotated[int, Field(gt=0)] | None = Field(
+        default=None, description="Optimizer steps of all trials, the reference's among them; no limit if unset."
+    )
+    flops: Annotated[float, Field(gt=0)] | None = Field(
+        default=None, description="Model FLOPs of all trials' steps; no limit if unset."
+    )
+
+    @model_validator(mode="after")
+    def _some_limit(self) -> BudgetConfig:
+        if self.seconds is None and self.steps is None and self.flops is None:
+            raise ValueError(f"give at least one of {', '.join(type(self).model_fields)}")
+        return self
+
+
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
@@ -147,6 +168,16 @@ class SearchConfig(Section):
     )
     trials: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
         default=16, description="Configurations that are tried, the reference among them."
+    )
+    budget: Annotated[Parsed[BudgetConfig | None, Mapping[str, Any]], Recorded(), Amendable()] = parsed(
+        "What the study may spend: it proposes no trial that would leave too little to finish the best ones. If unset, "
+        "trials says when it ends.",
+        default=None,
+    )
+    terminate: Annotated[Literal["never", "gain"], Recorded(), Amendable()] = Field(
+        default="never",
+        description="gain: no trial is proposed any more once the next one's expected gain is below what the noise of "
+        "the scores can show, for two trials in a row and from ten scores on (docs/surrogates.md).",
     )
     fraction: Annotated[float, Field(gt=0, le=1), Recorded()] = Field(
         default=0.2, description="Share of its steps after which a trial is scored."
@@ -189,7 +220,7 @@ class SearchConfig(Section):
         "unset, the design is drawn.",
     )
     objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
-    metrics: list[MetricName] = Field(
+    metrics: Annotated[list[MetricName], Recorded()] = Field(
         default_factory=list,
         description="What is measured beside the objective wherever a trial is scored, for the journal alone.",
     )

@@ -15,7 +15,7 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, dump_config, load_config, parse_value, with_overrides
 from jaxtune.config.paths import recorded
-from jaxtune.config.roles import marked
+from jaxtune.config.roles import marked, within
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.section import Amendable
 from jaxtune.errors import UserError, nearest
@@ -116,7 +116,7 @@ def extend(
         now = experiment.fingerprints if experiment else read_fingerprints(changed) if known.entries else {}
         data = known.follow(now, f"the study in {directory}", accept=accept_changed_data, begun=bool(history.trials))
         new = {name: value for name, value in now_set.search.model_dump().items() if header.get(name) != value}
-        new = {name: value for name, value in new.items() if f"search.{name}" in changes}
+        new = {name: value for name, value in new.items() if any(within(key, [f"search.{name}"]) for key in changes)}
         if write:
             if data != known:
                 journal.append("data", fingerprints=now)
@@ -146,7 +146,7 @@ def _changes(
         key, separator, text = override.partition("=")
         if not separator:
             raise UserError(f"{override!r}: expected {' or '.join(f'{name}=…' for name in _SETTINGS)}")
-        if key not in _SETTINGS:
+        if not within(key, _SETTINGS):
             begun = f"{key}: cannot change in a study that has begun"
             if key.removeprefix("search.") in SearchConfig.model_fields:
                 raise UserError(f"{begun}, as its trials would not compare; {' and '.join(_SETTINGS)} can")

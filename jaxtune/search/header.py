@@ -34,6 +34,9 @@ _BEFORE: dict[str, Any] = {
     "ladder": [],
     "finish": [1.0],
     "seeds": 1,
+    "budget": None,
+    "terminate": "never",
+    "metrics": [],
     "start": [],
     "fixed": {},
 }

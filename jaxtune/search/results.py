@@ -106,6 +106,7 @@ class StudySummary(Summary):
       test_difference: the winner's test score less the reference's, with its interval; None where there is none.
       rank_agreement: how well early scores foretold the final ones.
       budget: steps, compilations and seconds.
+      ended: why no further trial was proposed: ``trials``, ``budget`` or ``terminator``.
       partial_dependence: curves of the score over each searched key.
       importance: share of each searched key in the score's variation.
       finish: the rungs after the fraction, the end among them; empty where that is the only one.
@@ -124,6 +125,7 @@ class StudySummary(Summary):
     test_difference: Mapping[str, Any] | None
     rank_agreement: Mapping[str, Any]
     budget: Budget
+    ended: str
     partial_dependence: Sequence[Mapping[str, Any]]
     importance: Mapping[str, float]
 

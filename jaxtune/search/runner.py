@@ -64,6 +64,15 @@ class TrialRunner(Protocol):
         ...
 
 
+@runtime_checkable
+class CountsFlops(Protocol):
+    """A runner that knows what a step of a trial computes, for a budget in FLOPs."""
+
+    def step_flops(self, trial: Trial) -> float:
+        """Model FLOPs of one step of the trial, over full rows."""
+        ...
+
+
 def run_all(runner: TrialRunner, jobs: Iterable[tuple[Trial, int]]) -> Iterator[tuple[Trial, Outcome]]:
     """Trains every trial to its step, as many at a time as the runner holds, and yields them as they are scored.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -15,8 +16,9 @@ from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import Asked, FitResult, Run, Taken
+from jaxtune.training.fit import Asked, FitResult, Run, StepOutcome
 from jaxtune.training.population import Population
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -35,7 +37,7 @@ class RunningTrial:
       metrics: the names of others that are measured beside it.
       answer: scores a trained state by generating answers, where the objective or another of the metrics is a task's;
         None where whoever drives the trial does, for several at once, and tells it (:meth:`tell`).
-      options: of :class:`~jaxtune.training.fit.Run`.
+      options: its validation, how often it logs and saves, and who is told; the rest is the trial's own.
 
     Attributes:
       batch: what the next step takes; None while the trial waits to be told its score, and once it is scored.
@@ -55,7 +57,7 @@ class RunningTrial:
         objective: str,
         metrics: Sequence[str] = (),
         answer: Callable[[TrainState], EvaluatorResult] | None = None,
-        **options: Any,
+        options: RunOptions,
     ):
         self.trial, self.trainer, self.values = trial, trainer, hyperparameters
         self.seconds = 0.0
@@ -64,24 +66,18 @@ class RunningTrial:
         self.asked: TrainState | None = None
         self._objective, self._batches, self._answer = objective, batches, answer
         self._errors: dict[str, float] = {}
-        config = options.get("config") or trainer.config
+        config = options.config or trainer.config
         self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
         self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
-        run = Run(
-            trainer,
-            batches,
-            hyperparameters=hyperparameters,
-            asks=any(map(is_generated, (objective, *metrics))),
-            checkpoints=self._checkpoints,
-            writer=self._writer,
-            **options,
-        )
+        own = {"hyperparameters": hyperparameters, "checkpoints": self._checkpoints, "writer": self._writer}
+        asks = any(map(is_generated, (objective, *metrics)))
+        run = Run(trainer, batches, dataclasses.replace(options, **own), asks=asks)
         # The trainer may have been made for a trial with another seed.
         self.state = run.start(trainer.init(hyperparameters, seed=seed))
         self._loop = run.loop(until)
         self._go(functools.partial(next, self._loop))
 
-    def take(self, taken: Taken) -> None:
+    def take(self, taken: StepOutcome) -> None:
         """Tells the trial what its step came to."""
         self.state = None
         self._go(functools.partial(self._loop.send, taken))

@@ -8,6 +8,7 @@ be a choice.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import itertools
 import json
@@ -320,6 +321,12 @@ class Space:
     def at(self, unit: Float[np.ndarray, " dimensions"]) -> Point:
         """The point that can be proposed at a place of the unit cube, each coordinate in [0, 1)."""
         return self.snap([dimension.at(float(share)) for dimension, share in zip(self.dimensions, unit, strict=True)])
+
+    def without_priors(self) -> Space:
+        """The space with all values alike."""
+        plain = copy.copy(self)
+        plain.dimensions = tuple(dataclasses.replace(dimension, prior=None) for dimension in self.dimensions)
+        return plain
 
     def to_skopt(self) -> list[skopt.space.Dimension]:
         """The dimensions for scikit-optimize, in order."""

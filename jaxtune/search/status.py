@@ -293,7 +293,8 @@ def _phase(recorded: Recorded) -> str:
     states = recorded.history.trials.values()
     if recorded.ended:
         return "finished"
-    if sum(bool(state.outcomes) for state in states) < (recorded.header.get("trials") or 1):
+    planned = len(states) if recorded.history.enough else recorded.header.get("trials") or 1
+    if sum(bool(state.outcomes) for state in states) < planned:
         return "scoring"
     if all(state.failed for state in states):
         return "failed"

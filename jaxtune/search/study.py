@@ -16,15 +16,16 @@ from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
 from jaxtune.search.climb import Climb
+from jaxtune.search.enough import Budget, Enough
 from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
-from jaxtune.search.ledger import Event, Ledger
+from jaxtune.search.ledger import Ledger
 from jaxtune.search.loop import TrialLoop
 from jaxtune.search.methods import make_method
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
-from jaxtune.search.runner import Interrupted, TrialRunner
+from jaxtune.search.runner import CountsFlops, Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
 from jaxtune.search.settings import Settings
 from jaxtune.search.status import read_recorded, score_of
@@ -32,6 +33,7 @@ from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState
 from jaxtune.training.data_history import Fingerprints
+from jaxtune.training.hooks import Event, ShouldStop, never
 
 
 class Study:
@@ -50,7 +52,7 @@ class Study:
       known_keys: every dotted key of the configuration; None skips the check of the space's keys.
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
-      stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+      should_stop: asked between trials; once true, :meth:`run` returns and the study can be continued.
       keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
@@ -77,7 +79,7 @@ class Study:
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
-        stop: Callable[[], bool] | None = None,
+        should_stop: ShouldStop = never,
         keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
@@ -107,10 +109,14 @@ class Study:
         )
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
+        counted = runner.step_flops if isinstance(runner, CountsFlops) else None
+        budget = Budget(self.search, lambda trial: self.settings.milestones(runner.total_steps(trial)), counted)
+        budget.check(Trial(0, dict(self.settings.reference), self.run_dir))
+        self._enough = Enough(budget, self._surrogate)
         self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)
         self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
-        self._on_event, self._stop, self._keep = on_event, stop, keep
+        self._on_event, self._should_stop, self._keep = on_event, should_stop, keep
         if not self.search.fixed:  # else it depends on what was tried before
             check_room(self.space, self.search.trials, {0: self.settings.reference_point})
 
@@ -124,7 +130,7 @@ class Study:
           UserError: another process holds the study, the journal is damaged or belongs to another study, the data have
             changed, the fraction is less than a step, or every trial diverged.
         """
-        with Ledger(self.run_dir, on_event=self._on_event, stop=self._stop) as self._ledger:
+        with Ledger(self.run_dir, on_event=self._on_event, should_stop=self._should_stop) as self._ledger:
             self._open()
             self._history = self._ledger.history
             self._loop = TrialLoop(self.settings, self.runner, self._method, self._scores, self._ledger)
@@ -223,7 +229,13 @@ class Study:
     @property
     def _proposes(self) -> bool:
         """Whether there is to be another trial."""
-        return len(self._history.trials) < self.search.trials
+        history = self._history
+        count = len(history.trials)
+        if history.enough is None and 0 < count < self.search.trials:
+            why = self._enough.reason(history, history.trials[count - 1].known, self._request)
+            if why is not None:
+                self._ledger.append("enough", trial=None, trials=count, **why)
+        return history.enough is None and count < self.search.trials
 
     def _request(self, number: int) -> Request:
         """What the proposal of a trial may know (see the module's text)."""

@@ -142,6 +142,7 @@ def build_summary(
             "compilations": sum(state.compilations for state in states),
             "seconds": recorded_work(history),
         },
+        "ended": "trials" if history.enough is None else history.enough["reason"],
         "partial_dependence": curves,
         "importance": importance,
     }

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.search.acquisition import ACQUISITIONS, believed
-from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
+from jaxtune.search.candidates import TakenPoints, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
@@ -195,7 +195,34 @@ class Surrogate:
                 worth = believed(self._acquisition, worth, self._prior.factor(points, len(told)))
             return points[int(np.argmax(worth))]
 
-    def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
+    def gain(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> tuple[float, float] | None:
+        """What a trial is expected to gain at most, and the noise it would have to stand out from.
+
+        The largest expected improvement over the best posterior mean of the told points, and the standard deviation of
+        that point's score as :meth:`promotion_estimates` takes it; both in units of the score, by the slope of the warp
+        there. A search whose gain is below the noise ends (after Makarova et al. 2022, who compare a bound on the
+        regret with the deviation of cross-validated scores).
+
+        Returns:
+          Gain and noise; None where too few scores are finite.
+        """
+        posterior = self.fit(told)
+        if posterior is None:
+            return None
+        with _limits(), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            candidates = self._candidates(trial, posterior, taken_points(told, pending))
+            known = posterior.model.predict(posterior.columns([one.point for one in told]))
+            mean, deviation = posterior.model.predict(posterior.columns(candidates), return_std=True)
+        at = int(np.argmin(known))
+        best, slope = told[at], float(posterior.warp.slope(finite_scores(told))[at])
+        noise = math.sqrt(posterior.model.noise_)
+        if best.score is not None and best.standard_error is not None:
+            noise = min(noise, best.standard_error * slope)
+        gain = ACQUISITIONS["ei"](mean, deviation, float(known[at]), np.random.default_rng(0)).max()
+        return float(gain) / slope, noise / slope
+
+    def _candidates(self, trial: int, posterior: Posterior, taken: TakenPoints) -> list[Point]:
         """New points near the best told ones, and a few anywhere.
 
         Expected improvement over the whole space goes to its corners while there are few scores: there are many of

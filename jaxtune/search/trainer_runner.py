@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -52,8 +53,7 @@ class TrainerRunner:
     Args:
       experiment: the opened configuration with its ``search`` section.
       population: trials that train at the same time, in one compiled step.
-      listener: makes the progress display of a trial, given its title.
-      should_stop: asked before every step.
+      hooks: who is told of the trials, and who may stop them.
     """
 
     lockstep = True
@@ -63,13 +63,12 @@ class TrainerRunner:
         experiment: Experiment,
         *,
         population: int = 1,
-        listener: Callable[[str], Listener | None] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        hooks: Hooks = NOBODY,
     ):
         self.experiment = experiment
         self.settings = Settings.of(experiment.given)
         self.search = self.settings.search
-        self._listener, self._should_stop = listener, should_stop
+        self._hooks = hooks
         self.capacity = population
         # A study asks for a trial's length at every turn, and epochs take a packing of all examples to count.
         self._configurations: dict[str, Config] = {}
@@ -110,6 +109,11 @@ class TrainerRunner:
         assert steps is not None
         return steps
 
+    def step_flops(self, trial: Trial) -> float:
+        """Model FLOPs of one step of the trial, over full rows."""
+        config = self.configuration(trial.configuration)
+        return self.trainer(config).step_flops(hyperparameters(config)).total
+
     def program(self, trial: Trial) -> str:
         """Names the compiled step that trains the trial."""
         return program_name(self.configuration(trial.configuration))
@@ -131,13 +135,15 @@ class TrainerRunner:
             until=until,
             seed=config.train.seed,
             batches=self.experiment.batches(config),
-            config=config.train,
             objective=self.search.objective,
             metrics=self.search.metrics,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
-            validation=self.experiment.validation_batches,
-            listener=self._listener(f"trial {trial.id}") if self._listener else None,
-            should_stop=lambda: self._stopping,
+            options=RunOptions(
+                validation=self.experiment.validation_batches,
+                listener=self._hooks.listen(f"trial {trial.id}"),
+                should_stop=lambda: self._stopping,
+                config=config.train,
+            ),
         )
         running.seconds = time.perf_counter() - begin
         self._running.append(running)
@@ -189,7 +195,7 @@ class TrainerRunner:
         return trainer.plan.is_low_rank_only and self.slots_of(trainer) > 1
 
     def _asked_to_stop(self) -> bool:
-        self._stopping = self._stopping or self._should_stop()
+        self._stopping = self._stopping or self._hooks.should_stop()
         return self._stopping
 
     def close(self) -> None:

@@ -217,6 +217,7 @@ class History:
         of it; what diverges while they are carried out changes none, so that a study that was killed repeats them.
       reports: trial and step of every score before the fraction, in the order in which they came.
       untuned: the base model on the test split.
+      enough: the record of why no trial is proposed any more, though there are fewer than planned; None without one.
       programs: names of the compiled steps that trained the trials that have an outcome.
       clock: steps since the beginning, where trials before the fraction take one each at a time.
       begun: the clock when each trial was proposed.
@@ -228,6 +229,7 @@ class History:
     lost: frozenset[int] = frozenset()
     reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
+    enough: dict[str, Any] | None = None
     programs: set[str] = field(default_factory=set)
     clock: int = 0
     begun: dict[int, int] = field(default_factory=dict)
@@ -259,11 +261,15 @@ class History:
                 for leg, numbers in self.promoted.items()
             }
             self.lost = frozenset(number for number, state in self.trials.items() if state.failed)
+            self.enough = None
             if self.trials:
                 # The next proposal need not take for pending what is long scored.
                 self.trials[max(self.trials)].known = self._scored()
             return
         if event == "data":
+            return
+        if event == "enough":
+            self.enough = dict(record)
             return
         if event == "tested" and record["trial"] is None:
             self.untuned = _test_outcome(record)

@@ -30,13 +30,14 @@ from jaxtune.studies import data_size_page
 from jaxtune.studies.learning_curve import Curve, Measured, fit_curve, group_curves, saturation
 from jaxtune.studies.output import publish
 from jaxtune.studies.power_law import FEWEST_SIZES
-from jaxtune.studies.run import Hooks, check_places, claim
+from jaxtune.studies.run import check_places, claim
 from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
 from jaxtune.studies.saturation import GAP_RULE, gaps_to_largest
 from jaxtune.studies.size_runner import SEED, SizeRunner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.memory import check_base, checked_memory
 from jaxtune.training.template_date import with_date
@@ -72,7 +73,7 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": len(each), "steps": sum(map(runner.total_steps, each)), **told}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains and measures every size with every seed, and writes the learning curve.
 
     Args:
@@ -117,7 +118,7 @@ def _without_search(config: Config) -> Config:
     return config.model_copy(update={"search": None})
 
 
-def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[int]]:
+def _open(config: Config, hooks: Hooks = NOBODY) -> tuple[SizeRunner, list[int]]:
     """Checks everything that can be checked before training, opens model and data: the runner, and the sizes."""
     settings, train = config.study.data_size, config.train
     for part, use in (("validation", "chooses each run's best model"), ("test", "measures it")):
@@ -141,8 +142,7 @@ def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[
     check_base(config)
     experiment = Experiment(config)
     experiment.data_changed = read_data(Path(config.directory)).training_changed(experiment.fingerprints)
-    hooks = hooks or Hooks()
-    runner = SizeRunner(experiment, listener=hooks.listener, should_stop=hooks.should_stop)
+    runner = SizeRunner(experiment, hooks)
     total = len(runner.documents)
     sizes = chosen_sizes(settings.sizes, total, settings.points, settings.smallest, settings.unit)
     if len(sizes) < FEWEST_SIZES:

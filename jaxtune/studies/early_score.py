@@ -29,9 +29,10 @@ from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.design_size import known_alone, overlap_by_size
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, checked, claim, open_runner
+from jaxtune.studies.run import checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.template_date import with_date
 
 STUDY = "early-score"
@@ -56,7 +57,7 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders), **checked(runner)}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains all trials of the design to their end, and writes what their early scores were worth.
 
     Args:
@@ -73,7 +74,9 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     config = with_date(with_space(with_adapter(config)))
     configurations = _checked_design(config)
     runner = open_runner(config, STUDY, hooks)
-    settings = {"fractions": config.study.early_score.fractions}
+    settings: dict[str, Any] = {"fractions": config.study.early_score.fractions}
+    if config.search is not None and config.search.metrics:  # what journals of earlier versions lack
+        settings["metrics"] = config.search.metrics
     planned = len(configurations)
     ladders = _ladders(config, runner, configurations)
     claim(config)
@@ -117,7 +120,8 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
             f"search.trials: {search.trials}, but search.space holds only {space.size} configurations beside the "
             "reference; lower it, or widen the space"
         )
-    surrogate = Surrogate(space, seed=search.seed, initial=search.trials)
+    # What early scores foretell is asked of all of the space, not of where the best ones are believed to be.
+    surrogate = Surrogate(space.without_priors(), seed=search.seed, initial=search.trials)
     points: list[Point] = []
     for number, point in enumerate(surrogate.design(), start=1):
         if point in points:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -24,7 +23,7 @@ from jaxtune.studies.sampling import Sampling, Unit, read_documents, sampling_or
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.state import TrainState
 
 logger = logging.getLogger(__name__)
@@ -40,19 +39,11 @@ class SizeRunner:
 
     Args:
       experiment: the opened configuration, with its validation and test split.
-      listener: makes the progress display of a trial, given its title.
-      should_stop: asked after every step.
+      hooks: who is told of the trials, and who may stop them.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        *,
-        listener: Callable[[str], Listener] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ):
-        self.experiment = experiment
-        self._listener, self._should_stop = listener, should_stop
+    def __init__(self, experiment: Experiment, hooks: Hooks = NOBODY):
+        self.experiment, self._hooks = experiment, hooks
         settings = experiment.config.study.data_size
         self._sampling: Sampling = settings.sampling
         self._score = settings.score
@@ -144,8 +135,8 @@ class SizeRunner:
                 validation=self.experiment.validation_batches,
                 checkpoints=checkpoints,
                 writer=writer,
-                listener=self._listener(f"{size} {self.unit}, seed {seed}") if self._listener else None,
-                should_stop=self._should_stop,
+                listener=self._hooks.listen(f"{size} {self.unit}, seed {seed}"),
+                should_stop=self._hooks.should_stop,
             )
             best, score = checkpoints.best_step, checkpoints.best_score
         finally:

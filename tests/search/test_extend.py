@@ -33,7 +33,7 @@ def go_on(run_dir, runner=None):
     config = load_config(run_dir / "config.yaml")
     directory = RunDirectory(run_dir, study=True)
     directory.check(config)
-    return make_study(config, runner or SyntheticRunner(), on_event=None, stop=lambda: False).run()
+    return make_study(config, runner or SyntheticRunner()).run()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def begin(config_file, tmp_path):
     def run(runner=None, *overrides):
         config = load_config(config_file, [SEARCH, *overrides])
         RunDirectory(config.directory, study=True).claim(config)
-        make_study(config, runner or SyntheticRunner(), on_event=None, stop=lambda: False).run()
+        make_study(config, runner or SyntheticRunner()).run()
         return tmp_path / "run"
 
     return run
@@ -57,7 +57,7 @@ def over(tmp_path_factory, tiny_model, rows):
     file.write_text(configuration(directory / "run", tiny_model, rows))
     config = load_config(file, [SEARCH])
     RunDirectory(config.directory, study=True).claim(config)
-    make_study(config, SyntheticRunner(), on_event=None, stop=lambda: False).run()
+    make_study(config, SyntheticRunner()).run()
     return directory / "run"
 
 
@@ -107,6 +107,20 @@ def test_new_trials_take_the_places_of_old_ones_in_the_ranking(begin):
     proposed = {record["trial"]: record for record in records(run_dir) if record["event"] == "proposed"}
     assert proposed[6]["source"] == "hand"
     assert promoted < final_scores(summary).keys()
+
+
+def test_a_study_that_ended_with_its_budget_goes_on_with_a_larger_one(begin):
+    """Ten steps to a score, forty to an end: 4 trials and 3 ends, then 10 and 5, as others may be the best now."""
+    run_dir = begin(None, "search.trials=30", "search.budget.steps=165")
+    first = json.loads((run_dir / "summary.json").read_text())
+    assert (first["ended"], len(first["trials"])) == ("budget", 4)
+    assert read_status(run_dir).phase == "finished"
+    extension = extend(run_dir, ["search.budget.steps=305"])
+    assert extension.changed == {"budget": {"seconds": None, "steps": 305, "flops": None}}
+    summary = go_on(run_dir)
+    assert summary is not None
+    assert (summary["ended"], len(summary["trials"])) == ("budget", 10)
+    assert summary["budget"]["steps_run"] <= 305
 
 
 def test_a_trial_by_hand_is_the_next_one_and_is_told(begin):

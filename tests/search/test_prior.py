@@ -96,6 +96,8 @@ def test_dimensions_multiply_and_the_rest_is_uniform():
     points = [[0.1, 3, 1.9], [0.9, 8, 0.3]]
     np.testing.assert_allclose(Prior(both).density(points), Prior(one).density(points) * Prior(other).density(points))
     assert Prior.of(space_of(a={"uniform": (0, 1)})) is None
+    assert Prior.of(both.without_priors()) is None
+    assert Prior.of(both) is not None
     assert np.mean(Prior(one).density([[(at + 0.5) / 5000, 1, 1.0] for at in range(5000)])) == pytest.approx(
         1, abs=1e-3
     )
@@ -200,7 +202,9 @@ def test_a_stopped_study_goes_on_to_the_same_end(tmp_path):
         return Study(run_dir, search, runner or SyntheticRunner(), reference=REFERENCE, base={"name": "test"})
 
     whole, parts, runner = tmp_path / "whole", tmp_path / "parts", SyntheticRunner()
-    assert study(whole).run() is not None
+    summary = study(whole).run()
+    assert summary is not None
+    assert summary["ended"] == "trials"
     runner.before = interrupt_at(5, 10)
     assert study(parts, runner).run() is None
     assert study(parts).run() is not None

@@ -20,6 +20,7 @@ from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.hooks import Hooks
 from jaxtune.training.population import Population
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory
@@ -115,7 +116,7 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
     jobs = [(Trial(number, SOUND[number], tmp_path / str(number)), 6) for number in range(3)]
     asked = itertools.count()
     # Asked at each of three starts, then before each step.
-    stopped = TrainerRunner(experiment, population=3, should_stop=lambda: next(asked) >= 3 + 2)
+    stopped = TrainerRunner(experiment, population=3, hooks=Hooks(should_stop=lambda: next(asked) >= 3 + 2))
     with pytest.raises(Interrupted):
         list(run_all(stopped, jobs))
     steps = [
@@ -150,7 +151,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
         return found
 
     stops = iter([])
-    runner = TrainerRunner(experiment, population=4, should_stop=lambda: next(stops, False))
+    runner = TrainerRunner(experiment, population=4, hooks=Hooks(should_stop=lambda: next(stops, False)))
     whole = ended(runner, jobs("whole"))
     assert sorted(whole) == list(range(6))
     # Asked at each of four starts, then before each step.
