@@ -22,8 +22,9 @@ from jaxtune.files import write_atomically
 from jaxtune.search.journal import plain
 from jaxtune.search.milestones import distinct_steps
 from jaxtune.search.runner import Interrupted
-from jaxtune.studies.run import Hooks, claim, open_runner
+from jaxtune.studies.run import claim, open_runner
 from jaxtune.studies.trials import StudyTrials
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.signals import stop_signals
 from jaxtune.training.template_date import with_date
 
@@ -36,7 +37,7 @@ def run(
     *,
     fractions: Sequence[float],
     test: bool,
-    hooks: Hooks | None = None,
+    hooks: Hooks = NOBODY,
 ) -> dict[str, Any] | None:
     """Trains and scores every configuration, and measures it on the test split.
 

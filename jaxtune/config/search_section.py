@@ -220,7 +220,7 @@ class SearchConfig(Section):
         "unset, the design is drawn.",
     )
     objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
-    metrics: Annotated[list[MetricName], Free()] = Field(
+    metrics: Annotated[list[MetricName], Recorded()] = Field(
         default_factory=list,
         description="What is measured beside the objective wherever a trial is scored, for the journal alone.",
     )

@@ -70,9 +70,8 @@ class RunningTrial:
         self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
         self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
         own = {"hyperparameters": hyperparameters, "checkpoints": self._checkpoints, "writer": self._writer}
-        run = Run(
-            trainer, batches, dataclasses.replace(options, **own), asks=any(map(is_generated, (objective, *metrics)))
-        )
+        asks = any(map(is_generated, (objective, *metrics)))
+        run = Run(trainer, batches, dataclasses.replace(options, **own), asks=asks)
         # The trainer may have been made for a trial with another seed.
         self.state = run.start(trainer.init(hyperparameters, seed=seed))
         self._loop = run.loop(until)

@@ -74,7 +74,9 @@ def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any
     config = with_date(with_space(with_adapter(config)))
     configurations = _checked_design(config)
     runner = open_runner(config, STUDY, hooks)
-    settings = {"fractions": config.study.early_score.fractions}
+    settings: dict[str, Any] = {"fractions": config.study.early_score.fractions}
+    if config.search is not None and config.search.metrics:  # what journals of earlier versions lack
+        settings["metrics"] = config.search.metrics
     planned = len(configurations)
     ladders = _ladders(config, runner, configurations)
     claim(config)

@@ -59,16 +59,16 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
             LoopOnly,
             "evaluation train.seed train.evaluate_every train.checkpoint_every train.log_every train.patience "
             + " ".join(
-                f"data.{split}.{name}"
-                for split in ("train", "validation", "test")
-                for name in ("examples", "examples_seed", "absent")
+                f"data.{part}.{key}"
+                for part in ("train", "validation", "test")
+                for key in ("examples", "examples_seed", "absent")
             ),
         ),
         (HostOnly, "name run_dir paths_from search study telemetry train.checkpoint_minutes train.keep"),
         (Relocatable, "run_dir paths_from"),
         (
             Free,
-            "study train.checkpoint_minutes train.keep search.metrics search.workers search.ray_address search.worker_resources",
+            "study train.checkpoint_minutes train.keep search.workers search.ray_address search.worker_resources",
         ),
         (PerTrial, "train optimizer update data.packing"),
         (Amendable, "search.trials search.budget search.terminate search.promote search.fixed"),

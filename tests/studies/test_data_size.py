@@ -156,6 +156,9 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
     ("override", "parts"),
     [
         ("study.data_size.sizes=[0, 4, 16, 65]", ["study.data_size.sizes", "65", "64 documents"]),
+        ("study.data_size={unit: examples, sizes: [0, 4, 16, 65]}", ["study.data_size.sizes", "65", "64 examples"]),
+        ("study.data_size.unit=questions", ["study.data_size.unit", "documents, examples"]),
+        ("study.data_size.saturation=gaps", ["study.data_size.saturation", "'gap'"]),
         ("study.data_size.sizes=[0, 4, 16]", ["study.data_size.sizes", "at least 4"]),
         ("study.data_size.sizes=[0, 64, 64, all]", ["study.data_size", "too few"]),
         ("study.data_size.sizes=[0, 4, 16, most]", ["study.data_size.sizes.3"]),

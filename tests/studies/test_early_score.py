@@ -123,6 +123,8 @@ def test_an_interrupted_experiment_goes_on(make_config, runner, tmp_path):
         (["search.space={optimizer.schedule: {choice: [cosine, linear]}}"], ["search.trials", "2 configurations"]),
         (["train.steps=6"], ["study.early_score.fractions", "less than a step"]),
         (["train.steps=12"], ["study.early_score.fractions", "step 1"]),
+        (["study.early_score.test=true", "data.test=null"], ["study.early_score.test", "data.test"]),
+        (["search.metrics=[exact_match]"], ["search.metrics.0", "evaluation.task"]),
         (["study.output=run.yaml/here"], ["study.output", "no folder"]),
     ],
 )
