@@ -131,6 +131,19 @@ def _short(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
+def _further(summary: Mapping[str, Any]) -> list[str]:
+    """The front of several objectives, and what became of the bounds."""
+    from jaxtune.cli.study.status import where_met
+
+    lines = []
+    if front := summary.get("pareto"):
+        rows = [{"trial": entry["trial"], **entry["values"]} for entry in front]
+        lines += ["", table(rows, title=f"Pareto front at {summary['fraction']:.0%} of the steps")]
+    if where := summary.get("where"):
+        lines += ["", *where_met(where["bounds"], where["satisfied"], where["best"])]
+    return lines
+
+
 def _text(summary: Mapping[str, Any], config: Config) -> str:
     rows = [
         {
@@ -164,6 +177,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             table(rows, title="trials"),
             "",
             table(compared, title=name),
+            *_further(summary),
             "",
             f"{budget['steps_run']:,} steps instead of {budget['steps_if_all_finished']:,} ({saved:.0%} saved), "
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",

@@ -124,10 +124,21 @@ METRICS: dict[str, Metric] = {
 }
 """All that a score can be, by its name in the configuration, in journals and in summaries."""
 
+COSTS: dict[str, Metric] = {
+    "adapter_bytes": Metric("min", "adapter bytes", low=0.0, format="{:,.0f}"),
+    "flops": Metric("min", "training FLOPs", low=0.0, format="{:.3g}"),
+}
+"""What is counted of a configuration before it is trained: no clock has a part in it, so that a replay repeats it."""
+
 
 def task_metrics(task: str) -> dict[str, Metric]:
     """What can be measured with ``evaluation.task``: the loss always, and what the task adds."""
     return {"loss": METRICS["loss"], **TASKS.get(task, {})}
+
+
+def described(name: str) -> Metric:
+    """A metric or a cost by its name."""
+    return COSTS[name] if name in COSTS else METRICS[name]
 
 
 def is_generated(name: str) -> bool:
@@ -163,7 +174,9 @@ if TYPE_CHECKING:
     TaskName = str
     MetricName = str
     ExampleMetricName = str
+    ObjectiveName = str
 else:
     TaskName = Literal[("none", *TASKS)]
     MetricName = Literal[tuple(METRICS)]
+    ObjectiveName = Literal[(*METRICS, *COSTS)]
     ExampleMetricName = Literal[tuple(name for name, metric in METRICS.items() if metric.by_example)]

@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from jaxtune.config.metrics import MetricName
+from jaxtune.config.metrics import COSTS, MetricName, ObjectiveName
 from jaxtune.config.section import (
     Amendable,
     Free,
@@ -144,6 +144,21 @@ class BudgetConfig(Section):
         return self
 
 
+class BoundConfig(Section):
+    """Between which bounds a metric or a counted cost is to be."""
+
+    below: float | None = Field(default=None, description="It is to be less than this, in its own unit; unset: any.")
+    above: float | None = Field(default=None, description="It is to be more than this, in its own unit; unset: any.")
+
+    @model_validator(mode="after")
+    def _some(self) -> BoundConfig:
+        if self.below is None and self.above is None:
+            raise ValueError("give below, above or both")
+        if self.below is not None and self.above is not None and self.above >= self.below:
+            raise ValueError(f"nothing is above {self.above} and below {self.below}")
+        return self
+
+
 class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
@@ -224,6 +239,17 @@ class SearchConfig(Section):
         default_factory=list,
         description="What is measured beside the objective wherever a trial is scored, for the journal alone.",
     )
+    objectives: Annotated[list[ObjectiveName], Recorded()] = Field(
+        default_factory=list,
+        description="Several objectives that are weighed against one another: metrics of evaluation.task and the "
+        "counted costs adapter_bytes (bytes of the trained numbers, float32) and flops (FLOPs of the whole training). "
+        "The first, a metric, is the objective, which promotes trials and names the best. If empty: objective alone.",
+    )
+    where: Parsed[dict[ObjectiveName, BoundConfig], Mapping[str, BoundConfig | Mapping[str, Any]]] = parsed(
+        "Metric or counted cost -> bounds that the best trial is to satisfy, such as {adapter_bytes: {below: 8e6}}. No "
+        "trial is proposed that does not satisfy those of counted costs.",
+        default_factory=dict,
+    )
     seed: Annotated[Seed, Recorded()] = Field(
         default=0, description="Seed of the proposals; every trial trains with train.seed."
     )
@@ -258,6 +284,29 @@ class SearchConfig(Section):
             raise located(("space",), name, message)
         return {**values, "space": {}, "preset": name}
 
+    @model_validator(mode="before")
+    @classmethod
+    def _first_objective(cls, values: Any) -> Any:
+        """The first of several objectives is the objective; one by itself is the objective alone."""
+        several = values.get("objectives") if isinstance(values, dict) else None
+        if not isinstance(several, list | tuple) or not several or several[0] in COSTS:
+            return values
+        if values.get("objective", several[0]) != several[0]:
+            raise ValueError(
+                f"objective is {values['objective']}, but objectives begin with {several[0]}: the first is the "
+                f"objective; set objective={several[0]} or leave it out"
+            )
+        return {**values, "objective": several[0], "objectives": list(several) if len(several) > 1 else []}
+
+    @field_validator("objectives")
+    @classmethod
+    def _one_metric_first(cls, objectives: list[str]) -> list[str]:
+        if len(set(objectives)) < len(objectives):
+            raise ValueError(f"names an objective twice: {', '.join(objectives)}")
+        if objectives and objectives[0] in COSTS:
+            raise ValueError(f"{objectives[0]} is counted and needs no training; begin with a metric, such as loss")
+        return objectives
+
     @field_validator("reference", mode="before")
     @classmethod
     def _reference(cls, value: Any) -> Any:
@@ -269,6 +318,29 @@ class SearchConfig(Section):
                 f"{value!r} is no choice{nearest(value, names)}, or give a mapping of dotted keys to values"
             )
         return value
+
+    @property
+    def named(self) -> tuple[str, ...]:
+        """The objectives, the first one first, and what else ``where`` bounds."""
+        return tuple(dict.fromkeys([self.objective, *self.objectives, *self.where]))
+
+    @property
+    def counted(self) -> tuple[str, ...]:
+        """Those of :attr:`named` that are counted."""
+        return tuple(name for name in self.named if name in COSTS)
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Those of :attr:`named` that are measured, and what is measured beside them."""
+        return tuple(name for name in dict.fromkeys([*self.named, *self.metrics]) if name not in COSTS)
+
+    def key_of(self, name: str) -> str:
+        """Which key of the section names a metric or a cost."""
+        if name in self.objectives:
+            return "objectives"
+        if name == self.objective:
+            return "objective"
+        return f"where.{name}" if name in self.where else f"metrics.{self.metrics.index(name)}"
 
     @model_validator(mode="after")
     def _address(self) -> SearchConfig:

@@ -7,7 +7,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from jaxtune.config.metrics import METRICS
+from jaxtune.config.metrics import COSTS, METRICS
 
 Number = int | float
 
@@ -16,14 +16,17 @@ SPACE = "\u00a0"  # a number stays on one line with its unit
 ABSENT = "–"
 
 
+_KNOWN = {**METRICS, **COSTS}
+
+
 def is_share(metric: str) -> bool:
     """Whether a metric lies in [0, 1] and is read as a percentage."""
-    return metric in METRICS and METRICS[metric].is_share
+    return metric in _KNOWN and _KNOWN[metric].is_share
 
 
 def metric_name(metric: str) -> str:
     """An objective's name in words."""
-    return METRICS[metric].label if metric in METRICS else metric.replace("_", " ")
+    return _KNOWN[metric].label if metric in _KNOWN else metric.replace("_", " ")
 
 
 def finite(value: Any) -> float | None:

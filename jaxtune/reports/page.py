@@ -21,7 +21,7 @@ from markupsafe import Markup
 
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
-from jaxtune.reports import figures, formatting, headline, space_figures
+from jaxtune.reports import figures, formatting, headline, space_figures, trade_offs
 from jaxtune.reports.progress import progress
 from jaxtune.reports.records import StudyRecord, TrialRecord, read_study
 
@@ -125,6 +125,8 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         status_words=figures.STATUS_WORDS,
         convergence=figures.convergence(study, leader),
         early_final=figures.early_against_final(study, leader),
+        trade_offs=trade_offs.front(study, leader),
+        bounds=trade_offs.bounds(study),
         parallel=space_figures.parallel_coordinates(study, leader),
         ramp=range(space_figures.RAMP),
         dependence=space_figures.partial_dependence(study),

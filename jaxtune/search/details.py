@@ -26,9 +26,9 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
 
     Returns:
       ``trial``, ``status``, ``source`` with the trials ``told`` and ``pending`` when it was proposed,
-      ``configuration``, ``early``, ``final`` and ``test`` (None where there is no such outcome), ``promoted``
-      (``rank``, ``estimate``), ``curve`` and ``validation_curve`` as ``[step, loss]`` pairs, ``directory`` and
-      ``command``.
+      ``configuration``, ``costs`` (counted ones that the study names), ``early``, ``final`` and ``test`` (None where
+      there is no such outcome), ``promoted`` (``rank``, ``estimate``), ``curve`` and ``validation_curve`` as
+      ``[step, loss]`` pairs, ``directory`` and ``command``.
 
     Raises:
       UserError: there is no study or no such trial, or the journal is damaged.
@@ -51,6 +51,7 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
             "status": state.status,
             **{key: proposed.get(key) for key in ("source", "told", "pending")},
             "configuration": recorded.configuration(state),
+            "costs": dict(state.costs),
             "total_steps": state.total_steps,
             "early": _outcome(state.early),
             "final": _outcome(state.final),

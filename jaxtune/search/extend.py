@@ -111,8 +111,12 @@ def extend(
         known = recorded_data(journal.records, journal.path)
         # The model and the data have the last word on a configuration: ask them before it is written for good.
         experiment = Experiment(changed) if numbered else None
+        costs: dict[int, dict[str, float]] = {}
         if experiment is not None:
-            check_trials(changed, TrainerRunner(experiment), [dict(one) for one in numbered.values()])
+            runner = TrainerRunner(experiment)
+            check_trials(changed, runner, [dict(one) for one in numbered.values()])
+            if search.counted:
+                costs = {number: runner.costs(one) for number, one in numbered.items()}
         now = experiment.fingerprints if experiment else read_fingerprints(changed) if known.entries else {}
         data = known.follow(now, f"the study in {directory}", accept=accept_changed_data, begun=bool(history.trials))
         new = {name: value for name, value in now_set.search.model_dump().items() if header.get(name) != value}
@@ -120,7 +124,7 @@ def extend(
         if write:
             if data != known:
                 journal.append("data", fingerprints=now)
-            _write(journal, now_set, new, numbered)
+            _write(journal, now_set, new, numbered, costs)
     scored = sum(state.early is not None for state in history.trials.values())
     return Extension(changed, new, numbered, now_set.search.trials - scored)
 
@@ -211,7 +215,11 @@ def _check_trials(settings: Settings, history: History, added: Mapping[int, Mapp
 
 
 def _write(
-    journal: Journal, settings: Settings, changed: Mapping[str, Any], added: Mapping[int, Mapping[str, Any]]
+    journal: Journal,
+    settings: Settings,
+    changed: Mapping[str, Any],
+    added: Mapping[int, Mapping[str, Any]],
+    costs: Mapping[int, Mapping[str, float]],
 ) -> None:
     """Journal first, then ``config.yaml``; a summary that is not true any more goes before both."""
     directory = journal.path.parent
@@ -223,7 +231,11 @@ def _write(
         reference = {"configuration": dict(settings.reference), "source": "reference"}
         journal.append("proposed", trial=0, **reference, told=[], pending=[])
     for number, configuration in added.items():
-        journal.append("proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[])
+        counted = {name: costs[number][name] for name in settings.search.counted}
+        journal.append(
+            "proposed", trial=number, configuration=configuration, source="hand", told=[], pending=[],
+            **({"costs": counted} if counted else {}),
+        )  # fmt: skip
     assert settings.config is not None
     file, text = RunFiles(directory).config_path, dump_config(recorded(settings.config, directory))
     if file.read_text(encoding="utf-8") != text:

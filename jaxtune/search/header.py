@@ -18,6 +18,7 @@ from jaxtune.config.section import Amendable, HostOnly, Recorded
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import RunFiles
 from jaxtune.search.journal import difference, read_journal
+from jaxtune.search.objectives import recorded_where
 from jaxtune.search.space import Point, Space
 from jaxtune.training.data_history import DataHistory
 
@@ -39,6 +40,8 @@ _BEFORE: dict[str, Any] = {
     "metrics": [],
     "start": [],
     "fixed": {},
+    "objectives": [],
+    "where": {},
 }
 
 # What a study begins with where the configuration leaves it unset.
@@ -78,6 +81,7 @@ def study_header(
         "objective": {"name": search.objective, "direction": direction},
         "experiment": None,
         **search.model_dump(include=_SETTINGS),
+        "where": recorded_where(search.where),
         "population": population,
         "reference": dict(reference),
         "start": [dict(one) for one in start],

@@ -17,6 +17,10 @@ class Observation:
       point: where.
       score: lower is better; None for a diverged trial, which counts as the worst finite score so far.
       standard_error: of the score, in its own units; None where unknown.
+      objectives: all objectives there, the first one's score first, lower is better; empty where there is one alone,
+        None in it where one is not known.
+      violation: how many bounds on measured metrics the trial violates, and by how much.
+      bounds: the same of all bounds, those of counted costs too.
       stopped: how many rungs it had reached when it was stopped short of the study's fraction, the last of which its
         score is of: it compares with that of no trial that went further. None where it reached the fraction.
     """
@@ -25,6 +29,9 @@ class Observation:
     score: float | None
     standard_error: float | None = None
     stopped: int | None = None
+    objectives: tuple[float | None, ...] = ()
+    violation: tuple[int, float] = (0, 0.0)
+    bounds: tuple[int, float] = (0, 0.0)
 
 
 @dataclass(frozen=True)

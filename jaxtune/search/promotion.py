@@ -12,8 +12,10 @@ from jaxtune.search.trial import TrialState
 def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate | None) -> dict[int, float]:
     """Trials that may be promoted with what each is worth (lower is better), best first.
 
-    Worth is the surrogate's posterior mean given each score's standard error, or the score itself where there are too
-    few to fit a surrogate. A diverged trial is not among them, nor the reference, which is finished anyway.
+    Trials that satisfy the bounds of ``search.where`` come before those that do not, which follow by how much they
+    violate them. Worth is the surrogate's posterior mean given each score's standard error, or the score itself where
+    there are too few to fit a surrogate. A diverged trial is not among them, nor the reference, which is finished
+    anyway.
 
     Args:
       seen: observations by trial number, all of one step.
@@ -26,8 +28,8 @@ def ranking(seen: Sequence[tuple[int, Observation]], surrogate: Surrogate | None
         if number == 0 or observation.score is None:
             continue
         worth = observation.score if estimates is None else float(estimates[index])
-        ranked.append((worth, observation.score, number))
-    return {number: worth for worth, _, number in sorted(ranked)}
+        ranked.append((observation.bounds, worth, observation.score, number))
+    return {number: worth for _, worth, _, number in sorted(ranked)}
 
 
 def next_up(

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtune.config.metrics import Goal
 from jaxtune.search.header import lookup
 from jaxtune.search.ledger import Ledger
+from jaxtune.search.objectives import Objectives
 from jaxtune.search.runner import TrialRunner, run_all
 from jaxtune.search.settings import Settings
 from jaxtune.search.statistics import t_interval
@@ -19,14 +20,17 @@ FINALISTS = 3
 CONFIDENCE = 0.95
 
 
-def finalists(history: History, goal: Goal) -> list[TrialState]:
-    """The trials that are repeated: the best of those trained to the end, the reference perhaps among them."""
+def finalists(history: History, objectives: Objectives) -> list[TrialState]:
+    """The trials that are repeated: the best of those trained to the end, the reference perhaps among them.
+
+    Those that satisfy the bounds come first.
+    """
     finished = [
-        (goal.signed(state.final.score), number)
+        (objectives.violation(state, state.final), objectives.goal.signed(state.final.score), number)
         for number, state in history.trials.items()
         if state.final is not None and state.finished
     ]
-    return [history.trials[number] for _, number in sorted(finished)[:FINALISTS]]
+    return [history.trials[number] for *_, number in sorted(finished)[:FINALISTS]]
 
 
 def repeat(settings: Settings, ledger: Ledger, runner: TrialRunner) -> None:
@@ -41,7 +45,7 @@ def repeat(settings: Settings, ledger: Ledger, runner: TrialRunner) -> None:
         # Seed by seed: a runner tells trials apart by their numbers.
         due = {
             state.trial.id: _again(state.trial, first_seed(settings, state.trial) + further)
-            for state in finalists(ledger.history, settings.goal)
+            for state in finalists(ledger.history, settings.objectives)
         }
         due = {number: one for number, one in due.items() if one[1] not in ledger.history.trials[number].repeats}
 

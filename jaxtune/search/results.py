@@ -14,6 +14,7 @@ class ScoredTrial(TypedDict):
 
     id: int
     configuration: dict[str, Any]
+    values: NotRequired[dict[str, float | None]]
     early_score: float | None
     standard_error: float | None
     final_score: float | None
@@ -93,6 +94,22 @@ class Repeats(TypedDict):
     trials: Sequence[RepeatedTrial]
 
 
+class FrontTrial(TypedDict):
+    """A trial that no other one beats in all objectives: its values by name, at the fraction and at the end."""
+
+    trial: int
+    values: dict[str, float | None]
+    final: dict[str, float | None] | None
+
+
+class Bounds(TypedDict):
+    """The bounds of ``search.where``, what the best trial has there, and whether it satisfies them."""
+
+    bounds: dict[str, dict[str, float]]
+    satisfied: bool
+    best: dict[str, float | None]
+
+
 class StudySummary(Summary):
     """What ``jaxtune search`` came to, as in the study's ``summary.json``; each key is an attribute as well.
 
@@ -111,6 +128,9 @@ class StudySummary(Summary):
       importance: share of each searched key in the score's variation.
       finish: the rungs after the fraction, the end among them; empty where that is the only one.
       seeds: what finalists came to with other seeds; None where none was repeated.
+      objectives: all of several objectives, the first one first; empty where there is one.
+      pareto: the trials on their front at the fraction.
+      where: the bounds on them; None where there are none.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
     """
 
@@ -138,6 +158,21 @@ class StudySummary(Summary):
     def seeds(self) -> Repeats | None:
         """The finalists with other seeds."""
         return self.get("seeds")
+
+    @property
+    def objectives(self) -> Sequence[SearchObjective]:
+        """All of several objectives."""
+        return self.get("objectives", [])
+
+    @property
+    def pareto(self) -> Sequence[FrontTrial]:
+        """The trials on the front of several objectives."""
+        return self.get("pareto", [])
+
+    @property
+    def where(self) -> Bounds | None:
+        """The bounds, and whether the winner satisfies them."""
+        return self.get("where")
 
     @property
     def adapter(self) -> AdapterFiles | None:

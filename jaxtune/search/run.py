@@ -13,6 +13,7 @@ from jaxtune.config.paths import located
 from jaxtune.errors import UserError
 from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space, checked_runner
+from jaxtune.search.costs import Count
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import first_record, read_data
@@ -91,7 +92,7 @@ def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> S
     except Interrupted:
         return None
     try:
-        study = make_study(config, runner, hooks, keep=runner.save_adapter, data=data)
+        study = make_study(config, runner, hooks, keep=runner.save_adapter, data=data, costs=runner.costs)
         if on_plan:
             on_plan(plan)
         directory.claim(config)
@@ -131,8 +132,9 @@ def make_study(
     *,
     keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
     data: Fingerprints | None = None,
+    costs: Count | None = None,
 ) -> Study:
-    """The study of a configuration, over a runner; ``keep`` is told of its winner."""
+    """The study of a configuration, over a runner; ``keep`` is told of its winner, ``costs`` counts what one costs."""
     settings = Settings.of(config)
     return Study(
         config.directory,
@@ -144,6 +146,7 @@ def make_study(
         keep=keep,
         data=data,
         accept_changed_data=hooks.accept_changed_data,
+        costs=costs,
     )
 
 
@@ -215,7 +218,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     experiment = runner.experiment
     what = f"the study in {directory.path}"
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
-    make_study(config, runner)
+    make_study(config, runner, costs=runner.costs)
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
     settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Collection, Mapping, Sequence
 
+from jaxtune.search.objectives import Objectives
 from jaxtune.search.observation import Observation
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.space import Point, Space
@@ -24,11 +25,13 @@ class Scores:
       space: the searched space.
       reference: the point of trial 0; None where it lies outside the space, and is not told.
       sign: -1 for an objective that is maximised.
+      objectives: all of them, with the bounds; None where there is one without bounds.
     """
 
     space: Space
     reference: Point | None
     sign: float
+    objectives: Objectives | None = None
 
     def point(self, state: TrialState) -> Point | None:
         """Where a trial lies."""
@@ -99,4 +102,14 @@ class Scores:
         if point is None:
             return None
         score = None if diverged or outcome.failed else self.sign * outcome.score
-        return Observation(point, score, outcome.standard_error, stopped)
+        observation = Observation(point, score, outcome.standard_error, stopped)
+        if self.objectives is None:
+            return observation
+        values = self.objectives.values(state, outcome)
+        signed = zip(self.objectives.names, self.objectives.goals(), strict=True)
+        return dataclasses.replace(
+            observation,
+            objectives=tuple(None if (value := values[name]) is None else goal.signed(value) for name, goal in signed),
+            violation=self.objectives.violation(state, outcome, counted=False),
+            bounds=self.objectives.violation(state, outcome),
+        )

@@ -16,6 +16,7 @@ from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.search.header import lookup, recorded_reference, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
+from jaxtune.search.objectives import Objectives
 from jaxtune.search.space import Point, Space
 
 PAPER_BATCH_SIZE = 16
@@ -127,6 +128,11 @@ class Settings:
         return with_overrides(self.config, self.reference).model_dump(mode="json") if same else {}
 
     @functools.cached_property
+    def objectives(self) -> Objectives:
+        """All objectives, with the bounds on them."""
+        return Objectives.of(self.search, self.goal)
+
+    @functools.cached_property
     def shares(self) -> Shares:
         """The shares of a trial's steps at which it is looked at."""
         return Shares.of(self.search.model_dump())
@@ -170,9 +176,8 @@ def search_config(config: Config) -> SearchConfig:
     search = config.search
     if search is None:
         raise UserError("search: this section is required; jaxtune init quickstart writes an example")
-    check_measured(search.objective, config.evaluation.task, "search.objective")
-    for place, name in enumerate(search.metrics):
-        check_measured(name, config.evaluation.task, f"search.metrics.{place}")
+    for name in search.measured:
+        check_measured(name, config.evaluation.task, f"search.{search.key_of(name)}")
     if config.data.validation is None:
         raise UserError("data.validation: a search scores its trials on this split; it is required")
     return search

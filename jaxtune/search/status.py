@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from jaxtune.config.metrics import Direction, Goal
+from jaxtune.config.metrics import Direction
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
 from jaxtune.layout import RunFiles, TrialDirectory
@@ -22,6 +22,7 @@ from jaxtune.search.header import amended_header, searched_values
 from jaxtune.search.journal import read_journal
 from jaxtune.search.leader import leader
 from jaxtune.search.milestones import Shares
+from jaxtune.search.objectives import SATISFIED, Objectives, pareto
 from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import History, TrialState, replay
 
@@ -46,6 +47,7 @@ class TrialStatus:
       early_score: at the fraction; None without one, or where it diverged.
       final_score: at the end; the same.
       rungs: its scores at other steps on the way, by step.
+      values: of further objectives and of what is bounded, by name, at the end or else at the fraction.
     """
 
     trial: int
@@ -56,6 +58,7 @@ class TrialStatus:
     early_score: float | None
     final_score: float | None
     rungs: dict[int, float | None] = field(default_factory=dict)
+    values: dict[str, float | None] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,10 @@ class StudyStatus:
       directory: its run directory.
       objective: name of the score.
       direction: ``min`` or ``max``.
+      objectives: names of all objectives, that one first.
+      where: bounds by the name of a metric or a counted cost.
+      front: numbers of the trials on the Pareto front of several objectives, at the fraction.
+      satisfied: whether the best trial satisfies the bounds; None where there is none, or no bound.
       phase: ``scoring``, ``finishing`` (the promoted trials), ``testing``, ``finished``, or ``failed``: every trial
         diverged.
       holder: who runs it; None where nobody does.
@@ -84,6 +91,10 @@ class StudyStatus:
     directory: Path
     objective: str
     direction: Direction
+    objectives: tuple[str, ...]
+    where: dict[str, Any]
+    front: list[int]
+    satisfied: bool | None
     phase: str
     holder: Holder | None
     experiment: str | None
@@ -109,6 +120,10 @@ class StudyStatus:
             "phase": self.phase,
             "running": None if self.holder is None else dataclasses.asdict(self.holder),
             "objective": {"name": self.objective, "direction": self.direction},
+            "objectives": list(self.objectives),
+            "where": self.where,
+            "pareto": self.front,
+            "satisfied": self.satisfied,
             "experiment": self.experiment,
             "planned": self.planned,
             "promote": self.promote,
@@ -147,9 +162,14 @@ class Recorded:
     ended: bool
 
     @property
+    def objectives(self) -> Objectives:
+        """What it is after."""
+        return Objectives.recorded(self.header)
+
+    @property
     def leader(self) -> TrialState | None:
         """The trial that is ahead."""
-        return leader(self.history, Goal.of(self.header["objective"]), ended=self.ended)
+        return leader(self.history, self.objectives, ended=self.ended)
 
     @property
     def sources(self) -> dict[int, str]:
@@ -195,8 +215,9 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
     holder = lock_holder(RunFiles(run_dir).study_lock_path)
     recorded = read_recorded(run_dir)
     header, history, sources = recorded.header, recorded.history, recorded.sources
+    objectives = recorded.objectives
     trials = [
-        _trial_status(state, sources.get(number, ""), recorded.shares, holder is not None)
+        _trial_status(state, sources.get(number, ""), recorded.shares, holder is not None, objectives)
         for number, state in sorted(history.trials.items())
     ]
     best = recorded.leader
@@ -205,6 +226,10 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         directory=recorded.directory,
         objective=header["objective"]["name"],
         direction=header["objective"]["direction"],
+        objectives=objectives.names,
+        where=header["where"],
+        front=[entry["trial"] for entry in pareto(objectives, history.trials)] if objectives.several else [],
+        satisfied=_satisfied(objectives, best),
         phase=_phase(recorded),
         holder=holder,
         experiment=header.get("experiment"),
@@ -246,7 +271,13 @@ def logged_step(directory: Path) -> int | None:
     return 0
 
 
-def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) -> TrialStatus:
+def _satisfied(objectives: Objectives, best: TrialState | None) -> bool | None:
+    if best is None or not objectives.where:
+        return None
+    return objectives.violation(best, best.final or best.early) == SATISFIED
+
+
+def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool, objectives: Objectives) -> TrialStatus:
     name, step = state.status, max((outcome.steps_run for outcome in state.outcomes), default=0)
     following = None if state.total_steps is None else shares.steps(state.total_steps).after(step)
     until = following if name == "promoted" else step
@@ -270,6 +301,7 @@ def _trial_status(state: TrialState, source: str, shares: Shares, runs: bool) ->
         early_score=score_of(state.early),
         final_score=score_of(state.final),
         rungs={at: score_of(outcome) for at, outcome in sorted({**state.rungs, **state.finishing}.items())},
+        values={name: objectives.value(name, state, state.final or state.early) for name in objectives.shown},
     )
 
 

@@ -15,19 +15,23 @@ from typing import Any
 from jaxtune.config.metrics import Direction
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.errors import UserError
+from jaxtune.search.allowance import allowance
 from jaxtune.search.climb import Climb
+from jaxtune.search.costs import Count
 from jaxtune.search.enough import Budget, Enough
 from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
 from jaxtune.search.ledger import Ledger
 from jaxtune.search.loop import TrialLoop
 from jaxtune.search.methods import make_method
+from jaxtune.search.methods.several import Several
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
 from jaxtune.search.runner import CountsFlops, Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
 from jaxtune.search.settings import Settings
+from jaxtune.search.space import Point
 from jaxtune.search.status import read_recorded, score_of
 from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
@@ -56,6 +60,7 @@ class Study:
       keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
+      costs: counts what a configuration costs, where ``search.objectives`` or ``search.where`` name a counted cost.
 
     Attributes:
       goal: which way scores are better.
@@ -83,6 +88,7 @@ class Study:
         keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
+        costs: Count | None = None,
     ):
         self.run_dir = Path(run_dir)
         self.runner = runner
@@ -113,12 +119,21 @@ class Study:
         budget = Budget(self.search, lambda trial: self.settings.milestones(runner.total_steps(trial)), counted)
         budget.check(Trial(0, dict(self.settings.reference), self.run_dir))
         self._enough = Enough(budget, self._surrogate)
-        self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)
+        self._allowance = allowance(self.space, self.search, costs)
+        objectives = None
+        if self.search.objectives or self.search.where:
+            objectives = self.settings.objectives
+            self._method = Several(self._method, self._allowance, seed=seed)
+        self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign, objectives)
         self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
         self._on_event, self._should_stop, self._keep = on_event, should_stop, keep
         if not self.search.fixed:  # else it depends on what was tried before
-            check_room(self.space, self.search.trials, {0: self.settings.reference_point})
+            self._check_room({0: self.settings.reference_point})
+
+    def _check_room(self, points: Mapping[int, Point | None]) -> None:
+        check_room(self.space, self.search.trials, points)
+        self._allowance.check_room(self.search.trials, points)
 
     def run(self) -> StudySummary | None:
         """Runs the study to its end, or continues it.
@@ -150,8 +165,7 @@ class Study:
             summary = build_summary(
                 self._history,
                 best,
-                objective=self.search.objective,
-                direction=self.settings.goal.direction,
+                objectives=self.settings.objectives,
                 shares=self.settings.shares,
                 top_k=self.search.promote,
                 seeds=self.search.seeds,
@@ -187,7 +201,9 @@ class Study:
 
         def check(history: History) -> None:
             points = {number: self._scores.point(state) for number, state in history.trials.items()}
-            check_room(self.space, self.search.trials, {0: self.settings.reference_point} | points)
+            self._check_room({0: self.settings.reference_point} | points)
+            for state in history.trials.values():
+                state.costs = state.costs or self._allowance.counted(state.trial.configuration)
 
         self._ledger.open(
             # The population of one process: a study may go on over more workers, or fewer.
@@ -251,13 +267,14 @@ class Study:
         return Request(number, told, pending)
 
     def _propose(self, proposed: Proposed) -> TrialState:
-        self._ledger.append("proposed", **proposed.fields())
+        costs = self._allowance.counted(proposed.proposal.configuration)
+        self._ledger.append("proposed", **proposed.fields(), **({"costs": costs} if costs else {}))
         return self._history.trials[proposed.request.trial]
 
     # The end
 
     def _best(self) -> TrialState:
-        best = leader(self._history, self.settings.goal, ended=True)
+        best = leader(self._history, self.settings.objectives, ended=True)
         if best is None:
             raise UserError(self._all_diverged())
         return best

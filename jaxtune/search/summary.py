@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 
-from jaxtune.config.metrics import Direction, Goal
 from jaxtune.evaluation.statistics import paired_bootstrap
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
@@ -19,6 +18,7 @@ from jaxtune.search.dependence import partial_dependence
 from jaxtune.search.durations import recorded_work
 from jaxtune.search.journal import plain
 from jaxtune.search.milestones import Shares
+from jaxtune.search.objectives import SATISFIED, Objectives, pareto, recorded_where
 from jaxtune.search.outcome import TestOutcome
 from jaxtune.search.repeats import repeats_summary
 from jaxtune.search.statistics import rank_agreement
@@ -83,12 +83,27 @@ def _finish(history: History, shares: Shares, promote: int) -> dict[str, Any]:
     return {"finish": rungs}
 
 
+def _further(history: History, best: TrialState, objectives: Objectives) -> dict[str, Any]:
+    """What a summary tells of several objectives and of bounds; nothing where there are none."""
+    told: dict[str, Any] = {}
+    if objectives.several:
+        goals = zip(objectives.names, objectives.goals(), strict=True)
+        told["objectives"] = [{"name": name, "direction": goal.direction} for name, goal in goals]
+        told["pareto"] = pareto(objectives, history.trials)
+    if objectives.where:
+        told["where"] = {
+            "bounds": recorded_where(objectives.where),
+            "satisfied": objectives.violation(best, best.final) == SATISFIED,
+            "best": {name: objectives.value(name, best, best.final) for name in objectives.where},
+        }
+    return told
+
+
 def build_summary(
     history: History,
     best: TrialState,
     *,
-    objective: str,
-    direction: Direction,
+    objectives: Objectives,
     shares: Shares,
     top_k: int,
     seeds: int,
@@ -100,15 +115,14 @@ def build_summary(
     Args:
       history: what the journal tells.
       best: the finished trial with the best final score.
-      objective: name of the score.
-      direction: ``min`` or ``max``.
+      objectives: the first is the score.
       shares: of its steps, after which a trial was scored.
       top_k: size of the leading groups that are compared.
       seeds: trainings of each finalist, its own among them.
       posterior: the surrogate fitted to all scores; None where there were too few.
       reference_in_space: whether the surrogate was told of trial 0.
     """
-    sign = Goal(direction).sign
+    sign = objectives.goal.sign
     states = [history.trials[number] for number in sorted(history.trials)]
     baseline = history.trials[0]
     early = [math.inf if (score := _score(state, "early")) is None else sign * score for state in states]
@@ -116,10 +130,11 @@ def build_summary(
     agreement = rank_agreement(early, final, top_k=top_k, failed=[state.failed for state in states])
     curves, importance = ([], {}) if posterior is None else partial_dependence(posterior, sign=sign)
     return {
-        "objective": {"name": objective, "direction": direction},
+        "objective": {"name": objectives.names[0], "direction": objectives.goal.direction},
+        **_further(history, best, objectives),
         "fraction": shares.fraction,
         **_finish(history, shares, top_k),
-        **repeats_summary(history, Goal(direction), seeds),
+        **repeats_summary(history, objectives.goal, seeds),
         "trials": [
             {
                 "id": state.trial.id,
@@ -128,6 +143,7 @@ def build_summary(
                 "standard_error": None if state.early is None else state.early.standard_error,
                 "final_score": _score(state, "final"),
                 "status": state.status,
+                **({"values": objectives.values(state, state.early)} if objectives.shown else {}),
             }
             for state in states
         ],

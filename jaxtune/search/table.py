@@ -14,8 +14,8 @@ def trials(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     All rows have the same keys: ``trial``, ``status``, ``source``, the configuration by its dotted keys,
     ``early_score``, ``early_standard_error``, ``final_score``, ``final_standard_error``, ``test_score``, ``steps``,
-    ``total_steps``, ``seconds``, and every metric as ``early.…``, ``final.…`` and ``test.…``. What is not known is
-    None.
+    ``total_steps``, ``seconds``, every metric as ``early.…``, ``final.…`` and ``test.…``, and counted costs that the
+    study names as ``costs.…``. What is not known is None.
 
     Args:
       run_dir: the study's run directory.
@@ -60,7 +60,8 @@ def _outcomes(state: TrialState) -> dict[str, Any]:
 
 def _metrics(state: TrialState) -> dict[str, float]:
     outcomes = {"early": state.early, "final": state.final, "test": state.test}
-    return {
+    costs = {f"costs.{name}": value for name, value in state.costs.items()}
+    return costs | {
         f"{which}.{name}": value
         for which, outcome in outcomes.items()
         if outcome is not None

@@ -27,6 +27,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
 from jaxtune.layout import TrialDirectory
+from jaxtune.search.costs import counted_costs
 from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -118,6 +119,10 @@ class TrainerRunner:
         """Names the compiled step that trains the trial."""
         return program_name(self.configuration(trial.configuration))
 
+    def costs(self, overrides: Mapping[str, Any]) -> dict[str, float]:
+        """The counted costs of a configuration, by name."""
+        return counted_costs(self.configuration(overrides), self.experiment.model.config)
+
     def start(self, trial: Trial, until: int) -> None:
         """Opens a trial at its checkpoint, or its start; see :class:`~jaxtune.search.runner.TrialRunner`."""
         if self._asked_to_stop():
@@ -136,7 +141,7 @@ class TrainerRunner:
             seed=config.train.seed,
             batches=self.experiment.batches(config),
             objective=self.search.objective,
-            metrics=self.search.metrics,
+            metrics=self.search.measured,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
             options=RunOptions(
                 validation=self.experiment.validation_batches,

@@ -50,6 +50,7 @@ class TrialState:
       repeats: the outcomes of the same trial at the end with other seeds, by seed.
       promoted: whether it was chosen to go on, after the fraction, and has not come to its next score yet.
       test: its outcome on the test split.
+      costs: counted costs of its configuration, by name; empty where the study names none.
       compilations: 1 where it is the first trial of its program, else 0; of journals of an earlier version, how often
         the train step was compiled while it ran.
     """
@@ -66,6 +67,7 @@ class TrialState:
     repeats: dict[int, Outcome] = field(default_factory=dict)
     promoted: bool = False
     test: TestOutcome | None = None
+    costs: Mapping[str, float] = field(default_factory=dict)
     compilations: int = 0
 
     @property
@@ -252,8 +254,8 @@ class History:
         if event == "proposed":
             number = record["trial"]
             self.begun[number], self.legs[number] = self.clock, self._records
-            directory = RunFiles(run_dir).trial(number).path
-            self.trials[number] = TrialState(Trial(number, record["configuration"], directory), self._scored())
+            trial = Trial(number, record["configuration"], RunFiles(run_dir).trial(number).path)
+            self.trials[number] = TrialState(trial, self._scored(), costs=record.get("costs", {}))
             return
         if event == "changed":
             self.promoted = {

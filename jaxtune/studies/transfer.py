@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from jaxtune.config import Config, hyperparameters, with_overrides
+from jaxtune.config import Config, with_overrides
 from jaxtune.config.metrics import Goal
 from jaxtune.config.roles import marked
 from jaxtune.config.section import HostOnly
@@ -240,8 +240,7 @@ def _cost(runner: TrainerRunner, trials: Sequence[Trial], outcomes: Sequence[Out
     """What training a setting's trials takes: steps, model FLOPs, and the seconds that were measured."""
     flops = 0.0
     for trial in trials:
-        config = runner.configuration(trial.configuration)
-        flops += runner.trainer(config).step_flops(hyperparameters(config)).total * runner.total_steps(trial)
+        flops += runner.costs(trial.configuration)["flops"]
     return {
         "steps": sum(runner.total_steps(trial) for trial in trials),
         "flops": flops,

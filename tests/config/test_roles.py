@@ -44,7 +44,16 @@ def test_every_key_says_what_depends_on_it():
 def test_every_key_of_a_search_says_whether_a_study_may_change_it():
     """One that decides the trials and is not recorded would let two studies go on in one journal."""
     # A preset is in the space that it makes; metrics decide no trial, and config.yaml holds them.
-    in_a_form_of_their_own = {"space", "preset", "objective", "population", "reference", "start_from", "metrics"}
+    in_a_form_of_their_own = {
+        "space",
+        "preset",
+        "objective",
+        "where",
+        "population",
+        "reference",
+        "start_from",
+        "metrics",
+    }
     recorded, free = marked(Recorded, SearchConfig), marked(Free, SearchConfig)
     assert recorded.keys() | free.keys() | in_a_form_of_their_own == SearchConfig.model_fields.keys()
     assert not recorded.keys() & free.keys()

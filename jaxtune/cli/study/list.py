@@ -54,6 +54,7 @@ def _row(directory: Path) -> dict[str, Any]:
         "finished": status.count("finished"),
         "failed": status.count("failed"),
         "objective": status.objective,
+        "objectives": list(status.objectives),
         "best_trial": status.best,
         "best_early_score": None if best is None else best.early_score,
         "best_final_score": None if best is None else best.final_score,
@@ -72,6 +73,6 @@ def _short(row: dict[str, Any]) -> dict[str, Any]:
         "failed": row["failed"],
         "best": f"trial {row['best_trial']}" if row["best_trial"] is not None else "",
         "score": row["best_early_score"] if final is None else final,
-        "objective": row["objective"],
+        "objective": ", ".join(row["objectives"]),
         "run by": row["running"] or "nobody",
     }

@@ -50,6 +50,7 @@ def _text(details: Mapping[str, Any]) -> str:
     lines = [
         f"trial {details['trial']}: {details['status']}{ranked}, proposed by {details['source']}",
         table(settings),
+        *(f"{name}: {value:,.6g}" for name, value in details["costs"].items()),
         "",
     ]
     lines += [table(outcomes), ""] if outcomes else []

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from jaxtune.cli.common import add_json_argument, age, emit, path_argument, table, time_taken
+from jaxtune.config.search_section import BoundConfig
 from jaxtune.layout import RunFiles
+from jaxtune.search.objectives import bounds_in_words
 from jaxtune.search.status import STATES, StudyStatus, read_status
 
 EXAMPLE = "jaxtune study status runs/quickstart"
@@ -39,6 +42,7 @@ def text(status: StudyStatus) -> str:
             "early": trial.early_score,
             **_at_rungs(status.shares.finish[:-1], scores),
             "final": trial.final_score,
+            **trial.values,
             "": "best" if trial.trial == status.best else "",
         }
         for trial, scores in ((trial, iter(trial.rungs.values())) for trial in status.trials)
@@ -56,6 +60,12 @@ def text(status: StudyStatus) -> str:
     if rows:
         name = f"{status.objective} ({status.direction} is better)"
         lines += ["", table(rows, title=name)]
+    if status.front:
+        lines += ["", f"Pareto front at the fraction: trials {', '.join(map(str, status.front))}"]
+    if status.satisfied is not None:
+        best = next(trial for trial in status.trials if trial.trial == status.best)
+        known = {**best.values, status.objective: best.early_score if best.final_score is None else best.final_score}
+        lines += ["", *where_met(status.where, status.satisfied, {name: known[name] for name in status.where})]
     return "\n".join(lines)
 
 
@@ -78,6 +88,15 @@ def rungs(status: StudyStatus) -> list[str]:
 def _at_rungs(shares: Sequence[float], scores: Iterator[float | None]) -> dict[str, float | None]:
     """The next scores of a trial, which passes its rungs one after another, by share of its steps."""
     return {f"at {share:.3g}": next(scores, None) for share in shares}
+
+
+def where_met(where: Mapping[str, Any], satisfied: bool, best: Mapping[str, float | None]) -> list[str]:
+    """Whether the best trial satisfies the bounds, with what it has."""
+    words = bounds_in_words({name: BoundConfig(**bound) for name, bound in where.items()})
+    has = ", ".join(f"{name} {'unknown' if value is None else f'{value:,.6g}'}" for name, value in best.items())
+    if satisfied:
+        return [f"the best of the trials with {words}; it has {has}"]
+    return [f"no trial that was scored so far has {words}: the best violates it least, with {has}"]
 
 
 def standing(status: StudyStatus) -> str:

@@ -11,6 +11,7 @@ progress; a spot machine that is taken away every hour would use such a count up
 
 from __future__ import annotations
 
+import functools
 import json
 import logging
 import math
@@ -18,16 +19,19 @@ import os
 import secrets
 import time
 from collections import deque
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxtune.config import Config
+from jaxtune.config import Config, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.files import write_atomically
 from jaxtune.layout import RunFiles
+from jaxtune.models import DecoderConfig, read_config
+from jaxtune.search.costs import counted_costs
 from jaxtune.search.distributed.cluster import actor_options, places, start_ray, worker_resources
 from jaxtune.search.distributed.worker import Opened, Report, Site, Worker, versions
 from jaxtune.search.outcome import Outcome, TestOutcome
@@ -36,6 +40,7 @@ from jaxtune.search.settings import search_config
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.hooks import ShouldStop, never
+from jaxtune.training.model_directory import model_directory
 
 logger = logging.getLogger(__name__)
 
@@ -164,6 +169,21 @@ class RayRunner:
     def program(self, trial: Trial) -> str:
         """Names the compiled step that trains the trial."""
         return self._describe(trial)[1]
+
+    def costs(self, overrides: Mapping[str, Any]) -> dict[str, float]:
+        """The counted costs of a configuration, by name; counted here, as proposals ask while workers are waited for.
+
+        Raises:
+          UserError: a value does not fit its key, or the study counts FLOPs of a training whose steps the data decide.
+        """
+        costs = counted_costs(with_overrides(self._config, overrides, origin="search: "), self._model)
+        if "flops" in set(self._search.counted) - costs.keys():
+            raise UserError("train.epochs: with search.workers, flops are counted from train.steps; set that instead")
+        return costs
+
+    @functools.cached_property
+    def _model(self) -> DecoderConfig:
+        return read_config(model_directory(self._config))
 
     def _describe(self, trial: Trial) -> tuple[int, str]:
         key = json.dumps(trial.configuration, sort_keys=True, default=str)
