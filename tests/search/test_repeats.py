@@ -120,8 +120,8 @@ def test_a_killed_study_repeats_nothing_twice(whole, tmp_path, capacity):
     assert summary is not None
     assert (summary.seeds, summary["best"]) == (whole[2].seeds, whole[2]["best"])
     assert {seed for _, seed in second.seeds} == {9}
-    again, before = ([one for one in records(place) if one["event"] == "repeated"] for place in (tmp_path, whole[0]))
-    assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, before))
+    again, told = ([one for one in records(place) if one["event"] == "repeated"] for place in (tmp_path, whole[0]))
+    assert sorted(map(json.dumps, again)) == sorted(map(json.dumps, told))
 
 
 def test_one_that_diverges_with_a_seed_does_not_win(whole, tmp_path):
