@@ -7,11 +7,20 @@ command line prints its message alone and exits with code 2; library callers can
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 
 class UserError(ValueError):
     """The user's input is wrong; the message names the file, the key or the line, and the nearest valid choice."""
+
+
+def kind_of(value: object) -> str:
+    """What a value is, for a message that says what it should be: ``a str``, ``a tuple of 3``, ``nothing``."""
+    if value is None:
+        return "nothing"
+    if isinstance(value, Mapping) and not value:
+        return "an empty one"
+    return f"a tuple of {len(value)}" if isinstance(value, tuple) else f"a {type(value).__name__}"
 
 
 def nearest(name: object, choices: Iterable[object], limit: int = 3, *, listed: bool = True) -> str:

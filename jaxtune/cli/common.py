@@ -120,6 +120,13 @@ def time_taken(seconds: float | int) -> str:
     return formatting.seconds(seconds).replace(formatting.SPACE, " ")
 
 
+def age(seconds: float | int) -> str:
+    """How long ago something was."""
+    from jaxtune.reports import formatting
+
+    return formatting.age(seconds).replace(formatting.SPACE, " ")
+
+
 def table(rows: Sequence[Mapping[str, Any]], title: str | None = None) -> str:
     """Rows as an aligned table that fits the terminal; numbers stand to the right and are never broken."""
     from rich.console import Console

@@ -7,13 +7,37 @@ import dataclasses
 import importlib
 import re
 from collections.abc import Mapping, Sequence
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from jaxtune.errors import UserError, nearest
 
 
+class _StoreOnce(argparse.Action):
+    """Keeps the value of an option, which is given once: of two, whoever typed them expects something of each."""
+
+    def __call__(
+        self,
+        parser: argparse.ArgumentParser,
+        namespace: argparse.Namespace,
+        values: object,
+        option_string: str | None = None,
+    ) -> None:
+        """Called by argparse for each value."""
+        assert isinstance(parser, Parser)
+        if option_string is not None and self.dest in parser.stored:
+            raise argparse.ArgumentError(self, "given twice")
+        parser.stored.add(self.dest)
+        setattr(namespace, self.dest, values)
+
+
 class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one message with the nearest valid choice."""
+
+    def __init__(self, **options: Any):
+        super().__init__(**options)
+        self.stored: set[str] = set()
+        self.register("action", None, _StoreOnce)
+        self.register("action", "store", _StoreOnce)
 
     def error(self, message: str) -> NoReturn:
         """Raises :class:`UserError` instead of printing the whole usage."""

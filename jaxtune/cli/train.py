@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import argparse
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, tell
 from jaxtune.cli.plan import check
@@ -11,7 +12,6 @@ from jaxtune.cli.trained import next_steps
 
 if TYPE_CHECKING:
     from jaxtune.config import Config
-    from jaxtune.training.trainer import Trainer
 
 EXAMPLE = "jaxtune init tfds && jaxtune train tfds.yaml optimizer.learning_rate=3e-4 run_dir=runs/mine"
 
@@ -40,9 +40,9 @@ def run(arguments: argparse.Namespace) -> int:
 
     begun: list[bool] = []
 
-    def planned(trainer: Trainer, _: object) -> None:
+    def planned(rows: Sequence[Mapping[str, Any]]) -> None:
         begun.append(True)
-        say(table(trainer.plan.table(), title="what is trained"))
+        say(table(rows, title="what is trained"))
 
     try:
         with stop_signals() as should_stop:

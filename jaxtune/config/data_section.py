@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from jaxtune.config.section import (
     LocalPath,
+    LoopOnly,
     Parsed,
     PerTrial,
     PositiveInt,
@@ -62,6 +63,19 @@ class SourceConfig(Section):
     hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
     hash_seed: Seed = Field(default=0, description="Seed of the hash: another one draws other rows.")
     limit: PositiveInt | None = Field(default=None, description="Keep this many rows, the first ones; all if unset.")
+    examples: Annotated[PositiveInt | None, LoopOnly()] = Field(
+        default=None,
+        description="Keep this many examples, of which an exploded row gives several: the first of a shuffle; all if "
+        "unset.",
+    )
+    examples_seed: Annotated[Seed, LoopOnly()] = Field(
+        default=0, description="Seed of that shuffle: another one keeps other examples."
+    )
+    absent: Annotated[bool, LoopOnly()] = Field(
+        default=True,
+        description="Whether questions to which a row has no answer (data.explode.absent) are kept; false leaves them "
+        "out of what examples has kept.",
+    )
     data_dir: LocalPath | None = Field(
         default=None, description="Directory of prepared TFDS data; TFDS's own if unset."
     )

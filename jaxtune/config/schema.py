@@ -27,6 +27,7 @@ from jaxtune.config.section import (
     Parsed,
     PerTrial,
     PositiveInt,
+    Relocatable,
     Section,
     Shared,
     UserPath,
@@ -126,11 +127,11 @@ class Config(Section):
         max_length=LONGEST_NAME,
         description="Name of the run or study, and of its folder where run_dir is unset.",
     )
-    run_dir: Annotated[UserPath | None, HostOnly(), Free()] = Field(
+    run_dir: Annotated[UserPath | None, HostOnly(), Relocatable()] = Field(
         default=None,
         description="Default: runs/<name>. In the config.yaml of a run directory: that directory, wherever it is now.",
     )
-    paths_from: Annotated[list[UserPath], BeforeValidator(_listed), HostOnly(), Free()] = Field(
+    paths_from: Annotated[list[UserPath], BeforeValidator(_listed), HostOnly(), Relocatable()] = Field(
         default_factory=list,
         description="Folders that the relative paths to model, data and earlier studies are meant from: the first that "
         "has them. If empty, the folder of the configuration's file, then the working directory; a run directory "

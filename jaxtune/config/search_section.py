@@ -220,6 +220,10 @@ class SearchConfig(Section):
         "unset, the design is drawn.",
     )
     objective: MetricName = Field(default="loss", description="Validation loss, or a metric of evaluation.task.")
+    metrics: Annotated[list[MetricName], Recorded()] = Field(
+        default_factory=list,
+        description="What is measured beside the objective wherever a trial is scored, for the journal alone.",
+    )
     seed: Annotated[Seed, Recorded()] = Field(
         default=0, description="Seed of the proposals; every trial trains with train.seed."
     )

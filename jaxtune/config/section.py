@@ -44,6 +44,10 @@ class Free(Role):
     """It may be another one each time that a run or a study goes on."""
 
 
+class Relocatable(Role):
+    """It says where a run lies, which is another place where it was moved: two runs that differ in it are alike."""
+
+
 class PerTrial(Role):
     """The trials of a study can differ in it."""
 

@@ -25,6 +25,7 @@ class EarlyScoreConfig(Section):
         min_length=2,
         description="Shares of its steps after which every trial is scored, rising; the last one is 1.",
     )
+    test: bool = Field(default=False, description="Measure every finished trial, and the untuned model, on data.test.")
 
     @field_validator("fractions")
     @classmethod
@@ -56,15 +57,20 @@ class AblationConfig(Section):
 
 
 class DataSizeConfig(Section):
-    """How the score grows with the documents that are trained on; every run keeps the model of its best evaluation."""
+    """How the score grows with the data that are trained on; every run keeps the model of its best evaluation."""
 
+    unit: Literal["documents", "examples"] = Field(
+        default="documents",
+        description="What sizes count: documents (rows of data.train), each with all of its examples, or single "
+        "examples. With examples, train.epochs are passes over the size's own; documents all train for equal steps.",
+    )
     sizes: list[Literal["all"] | Annotated[int, Field(ge=0)]] | None = Field(
         default=None,
         min_length=4,
-        description="Documents (rows of data.train) to train on; 0 is the untuned model. A geometric grid if unset.",
+        description="Documents, or examples, to train on; 0 is the untuned model. A geometric grid if unset.",
     )
     points: Annotated[PositiveInt, Field(ge=3)] = Field(
-        default=6, description="Sizes of the grid, in equal ratios from smallest to all documents; 0 comes on top."
+        default=6, description="Sizes of the grid, in equal ratios from smallest to all; 0 comes on top."
     )
     smallest: PositiveInt = Field(default=20, description="Smallest size of the grid above 0.")
     seeds: list[Seed] = Field(
@@ -74,8 +80,8 @@ class DataSizeConfig(Section):
     )
     sampling: Literal["random", "stratified", "balanced"] = Field(
         default="random",
-        description="How documents are drawn: at random, with every group's share as in all of them, or with groups "
-        "equally often for as long as there are documents.",
+        description="How they are drawn: at random, with every group's share as in all of them (of examples those "
+        "without an answer are a group too), or with groups equally often for as long as there are any.",
     )
     group_by: str | None = Field(
         default=None, description="Field that tells an example's group; if unset, the attribute of data.explode."
@@ -84,6 +90,11 @@ class DataSizeConfig(Section):
         default="loss",
         description="What is measured on data.test: the loss, or a metric of evaluation.task that is a mean over "
         "examples.",
+    )
+    saturation: Literal["ceiling", "gap"] = Field(
+        default="ceiling",
+        description="Where gains end: at the smallest size near the fitted ceiling (epsilon), or at the smallest whose "
+        "gap to the largest, paired over seeds and test documents, is below a tenth of the whole gain at 95 %.",
     )
     epsilon: Annotated[float, Field(gt=0)] | None = Field(
         default=None,

@@ -29,15 +29,15 @@ logger = logging.getLogger(__name__)
 SHORTEST_BUCKET = 32
 """Prompts up to this many tokens share one compiled shape."""
 
-FINE_FROM = 256
+FINE_FROM = 64
 """Above this many tokens there are two shapes for each doubling."""
 
 
 def prompt_bucket(length: int) -> int:
-    """The padded length that prompts of ``length`` tokens are computed at: 32, 64, 128, 256, 384, 512, 768, 1024, ...
+    """The padded length that prompts of ``length`` tokens are computed at: 32, 64, 96, 128, 192, 256, 384, ...
 
-    Doubling, with a step between from 256 on. A program takes seconds to compile, so short prompts, whose padding costs
-    little, share few; a long prompt is padded by less than half of its length. 12 programs reach to 4096 tokens;
+    Doubling, with a step between from 64 on. A program takes seconds to compile, so short prompts, whose padding costs
+    little, share few; a long prompt is padded by less than half of its length. 14 programs reach to 4096 tokens;
     multiples of 32 would be 128.
     """
     power = max(SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length())

@@ -289,11 +289,6 @@ def checkpoint_module(config: DecoderConfig, path: str) -> str:
     return names[path]
 
 
-def module_path(config: DecoderConfig, name: str) -> str | None:
-    """The opposite of :func:`checkpoint_module`; None for a name that is no linear module of this decoder."""
-    return _module_paths(config).get(name)
-
-
 def our_pattern(text: str) -> str:
     """A path pattern with the names of checkpoints turned into ours: ``q_proj`` is ``layers.*.attention.q``.
 
@@ -335,8 +330,3 @@ def _module_names(config: DecoderConfig) -> dict[str, str]:
             one = path.replace("layers.", f"layers.{layer}.", 1)
             names[one] = modules[path].replace("{layer}", str(layer))
     return names
-
-
-@functools.cache
-def _module_paths(config: DecoderConfig) -> dict[str, str]:
-    return {name: path for path, name in _module_names(config).items()}

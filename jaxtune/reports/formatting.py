@@ -87,6 +87,15 @@ def seconds(value: Number | None) -> str:
     return f"{total // 3600}{SPACE}h {total % 3600 // 60:02d}{SPACE}min"
 
 
+def age(value: Number) -> str:
+    """How long ago something was, in the two largest units; where a clock was set back, no time at all."""
+    rest = round(max(0.0, value))
+    for size, unit, below, smaller in ((86400, "d", 3600, "h"), (3600, "h", 60, "min"), (60, "min", 1, "s")):
+        if rest >= size:
+            return f"{rest // size}{SPACE}{unit} {rest % size // below}{SPACE}{smaller}"
+    return f"{rest}{SPACE}s"
+
+
 def roughly(value: Number) -> str:
     """An estimated duration, no more exact than it is: ``less than a minute``, ``12 min``, ``3 h 20 min``."""
     if value < 50:

@@ -14,7 +14,7 @@ from jaxtune.search.space import Point, Space
 # A finite space up to this size is listed in full when a new point is needed.
 _LISTED = 5_000
 
-Taken = set[tuple[Any, ...]]
+TakenPoints = set[tuple[Any, ...]]
 
 
 def random_state(seed: int, trial: int) -> int:
@@ -22,7 +22,7 @@ def random_state(seed: int, trial: int) -> int:
     return int(np.random.SeedSequence((seed, trial)).generate_state(1)[0] >> 1)
 
 
-def taken_points(told: Sequence[Observation], pending: Sequence[Point]) -> Taken:
+def taken_points(told: Sequence[Observation], pending: Sequence[Point]) -> TakenPoints:
     """The points that some trial has."""
     return {tuple(observation.point) for observation in told} | {tuple(point) for point in pending}
 
@@ -47,7 +47,7 @@ def design(space: Space, *, seed: int, count: int) -> list[Point]:
     return [space.snap(point) for point in points]
 
 
-def untaken(space: Space, taken: Taken, *, seed: int, trial: int, count: int) -> list[Point]:
+def untaken(space: Space, taken: TakenPoints, *, seed: int, trial: int, count: int) -> list[Point]:
     """Points that no trial has, shuffled: all of a small space, at most ``count`` random ones of a large one.
 
     Where keys have priors the likely ones come first, or are drawn more often.
@@ -78,7 +78,7 @@ def untaken(space: Space, taken: Taken, *, seed: int, trial: int, count: int) ->
     return [point for point in map(space.snap, sample) if tuple(point) not in taken]
 
 
-def random_point(space: Space, taken: Taken, *, seed: int, trial: int) -> Point:
+def random_point(space: Space, taken: TakenPoints, *, seed: int, trial: int) -> Point:
     """A random point that no trial has.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from jaxtune.search.population_size import population_size
 from jaxtune.search.settings import Settings
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 
 
 def check_space(config: Config) -> None:
@@ -90,21 +90,19 @@ def checked_runner(
     config: Config,
     *,
     run_dir: Path | None = None,
-    listener: Callable[[str], Listener | None] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    hooks: Hooks = NOBODY,
 ) -> TrainerRunner:
     """Opens model and data, tries trials against them, and settles how many train at a time.
 
     Args:
       config: with a ``search`` section.
       run_dir: of the study, where that is not the configuration's: a study that goes on keeps its population.
-      listener: makes the progress display of a trial, given its title.
-      should_stop: asked before every step.
+      hooks: who is told of the trials, and who may stop them.
 
     Raises:
       UserError: as :func:`check_trials`, or the population does not fit the devices.
     """
-    runner = TrainerRunner(Experiment(config), listener=listener, should_stop=should_stop)
+    runner = TrainerRunner(Experiment(config), hooks=hooks)
     check_trials(config, runner)
     directory = Path(config.directory) if run_dir is None else run_dir
     runner.capacity = population_size(runner, directory)

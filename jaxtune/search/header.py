@@ -36,6 +36,7 @@ _BEFORE: dict[str, Any] = {
     "seeds": 1,
     "budget": None,
     "terminate": "never",
+    "metrics": [],
     "start": [],
     "fixed": {},
 }

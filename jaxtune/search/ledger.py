@@ -13,9 +13,7 @@ from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.space import Space
 from jaxtune.search.trial import History, Trial, TrialState, outcome_fields, replay, test_fields
 from jaxtune.training.data_history import Fingerprints
-
-Event = Callable[[str, int | None, Mapping[str, Any]], None]
-"""Is told each journal record as ``(event, trial, record)``, and what is about to happen."""
+from jaxtune.training.hooks import Event, ShouldStop, never
 
 
 class Ledger:
@@ -26,7 +24,7 @@ class Ledger:
     Args:
       run_dir: the directory.
       on_event: is told every record.
-      stop: whether to end between two trials; once it says so it is not asked again.
+      should_stop: whether to end between two trials; once it says so it is not asked again.
 
     Attributes:
       history: the trials, as the journal tells them; empty until :meth:`open`.
@@ -35,10 +33,10 @@ class Ledger:
       UserError: another process holds the directory, or a line of the journal before the last one is no record.
     """
 
-    def __init__(self, run_dir: Path, *, on_event: Event | None = None, stop: Callable[[], bool] | None = None):
+    def __init__(self, run_dir: Path, *, on_event: Event | None = None, should_stop: ShouldStop = never):
         self.run_dir = run_dir
         self.history = History()
-        self._on_event, self._stop, self._stopping = on_event, stop, False
+        self._on_event, self._should_stop, self._stopping = on_event, should_stop, False
         self._journal = Journal(run_dir)
 
     @property
@@ -139,7 +137,7 @@ class Ledger:
     @property
     def stopping(self) -> bool:
         """Whether it was told to end."""
-        self._stopping = self._stopping or (self._stop is not None and self._stop())
+        self._stopping = self._stopping or self._should_stop()
         return self._stopping
 
     def check_stop(self) -> None:

@@ -17,7 +17,6 @@ from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.header import first_record, read_data
 from jaxtune.search.journal import check_free, read_journal
-from jaxtune.search.ledger import Event
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
 from jaxtune.search.milestones import Milestones
@@ -33,7 +32,7 @@ from jaxtune.search.warm_start import best_configurations
 from jaxtune.telemetry.progress import ProgressBoard, watched
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.data_history import Fingerprints
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Event, Hooks, Listener, OnPlan, ShouldStop, never
 from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine
@@ -50,8 +49,8 @@ def search(
     *,
     listener: Callable[[str], Listener | None] | Literal["auto"] | None = "auto",
     on_event: Event | None = None,
-    on_plan: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
+    on_plan: OnPlan | None = None,
+    should_stop: ShouldStop = never,
     accept_changed_data: bool = False,
 ) -> StudySummary | None:
     """Runs the study of a configuration in its run directory, or goes on where an earlier process was stopped.
@@ -71,6 +70,12 @@ def search(
     Raises:
       UserError: the input is wrong, the directory holds another run, its data have changed, or every trial diverged.
     """
+    told = functools.partial(watched, board=ProgressBoard()) if listener == "auto" else listener
+    return run_search(config, Hooks(told, on_event, should_stop, accept_changed_data), on_plan)
+
+
+def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> StudySummary | None:
+    """As :func:`search`, for who has its hooks together."""
     config = with_space(with_adapter(config))
     check_space(config)
     check_distributed(search_config(config))
@@ -81,22 +86,12 @@ def search(
         follow_base(directory.adapter_path)
         return _with_command(config, finished)
     check_free(directory.path)
-    if listener == "auto":
-        listener = functools.partial(watched, board=ProgressBoard())
     try:
-        runner, plan, data = _open_runner(config, listener, should_stop)
+        runner, plan, data = _open_runner(config, hooks)
     except Interrupted:
         return None
     try:
-        study = make_study(
-            config,
-            runner,
-            on_event=on_event,
-            stop=should_stop,
-            keep=runner.save_adapter,
-            data=data,
-            accept_changed_data=accept_changed_data,
-        )
+        study = make_study(config, runner, hooks, keep=runner.save_adapter, data=data)
         if on_plan:
             on_plan(plan)
         directory.claim(config)
@@ -109,7 +104,7 @@ def search(
 
 
 def _open_runner(
-    config: Config, listener: Callable[[str], Listener | None] | None, should_stop: Callable[[], bool]
+    config: Config, hooks: Hooks
 ) -> tuple[TrainerRunner | RayRunner, Sequence[Mapping[str, Any]], Fingerprints]:
     """What trains the trials, here or in workers; what it trains, rows of a table; fingerprints of its data.
 
@@ -121,9 +116,9 @@ def _open_runner(
         # Loads Ray, which an installation need not have.
         from jaxtune.search.distributed.runner import RayRunner
 
-        workers = RayRunner(config, should_stop=should_stop)
+        workers = RayRunner(config, should_stop=hooks.should_stop)
         return workers, workers.plan, workers.fingerprints
-    runner = checked_runner(config, listener=listener, should_stop=should_stop)
+    runner = checked_runner(config, hooks=hooks)
     plan = runner.experiment.trainer().plan
     tell_idle_keys(runner.experiment.config, plan)
     return runner, plan.table(), runner.experiment.fingerprints
@@ -132,12 +127,10 @@ def _open_runner(
 def make_study(
     config: Config,
     runner: TrialRunner,
+    hooks: Hooks = NOBODY,
     *,
-    on_event: Event | None,
-    stop: Callable[[], bool],
     keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
     data: Fingerprints | None = None,
-    accept_changed_data: bool = False,
 ) -> Study:
     """The study of a configuration, over a runner; ``keep`` is told of its winner."""
     settings = Settings.of(config)
@@ -146,11 +139,11 @@ def make_study(
         settings,
         runner,
         start=starting_trials(settings),
-        on_event=on_event,
-        stop=stop,
+        on_event=hooks.on_event,
+        should_stop=hooks.should_stop,
         keep=keep,
         data=data,
-        accept_changed_data=accept_changed_data,
+        accept_changed_data=hooks.accept_changed_data,
     )
 
 
@@ -222,7 +215,7 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     experiment = runner.experiment
     what = f"the study in {directory.path}"
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
-    make_study(config, runner, on_event=None, stop=lambda: False)
+    make_study(config, runner)
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
     settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)

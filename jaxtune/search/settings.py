@@ -171,6 +171,8 @@ def search_config(config: Config) -> SearchConfig:
     if search is None:
         raise UserError("search: this section is required; jaxtune init quickstart writes an example")
     check_measured(search.objective, config.evaluation.task, "search.objective")
+    for place, name in enumerate(search.metrics):
+        check_measured(name, config.evaluation.task, f"search.metrics.{place}")
     if config.data.validation is None:
         raise UserError("data.validation: a search scores its trials on this split; it is required")
     return search

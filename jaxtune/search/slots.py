@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,9 @@ from jaxtune.search.outcome import Outcome
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import Asked, FitResult, Run, Taken
+from jaxtune.training.fit import Asked, FitResult, Run, StepOutcome
 from jaxtune.training.population import Population
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -32,9 +34,10 @@ class RunningTrial:
       seed: of its start and its dropout.
       batches: its own.
       objective: the name of a metric.
-      answer: scores a trained state by generating answers, where the objective is a task metric; None where whoever
-        drives the trial does, for several at once, and tells it (:meth:`tell`).
-      options: of :class:`~jaxtune.training.fit.Run`.
+      metrics: the names of others that are measured beside it.
+      answer: scores a trained state by generating answers, where the objective or another of the metrics is a task's;
+        None where whoever drives the trial does, for several at once, and tells it (:meth:`tell`).
+      options: its validation, how often it logs and saves, and who is told; the rest is the trial's own.
 
     Attributes:
       batch: what the next step takes; None while the trial waits to be told its score, and once it is scored.
@@ -52,8 +55,9 @@ class RunningTrial:
         seed: int,
         batches: Any,
         objective: str,
+        metrics: Sequence[str] = (),
         answer: Callable[[TrainState], EvaluatorResult] | None = None,
-        **options: Any,
+        options: RunOptions,
     ):
         self.trial, self.trainer, self.values = trial, trainer, hyperparameters
         self.seconds = 0.0
@@ -62,24 +66,18 @@ class RunningTrial:
         self.asked: TrainState | None = None
         self._objective, self._batches, self._answer = objective, batches, answer
         self._errors: dict[str, float] = {}
-        config = options.get("config") or trainer.config
+        config = options.config or trainer.config
         self._checkpoints = Checkpoints(trial.files.checkpoints_path, keep=config.keep)
         self._writer = JsonlWriter(trial.files.metrics_path, self._checkpoints.latest_step or 0)
-        run = Run(
-            trainer,
-            batches,
-            hyperparameters=hyperparameters,
-            asks=is_generated(objective),
-            checkpoints=self._checkpoints,
-            writer=self._writer,
-            **options,
-        )
+        own = {"hyperparameters": hyperparameters, "checkpoints": self._checkpoints, "writer": self._writer}
+        asks = any(map(is_generated, (objective, *metrics)))
+        run = Run(trainer, batches, dataclasses.replace(options, **own), asks=asks)
         # The trainer may have been made for a trial with another seed.
         self.state = run.start(trainer.init(hyperparameters, seed=seed))
         self._loop = run.loop(until)
         self._go(functools.partial(next, self._loop))
 
-    def take(self, taken: Taken) -> None:
+    def take(self, taken: StepOutcome) -> None:
         """Tells the trial what its step came to."""
         self.state = None
         self._go(functools.partial(self._loop.send, taken))

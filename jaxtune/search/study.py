@@ -19,7 +19,7 @@ from jaxtune.search.climb import Climb
 from jaxtune.search.enough import Budget, Enough
 from jaxtune.search.header import check_room, first_record
 from jaxtune.search.leader import leader
-from jaxtune.search.ledger import Event, Ledger
+from jaxtune.search.ledger import Ledger
 from jaxtune.search.loop import TrialLoop
 from jaxtune.search.methods import make_method
 from jaxtune.search.proposals import Proposals, Proposed, Request
@@ -33,6 +33,7 @@ from jaxtune.search.summary import build_summary, write_summary
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState
 from jaxtune.training.data_history import Fingerprints
+from jaxtune.training.hooks import Event, ShouldStop, never
 
 
 class Study:
@@ -51,7 +52,7 @@ class Study:
       known_keys: every dotted key of the configuration; None skips the check of the space's keys.
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
-      stop: polled between trials; once true, :meth:`run` returns and the study can be continued.
+      should_stop: asked between trials; once true, :meth:`run` returns and the study can be continued.
       keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
@@ -78,7 +79,7 @@ class Study:
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
-        stop: Callable[[], bool] | None = None,
+        should_stop: ShouldStop = never,
         keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
@@ -115,7 +116,7 @@ class Study:
         self._scores = Scores(self.space, self.settings.reference_point, self.settings.goal.sign)
         self.reference_in_space = self.settings.reference_point is not None
         self._data, self._accept_changed_data = dict(data or {}), accept_changed_data
-        self._on_event, self._stop, self._keep = on_event, stop, keep
+        self._on_event, self._should_stop, self._keep = on_event, should_stop, keep
         if not self.search.fixed:  # else it depends on what was tried before
             check_room(self.space, self.search.trials, {0: self.settings.reference_point})
 
@@ -129,7 +130,7 @@ class Study:
           UserError: another process holds the study, the journal is damaged or belongs to another study, the data have
             changed, the fraction is less than a step, or every trial diverged.
         """
-        with Ledger(self.run_dir, on_event=self._on_event, stop=self._stop) as self._ledger:
+        with Ledger(self.run_dir, on_event=self._on_event, should_stop=self._should_stop) as self._ledger:
             self._open()
             self._history = self._ledger.history
             self._loop = TrialLoop(self.settings, self.runner, self._method, self._scores, self._ledger)

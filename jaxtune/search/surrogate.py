@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.search.acquisition import ACQUISITIONS, believed
-from jaxtune.search.candidates import Taken, design, random_point, random_state, taken_points, untaken
+from jaxtune.search.candidates import TakenPoints, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.prior import Prior
 from jaxtune.search.space import Point, Space
@@ -222,7 +222,7 @@ class Surrogate:
         gain = ACQUISITIONS["ei"](mean, deviation, float(known[at]), np.random.default_rng(0)).max()
         return float(gain) / slope, noise / slope
 
-    def _candidates(self, trial: int, posterior: Posterior, taken: Taken) -> list[Point]:
+    def _candidates(self, trial: int, posterior: Posterior, taken: TakenPoints) -> list[Point]:
         """New points near the best told ones, and a few anywhere.
 
         Expected improvement over the whole space goes to its corners while there are few scores: there are many of

@@ -7,7 +7,7 @@ import itertools
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +38,9 @@ from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 
@@ -52,8 +53,7 @@ class TrainerRunner:
     Args:
       experiment: the opened configuration with its ``search`` section.
       population: trials that train at the same time, in one compiled step.
-      listener: makes the progress display of a trial, given its title.
-      should_stop: asked before every step.
+      hooks: who is told of the trials, and who may stop them.
     """
 
     lockstep = True
@@ -63,13 +63,12 @@ class TrainerRunner:
         experiment: Experiment,
         *,
         population: int = 1,
-        listener: Callable[[str], Listener | None] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
+        hooks: Hooks = NOBODY,
     ):
         self.experiment = experiment
         self.settings = Settings.of(experiment.given)
         self.search = self.settings.search
-        self._listener, self._should_stop = listener, should_stop
+        self._hooks = hooks
         self.capacity = population
         # A study asks for a trial's length at every turn, and epochs take a packing of all examples to count.
         self._configurations: dict[str, Config] = {}
@@ -136,12 +135,15 @@ class TrainerRunner:
             until=until,
             seed=config.train.seed,
             batches=self.experiment.batches(config),
-            config=config.train,
             objective=self.search.objective,
+            metrics=self.search.metrics,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
-            validation=self.experiment.validation_batches,
-            listener=self._listener(f"trial {trial.id}") if self._listener else None,
-            should_stop=lambda: self._stopping,
+            options=RunOptions(
+                validation=self.experiment.validation_batches,
+                listener=self._hooks.listen(f"trial {trial.id}"),
+                should_stop=lambda: self._stopping,
+                config=config.train,
+            ),
         )
         running.seconds = time.perf_counter() - begin
         self._running.append(running)
@@ -193,7 +195,7 @@ class TrainerRunner:
         return trainer.plan.is_low_rank_only and self.slots_of(trainer) > 1
 
     def _asked_to_stop(self) -> bool:
-        self._stopping = self._stopping or self._should_stop()
+        self._stopping = self._stopping or self._hooks.should_stop()
         return self._stopping
 
     def close(self) -> None:
@@ -203,15 +205,37 @@ class TrainerRunner:
         self._running = []
 
     def test(self, trial: Trial | None) -> TestOutcome | None:
-        """Measures a finished trial, or the untuned model, on the test split; None without one."""
+        """Measures a finished trial, or the untuned model, on the test split; None without one.
+
+        Raises:
+          Interrupted: the trial has to be trained again, as its checkpoint is gone, and it was told to stop.
+        """
         loss_batches = self.experiment.loss_batches("test")
         if loss_batches is None:
             return None
         begin = time.perf_counter()
+        self._make_good(trial)
         trainer, values, state = self.load(trial)
         return measure(
             trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
         )
+
+    def _make_good(self, trial: Trial | None) -> None:
+        """Trains a finished trial again whose checkpoint is gone, as where the journal alone was kept of a study.
+
+        Raises:
+          Interrupted: it was told to stop.
+        """
+        if trial is None:
+            return
+        newest = Checkpoints.newest_on_disk(trial.files.checkpoints_path)
+        if newest == self.total_steps(trial):
+            return
+        assert not self._running, "nothing else trains when a study has come to its tests"
+        if not newest:  # else it was being trained again, or had run out of patience, which is found at once
+            logger.warning("trial %d: its checkpoint is gone; it is trained again", trial.id)
+        self.start(trial, self.total_steps(trial))
+        self.wait()
 
     def load(
         self, trial: Trial | None, overrides: Mapping[str, Any] | None = None
@@ -242,7 +266,11 @@ class TrainerRunner:
 
         Returns:
           Where it is, and what it is of; None where parameters were trained that no adapter holds.
+
+        Raises:
+          Interrupted: the trial has to be trained again, and it was told to stop.
         """
+        self._make_good(trial)
         trainer, values, state = self.load(trial)
         if not trainer.plan.is_low_rank_only:
             return None

@@ -25,7 +25,7 @@ from jaxtune.layout import RunFiles
 from jaxtune.search.checks import check_space
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.outcome import TestOutcome
-from jaxtune.search.run import preflight_search, search
+from jaxtune.search.run import preflight_search, run_search
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.settings import Settings, search_config
 from jaxtune.search.space import canonical
@@ -33,9 +33,10 @@ from jaxtune.search.trial import Trial
 from jaxtune.studies import ablation_page
 from jaxtune.studies.output import publish
 from jaxtune.studies.paired import paired_interval
-from jaxtune.studies.run import Hooks, checked, claim, open_runner
+from jaxtune.studies.run import checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.run_directory import RunDirectory, different_keys
 from jaxtune.training.template_date import with_date
 
@@ -89,7 +90,7 @@ def check(config: Config) -> dict[str, Any]:
     return {**{name: planned[name] + searched[name] for name in planned}, **told}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Runs the search if need be, trains the winner and its ablations, and writes which keys mattered.
 
     Args:
@@ -103,7 +104,6 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     Raises:
       UserError: the input is wrong, or the winner diverged with every seed.
     """
-    hooks = hooks or Hooks()
     # What is compared with a search is rendered for the search's day.
     config = with_date(_with_space(config), _given_search(config))
     _check_keys(config)
@@ -112,13 +112,7 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
         found = _read_search(config, given)
     else:
         claim(config)
-        found = search(
-            _search_of(config),
-            listener=hooks.listener,
-            on_event=hooks.on_event,
-            should_stop=hooks.should_stop,
-            accept_changed_data=hooks.accept_changed_data,
-        )
+        found = run_search(_search_of(config), hooks)
         if found is None:
             return None
     variants = make_variants(config, found["best"]["configuration"])

@@ -11,6 +11,7 @@ trained for too long. That model is measured on ``data.test``, which nothing was
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -29,12 +30,14 @@ from jaxtune.studies import data_size_page
 from jaxtune.studies.learning_curve import Curve, Measured, fit_curve, group_curves, saturation
 from jaxtune.studies.output import publish
 from jaxtune.studies.power_law import FEWEST_SIZES
-from jaxtune.studies.run import Hooks, check_places, claim
+from jaxtune.studies.run import check_places, claim
 from jaxtune.studies.sampling import chosen_sizes, example_groups, group_field
-from jaxtune.studies.size_runner import SEED, SIZE, SizeRunner
+from jaxtune.studies.saturation import GAP_RULE, gaps_to_largest
+from jaxtune.studies.size_runner import SEED, SizeRunner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.memory import check_base, checked_memory
 from jaxtune.training.template_date import with_date
@@ -62,16 +65,15 @@ def check(config: Config) -> dict[str, Any]:
       UserError: the input is wrong.
     """
     runner, sizes = _open(_without_search(config))
-    trials = sum(size > 0 for size in sizes) * len(config.study.data_size.seeds)
-    steps = runner.experiment.config.train.steps
-    assert steps is not None
+    seeds = config.study.data_size.seeds
+    each = [Trial(0, {runner.unit: size, SEED: seed}, Path()) for size in sizes if size > 0 for seed in seeds]
     experiment = runner.experiment
     trainer = experiment.trainer()
     told = {"memory": checked_memory(experiment, trainer), "warnings": idle_keys(experiment.config, trainer.plan)}
-    return {"trials": trials, "steps": trials * steps, **told}
+    return {"trials": len(each), "steps": sum(map(runner.total_steps, each)), **told}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains and measures every size with every seed, and writes the learning curve.
 
     Args:
@@ -89,6 +91,8 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
     settings = config.study.data_size
     runner, sizes = _open(config, hooks)
     decisive = {"sizes": sizes, **settings.model_dump(include={"seeds", "sampling", "group_by", "score"})}
+    if settings.unit != "documents":  # what journals of earlier versions count
+        decisive["unit"] = settings.unit
     trained = [(size, seed) for seed in settings.seeds for size in sizes if size > 0]
     claim(config)
     with StudyTrials(
@@ -114,13 +118,16 @@ def _without_search(config: Config) -> Config:
     return config.model_copy(update={"search": None})
 
 
-def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[int]]:
+def _open(config: Config, hooks: Hooks = NOBODY) -> tuple[SizeRunner, list[int]]:
     """Checks everything that can be checked before training, opens model and data: the runner, and the sizes."""
     settings, train = config.study.data_size, config.train
     for part, use in (("validation", "chooses each run's best model"), ("test", "measures it")):
         if getattr(config.data, part) is None:
             raise UserError(f"data.{part}: {STUDY} {use} on this split; it is required")
-    if train.evaluate_every is None or (train.steps is not None and train.evaluate_every > train.steps):
+    by_epochs = settings.unit == "examples" and train.epochs is not None and train.evaluate_every is None
+    if not by_epochs and (
+        train.evaluate_every is None or (train.steps is not None and train.evaluate_every > train.steps)
+    ):
         raise UserError(
             f"train.evaluate_every: {STUDY} keeps the model of each run's best evaluation, so it needs several; it is "
             f"{train.evaluate_every}, for train.steps {train.steps}"
@@ -135,13 +142,13 @@ def _open(config: Config, hooks: Hooks | None = None) -> tuple[SizeRunner, list[
     check_base(config)
     experiment = Experiment(config)
     experiment.data_changed = read_data(Path(config.directory)).training_changed(experiment.fingerprints)
-    hooks = hooks or Hooks()
-    runner = SizeRunner(experiment, listener=hooks.listener, should_stop=hooks.should_stop)
-    sizes = chosen_sizes(settings.sizes, len(runner.documents), settings.points, settings.smallest)
+    runner = SizeRunner(experiment, hooks)
+    total = len(runner.documents)
+    sizes = chosen_sizes(settings.sizes, total, settings.points, settings.smallest, settings.unit)
     if len(sizes) < FEWEST_SIZES:
         raise UserError(
             f"study.data_size: {len(sizes)} different sizes ({', '.join(map(str, sizes))}) are too few for a curve "
-            f"with {FEWEST_SIZES} parameters; data.train has {len(runner.documents)} documents"
+            f"with {FEWEST_SIZES} parameters; data.train has {total} {settings.unit}"
         )
     return runner, sizes
 
@@ -159,13 +166,13 @@ def _measure(
     assert untuned is not None
     tested: dict[tuple[int, int] | None, tuple[Trial | None, TestOutcome]] = {None: (None, untuned)}
     for size, seed in trained:
-        trial = trials.add({SIZE: size, SEED: seed})
+        trial = trials.add({runner.unit: size, SEED: seed})
         steps = runner.total_steps(trial)
         trials.score([(trial, steps)])
         outcome = trials.outcome(trial, steps)
         if outcome is None or outcome.failed:
             raise UserError(
-                f"{size} documents with seed {seed} diverged before the first evaluation (trial {trial.id}); lower "
+                f"{size} {runner.unit} with seed {seed} diverged before the first evaluation (trial {trial.id}); lower "
                 "optimizer.learning_rate or train.evaluate_every"
             )
         result = trials.test(trial)
@@ -217,6 +224,10 @@ def _summarize(
     measured = _measured(config, runner, sizes, tested)
     curve = fit_curve(measured, samples=study.bootstrap, confidence=study.confidence)
     tolerances = curve.errors if settings.epsilon is None else np.full(len(sizes), settings.epsilon)
+    gaps = gaps_to_largest(measured, samples=study.bootstrap)
+    ends = saturation(sizes, curve.means, tolerances, curve.law.ceiling, measured.direction)
+    if settings.saturation == "gap":
+        ends = next((gap.size for gap in gaps if gap.is_small), None)
     largest = sizes[-1]
     field = group_field(config.data.explode, settings.group_by)
     groups = example_groups(runner.experiment.examples["test"], field, key="data.test")
@@ -228,10 +239,12 @@ def _summarize(
         "command": command,
         "objective": {"name": settings.score, "direction": METRICS[settings.score].direction},
         "split": "test",
+        "unit": settings.unit,
         "sampling": settings.sampling,
         "group_by": field,
         "training": {
             "steps": runner.total_steps(Trial(0, {}, Path())),
+            **({"epochs": config.train.epochs} if settings.unit == "examples" else {}),
             **config.train.model_dump(include={"evaluate_every", "patience", "batch_size", "sequence_length"}),
         },
         "interval": {
@@ -245,8 +258,8 @@ def _summarize(
             for size, mean, error in zip(sizes, curve.means.tolist(), curve.errors.tolist(), strict=True)
         ],
         "curve": {
-            "formula": "score = ceiling ± coefficient (documents + offset)^-exponent, + for a loss, - for a score that "
-            "is maximised",
+            "formula": f"score = ceiling ± coefficient ({settings.unit} + offset)^-exponent, + for a loss, - for a "
+            "score that is maximised",
             "coefficient": curve.law.coefficient,
             "exponent": curve.law.exponent,
             "offset": curve.law.offset,
@@ -255,9 +268,10 @@ def _summarize(
             **_drawing(curve),
         },
         "ceiling": curve.ceiling,
-        "saturation": saturation(sizes, curve.means, tolerances, curve.law.ceiling, measured.direction),
+        "saturation": ends,
+        "gaps": [dataclasses.asdict(gap) for gap in gaps],
         "epsilon": settings.epsilon,
-        "rule": _rule(settings.epsilon),
+        "rule": GAP_RULE if settings.saturation == "gap" else _rule(settings.epsilon),
         "next_doubling": {"documents": 2 * largest, "improvement": curve.improvement(largest, 2 * largest)},
         "by_attribute": {name: {"train_documents": held.get(name, 0), **entry} for name, entry in by_group.items()},
         "paper": {**PAPER, "ours": _beside_the_paper(curve, sizes, PAPER["samples"])},

@@ -10,7 +10,9 @@ from jaxtune.config.metrics import Goal
 from jaxtune.reports import formatting, svg
 from jaxtune.reports.formatting import MINUS, SPACE, Number
 from jaxtune.studies.drawing import legend, whisker
+from jaxtune.studies.learning_curve import FEWEST_EXAMPLES
 from jaxtune.studies.output import markdown_table
+from jaxtune.studies.saturation import GAP_RULE
 
 Summary = Mapping[str, Any]
 
@@ -21,6 +23,11 @@ _COLUMNS = 3
 def title(summary: Summary) -> str:
     """The page's title."""
     return f"How much data is enough: {summary['task']}"
+
+
+def _unit(summary: Summary) -> str:
+    """What the sizes count."""
+    return summary.get("unit", "documents")
 
 
 def _score(value: float, summary: Summary) -> str:
@@ -46,7 +53,7 @@ def rows(summary: Summary) -> list[dict[str, str]]:
         passes = [seed["passes"] for seed in each] if trained else []
         steps = [seed["best_step"] for seed in each] if trained else []
         row = {
-            "documents": f"{entry['size']:,}",
+            _unit(summary): f"{entry['size']:,}",
             "examples": f"{entry['examples']:,}",
             "score": _score(entry["mean"], summary),
             "standard error": _error(entry["standard_error"], summary),
@@ -81,19 +88,21 @@ def saturation_sentence(summary: Summary) -> str:
     size, largest = summary["saturation"], summary["sizes"][-1]
     if size is None:
         return (
-            f"Gains have not ended: no size up to {largest:,} documents is as near to the fitted ceiling as the rule "
-            "asks."
+            f"Gains have not ended: no size up to {largest:,} {_unit(summary)} is as near to the {_aim(summary)} as "
+            "the rule asks."
         )
     if size == 0:
-        return "The untuned model already is as near to the fitted ceiling as the rule asks: no gain can be told apart."
-    return f"Gains end at {size:,} documents: {summary['rule']}."
+        return (
+            f"The untuned model already is as near to the {_aim(summary)} as the rule asks: no gain can be told apart."
+        )
+    return f"Gains end at {size:,} {_unit(summary)}: {summary['rule']}."
 
 
 def findings(summary: Summary) -> list[str]:
     """What the numbers say, in sentences; the paper's figures beside ours."""
     first, last, doubling = summary["scores"][0], summary["scores"][-1], summary["next_doubling"]
     said = [
-        f"The score goes from {_score(first['mean'], summary)} with {first['size']:,} documents to "
+        f"The score goes from {_score(first['mean'], summary)} with {first['size']:,} {_unit(summary)} to "
         f"{_score(last['mean'], summary)} with all {last['size']:,}; the curve's ceiling is "
         f"{_bounds(summary['ceiling'], _score, summary)}.",
         saturation_sentence(summary),
@@ -116,9 +125,9 @@ def _seen_in_part(summary: Summary) -> list[str]:
     if not parts:
         return []
     return [
-        f"From {parts[0]:,} documents on, training sees only a part of the set in its "
-        f"{summary['training']['steps']:,} steps: this is what documents buy at that length, and longer training may "
-        "gain from more of them."
+        f"From {parts[0]:,} {_unit(summary)} on, training sees only a part of the set in its "
+        f"{summary['training']['steps']:,} steps: this is what {_unit(summary)} buy at that length, and longer "
+        "training may gain from more of them."
     ]
 
 
@@ -127,16 +136,16 @@ def _last_gain(summary: Summary) -> list[str]:
     before, after = summary["sizes"][-2:]
     total = _improvement(summary)
     if total <= 0:
-        return [f"From {before:,} to {after:,} documents the score did not improve ({_gain(total, summary)})."]
-    groups = summary["by_attribute"]
+        return [f"From {before:,} to {after:,} {_unit(summary)} the score did not improve ({_gain(total, summary)})."]
+    groups = {name: entry for name, entry in summary["by_attribute"].items() if entry.get("ranked", True)}
     if len(groups) < 2:
         return []
     name, entry = max(groups.items(), key=lambda item: item[1]["last_gain"])
     share, held = entry["last_gain"] / total, entry["train_documents"] / after
     return [
-        f"Of the last gain, from {before:,} to {after:,} documents ({_gain(total, summary)}), the largest part is that "
-        f"of “{name}” ({_gain(entry['last_gain'], summary)}, {_percent(share)}), which {_percent(held)} of the "
-        "documents have."
+        f"Of the last gain, from {before:,} to {after:,} {_unit(summary)} ({_gain(total, summary)}), the largest part "
+        f"is that of “{name}” ({_gain(entry['last_gain'], summary)}, {_percent(share)}), which {_percent(held)} of the "
+        f"{_unit(summary)} have."
     ]
 
 
@@ -154,14 +163,15 @@ def beside_the_paper(summary: Summary) -> str:
     """The paper's figures and ours; the measures differ, so only the shapes compare."""
     paper, ours = summary["paper"], summary["paper"]["ours"]
     basis = {"measured": "", "curve": " (read off the curve)", "extrapolated": " (beyond our sizes)"}[ours["basis"]]
-    share = "" if ours["share_of_gain"] is None else f", {_percent(ours['share_of_gain'])} of what all documents gain"
+    part = ours["share_of_gain"]
+    share = "" if part is None else f", {_percent(part)} of what all {_unit(summary)} gain"
     size, largest = summary["saturation"], summary["sizes"][-1]
-    where = f"not within {largest:,} documents" if size is None else f"at {size:,} documents"
+    where = f"not within {largest:,} {_unit(summary)}" if size is None else f"at {size:,} {_unit(summary)}"
     metric = formatting.metric_name(summary["objective"]["name"]).removeprefix("validation ")
     return (
         f"In the paper ({paper['source']}) {paper['samples']} samples lift the {paper['metric']} from "
         f"{_percent(paper['untuned'])} to {_percent(paper['at_samples'])}, and gains end near "
-        f"{paper['saturation']:,} samples. Here {paper['samples']} documents take the {metric} from "
+        f"{paper['saturation']:,} samples. Here {paper['samples']} {_unit(summary)} take the {metric} from "
         f"{_score(ours['untuned'], summary)} to {_score(ours['at_samples'], summary)}{basis}{share}, and gains end "
         f"{where}. Model, data and measure are "
         "others, so the shapes compare and the numbers do not."
@@ -170,7 +180,7 @@ def beside_the_paper(summary: Summary) -> str:
 
 def text(summary: Summary) -> list[str]:
     """The page, as Markdown paragraphs."""
-    training, interval, objective = summary["training"], summary["interval"], summary["objective"]
+    interval, objective = summary["interval"], summary["objective"]
     seeds = len(summary["scores"][-1]["seeds"])
     goal = Goal.of(objective)
     name = formatting.metric_name(objective["name"]).removeprefix("validation ")
@@ -179,18 +189,12 @@ def text(summary: Summary) -> list[str]:
         "stratified": "so that every group has about its share of the whole in each of them",
         "balanced": "so that groups are as frequent as one another for as long as there are documents",
     }[summary["sampling"]]
-    patience = training["patience"]
-    early = f", and ends after {patience} evaluations without a better one" if patience else ""
     page = [
         " ".join(findings(summary)),
-        "![Score by number of documents](curve.svg)",
+        f"![Score by number of {_unit(summary)}](curve.svg)",
         markdown_table(rows(summary)),
         f"The score is the {name} on the test split, {goal.words}. Subsets are nested and drawn "
-        f"{drawn}, anew for each of {seeds} seeds; what is drawn are documents, with all of their examples. Every size "
-        f"trains at most {training['steps']:,} steps of {training['batch_size']} rows with "
-        f"{training['sequence_length']} positions on one schedule{early}: a small set is repeated, of a large one "
-        f"a part may stay unseen (*passes*). Each run is evaluated on the validation "
-        f"split every {training['evaluate_every']} steps, and the model of its best evaluation is measured. The "
+        f"{drawn}, anew for each of {seeds} seeds; {_drawn_and_trained(summary)} The "
         "*standard error* is that of the mean over seeds and test documents, "
         f"*between seeds* the standard deviation of single runs.",
         f"*The curve* is c {'+' if goal.sign > 0 else MINUS} a (n + n0)^{MINUS}b, by least squares "
@@ -205,13 +209,52 @@ def text(summary: Summary) -> list[str]:
     if len(summary["by_attribute"]) > 1:
         page += [
             "## By attribute" if summary["group_by"] == "attribute" else f"## By {summary['group_by']}",
-            "![Score by number of documents, for each group](groups.svg)",
+            f"![Score by number of {_unit(summary)}, for each group](groups.svg)",
             markdown_table(_group_rows(summary)),
             "*Last gain* is what the group adds to the improvement of the whole score between the two largest sizes. "
-            "*Gains end* follows the rule above with the group's own curve and standard errors (– where no size is "
-            "near enough).",
+            f"*Gains end* {_group_rule(summary)}",
         ]
     return page
+
+
+def _drawn_and_trained(summary: Summary) -> str:
+    """What a size is, how long it trains, and which of its models is measured."""
+    training, examples = summary["training"], _unit(summary) == "examples"
+    patience = training["patience"]
+    early = f", and ends after {patience} evaluations without a better one" if patience else ""
+    rows = f"{training['batch_size']} rows with {training['sequence_length']} positions"
+    held = "single examples" if examples else "documents, with all of their examples"
+    said = f"what is drawn are {held}."
+    if training.get("epochs"):
+        said += f" Every size trains {training['epochs']:g} times over its own examples, in steps of {rows}{early}."
+    else:
+        said += (
+            f" Every size trains at most {training['steps']:,} steps of {rows} on one schedule{early}: a small set is "
+            "repeated, of a large one a part may stay unseen (*passes*)."
+        )
+    if training["evaluate_every"] is None:
+        return f"{said} The model at its end is measured."
+    return (
+        f"{said} Each run is evaluated on the validation split every {training['evaluate_every']} steps, and the model "
+        "of its best evaluation is measured."
+    )
+
+
+def _group_rule(summary: Summary) -> str:
+    """What a group's size at which gains end is, and which groups are too small to be compared."""
+    said = (
+        "is the smallest size within a standard error of the ceiling of the group's own curve (– where there is none)."
+        if summary["rule"] == GAP_RULE
+        else "follows the rule above with the group's own curve and standard errors (– where no size is near enough)."
+    )
+    if all(entry.get("ranked", True) for entry in summary["by_attribute"].values()):
+        return said
+    return f"{said} Groups with fewer than {FEWEST_EXAMPLES} test examples that count are not ranked."
+
+
+def _aim(summary: Summary) -> str:
+    """What the rule compares a size with."""
+    return f"score of {summary['sizes'][-1]:,}" if summary["rule"] == GAP_RULE else "fitted ceiling"
 
 
 def _group_rows(summary: Summary) -> list[dict[str, str]]:
@@ -220,7 +263,7 @@ def _group_rows(summary: Summary) -> list[dict[str, str]]:
     return [
         {
             "group": name,
-            "train documents": f"{entry['train_documents']:,}",
+            f"train {_unit(summary)}": f"{entry['train_documents']:,}",
             "test examples": f"{entry['examples']:,}",
             **{f"at {sizes[place]:,}": _score(entry["scores"][place], summary) for place in dict.fromkeys(shown)},
             "last gain": _gain(entry["last_gain"], summary),
@@ -267,8 +310,8 @@ def _curve(summary: Summary) -> ET.Element:
     y = _score_scale(summary, [value for value in every if value > 0] or every)
     positive = [value for value in curve["documents"] if value > 0]
     plot = svg.Plot(
-        (920, 420), _documents_scale(positive), y, label="Score by number of training documents",
-        x_label="training documents (log scale, 0 at the left)", y_label=_label(summary, y), interactive=False,
+        (920, 420), _documents_scale(positive), y, label=f"Score by number of training {_unit(summary)}",
+        x_label=f"training {_unit(summary)} (log scale, 0 at the left)", y_label=_label(summary, y), interactive=False,
         percent_y=formatting.is_share(summary["objective"]["name"]), margins=(50, 24, 44, 62),
     )  # fmt: skip
     _draw_curve(plot, curve)
@@ -328,12 +371,12 @@ def _groups(summary: Summary) -> ET.Element:
     y = _score_scale(summary, [value for value in every if value > 0] or every)
     width, height = 306, 220
     lines = (len(shown) + _COLUMNS - 1) // _COLUMNS
-    label = "Score by number of training documents above 0, for each group"
+    label = f"Score by number of training {_unit(summary)} above 0, for each group"
     root = svg.svg_root((width * min(_COLUMNS, len(shown)), height * lines), label)
     for place, (name, entry) in enumerate(shown):
         plot = svg.Plot(
             (width, height), svg.logarithmic([size for size, _, _ in curves[name]]), y, label=f"{name}: score by size",
-            x_label="training documents", y_label=f"{svg.clip(name, 24)} ({entry['train_documents']:,})",
+            x_label=f"training {_unit(summary)}", y_label=f"{svg.clip(name, 24)} ({entry['train_documents']:,})",
             interactive=False, percent_y=formatting.is_share(summary["objective"]["name"]),
             margins=(26, 14, 44, 52), ticks=(4, 4),
         )  # fmt: skip

@@ -15,9 +15,11 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.config import Config
+from jaxtune.config.metrics import METRICS
 from jaxtune.errors import UserError
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.milestones import distinct_steps
+from jaxtune.search.outcome import Outcome
 from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.settings import Settings
 from jaxtune.search.space import Point
@@ -25,10 +27,12 @@ from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import Trial
 from jaxtune.studies import early_score_page
 from jaxtune.studies.agreement import TOP, agreement
+from jaxtune.studies.design_size import known_alone, overlap_by_size
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, checked, claim, open_runner
+from jaxtune.studies.run import checked, claim, open_runner
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.template_date import with_date
 
 STUDY = "early-score"
@@ -47,13 +51,13 @@ def check(config: Config) -> dict[str, Any]:
       UserError: the input is wrong.
     """
     config = with_date(with_space(with_adapter(config)))
-    configurations = design(config)
+    configurations = _checked_design(config)
     runner = open_runner(config, STUDY)
     ladders = _ladders(config, runner, configurations)
     return {"trials": len(ladders), "steps": sum(ladder[-1] for ladder in ladders), **checked(runner)}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains all trials of the design to their end, and writes what their early scores were worth.
 
     Args:
@@ -68,9 +72,11 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
       UserError: the input is wrong, or fewer than two trials stayed finite.
     """
     config = with_date(with_space(with_adapter(config)))
-    configurations = design(config)
+    configurations = _checked_design(config)
     runner = open_runner(config, STUDY, hooks)
-    settings = {"fractions": config.study.early_score.fractions}
+    settings: dict[str, Any] = {"fractions": config.study.early_score.fractions}
+    if config.search is not None and config.search.metrics:  # what journals of earlier versions lack
+        settings["metrics"] = config.search.metrics
     planned = len(configurations)
     ladders = _ladders(config, runner, configurations)
     claim(config)
@@ -81,6 +87,10 @@ def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str
             # Step by step and not trial by trial: a population trains many at a time.
             for place in range(len(settings["fractions"])):
                 trials.score(zip(each, (ladder[place] for ladder in ladders), strict=True))
+            if config.study.early_score.test:
+                for trial in (None, *each):
+                    if trial is None or trials.history.trials[trial.id].finished:
+                        trials.test(trial)
         except Interrupted:
             return None
         summary = _summarize(config, command, trials, each, ladders)
@@ -122,6 +132,18 @@ def design(config: Config, study: str = STUDY) -> list[dict[str, Any]]:
     return [dict(settings.reference), *map(space.configuration, points)]
 
 
+def _checked_design(config: Config) -> list[dict[str, Any]]:
+    """The design, where the splits that it is measured on are there.
+
+    Raises:
+      UserError: as :func:`design`, or trials are to be tested without a test split.
+    """
+    configurations = design(config)
+    if config.study.early_score.test and config.data.test is None:
+        raise UserError("study.early_score.test: there is no data.test; name one, or leave the key out")
+    return configurations
+
+
 def _ladders(config: Config, runner: TrialRunner, configurations: Sequence[dict[str, Any]]) -> list[list[int]]:
     """The steps at which each trial is scored, one for each fraction.
 
@@ -157,21 +179,28 @@ def _summarize(
             "bound of the learning rate in search.space"
         )
     total = sum(ladder[-1] for ladder in ladders)
-    by_fraction = {}
-    for place, name in enumerate(names):
-        figures = agreement(
-            scores[:, place],
-            final,
-            promote=search.promote,
-            samples=config.study.bootstrap,
-            confidence=config.study.confidence,
-        )
-        by_fraction[name] = {
+    by_fraction = {
+        name: {
             **figures,
             "chosen": each[int(np.argmin(scores[:, place]))].id,
             "steps_saved": _saved(scores[:, place], ladders, place, 1),
             "steps_saved_promoted": _saved(scores[:, place], ladders, place, search.promote),
             "diverged": int(np.isinf(scores[:, place]).sum()),
+        }
+        for place, (name, figures) in enumerate(_agreements(config, search.promote, names, scores).items())
+    }
+    by_metric = {}
+    for metric in search.metrics:
+        measured = _measured(metric, outcomes)
+        finite = np.isfinite(measured)
+        zeros = ((measured == 0) & finite).sum(axis=0) / np.maximum(finite.sum(axis=0), 1)
+        figures = _agreements(config, search.promote, names, measured)
+        by_metric[metric] = {
+            "direction": METRICS[metric].direction,
+            "by_fraction": {
+                name: {**figures[name], "zeros": float(share)} for name, share in zip(names, zeros, strict=True)
+            },
+            "by_design_size": _by_design_size(names, measured),
         }
     return {
         "study": STUDY,
@@ -181,8 +210,16 @@ def _summarize(
         "fractions": fractions,
         "top_k": TOP,
         "promote": search.promote,
-        "interval": {"confidence": config.study.confidence, "bootstrap": config.study.bootstrap, "over": "trials"},
+        "interval": {
+            "confidence": config.study.confidence,
+            "bootstrap": config.study.bootstrap,
+            "over": "trials",
+            "regret": "calibrated",
+        },
         "by_fraction": by_fraction,
+        "by_design_size": _by_design_size(names, scores),
+        "rate_alone": _rate_alone(each, final),
+        **({"by_metric": by_metric} if by_metric else {}),
         "final": _spread(goal.sign * final),
         "trials": [
             {
@@ -193,6 +230,8 @@ def _summarize(
                     name: None if o is None or o.failed else o.score for name, o in zip(names, row, strict=True)
                 },
                 "final_score": None if row[-1] is None or row[-1].failed else row[-1].score,
+                **_further(search.metrics, names, row),
+                **_tested(trials, trial),
                 "standard_error": None if row[-1] is None else row[-1].standard_error,
                 "status": trials.history.trials[trial.id].status,
             }
@@ -205,6 +244,67 @@ def _summarize(
             "steps": total,
         },
     }
+
+
+def _agreements(
+    config: Config, promote: int, names: Sequence[str], scores: Float[np.ndarray, "trials fractions"]
+) -> dict[str, Mapping[str, Any]]:
+    """The figures of each fraction, given signed scores whose last column is that of the end."""
+    return {
+        name: agreement(
+            scores[:, place],
+            scores[:, -1],
+            promote=promote,
+            samples=config.study.bootstrap,
+            confidence=config.study.confidence,
+        )
+        for place, name in enumerate(names)
+    }
+
+
+def _by_design_size(
+    names: Sequence[str], scores: Float[np.ndarray, "trials fractions"]
+) -> Sequence[Mapping[str, Any]] | None:
+    """The overlap at the paper's fraction in smaller designs; None where trials were not scored there."""
+    if PAPER["fraction"] not in names:
+        return None
+    early = scores[:, names.index(PAPER["fraction"])]
+    return overlap_by_size(early, scores[:, -1], claimed=PAPER["top_5_overlap"])
+
+
+def _rate_alone(each: Sequence[Trial], final: Float[np.ndarray, " trials"]) -> Mapping[str, float | int | None] | None:
+    """What the learning rate alone foretells; None where it is not searched."""
+    rates = [trial.configuration.get("optimizer.learning_rate") for trial in each]
+    return None if None in rates else known_alone([float(rate) for rate in rates if rate is not None], final)
+
+
+def _measured(metric: str, outcomes: Sequence[Sequence[Outcome | None]]) -> Float[np.ndarray, "trials fractions"]:
+    """A metric of all trials and fractions, lower is better, infinite where a trial had diverged."""
+    goal, logged = METRICS[metric].goal, METRICS[metric].logged or metric
+    return np.array(
+        [[math.inf if o is None or o.failed else goal.signed(o.metrics[logged]) for o in row] for row in outcomes],
+        np.float64,
+    )
+
+
+def _further(metrics: Sequence[str], names: Sequence[str], row: Sequence[Outcome | None]) -> dict[str, Any]:
+    """What was measured of a trial beside its scores, by metric and fraction; nothing where nothing was asked for."""
+    if not metrics:
+        return {}
+    measured = {
+        metric: {
+            name: None if outcome is None or outcome.failed else outcome.metrics[METRICS[metric].logged or metric]
+            for name, outcome in zip(names, row, strict=True)
+        }
+        for metric in metrics
+    }
+    return {"metrics": measured}
+
+
+def _tested(trials: StudyTrials, trial: Trial) -> dict[str, Any]:
+    """What a trial came to on the test split, if it was measured there."""
+    outcome = trials.history.trials[trial.id].test
+    return {} if outcome is None else {"test_score": outcome.score, "test_metrics": outcome.metrics}
 
 
 def _saved(early: Float[np.ndarray, " n"], ladders: Sequence[Sequence[int]], place: int, finished: int) -> float:

@@ -60,8 +60,94 @@ def findings(summary: Summary) -> list[str]:
         overlap = entry["top_5_overlap"]
         said.append(f"Here it is {_bounds(overlap, 0)} of {k}: {_verdict(overlap, paper['top_5_overlap'])}.")
         said += _regrets(entry, at, summary["promote"])
+    said += _beside(summary)
     said.append(f"Final scores have a standard deviation of {fixed(final['standard_deviation'], 4)} over trials.")
     said.append(f"By chance {k * k / trials:.1f} of {k} would agree. {final['diverged']} of {trials} trials diverged.")
+    return said
+
+
+def _beside(summary: Summary) -> list[str]:
+    """What the overlap is to be seen against: a guess by the learning rate, other metrics, other designs."""
+    paper, k, said = summary["paper"], summary["top_k"], []
+    if summary.get("rate_alone") is not None:
+        said.append(
+            f"Who knows nothing but the learning rate, and how all other trials end, finds "
+            f"{summary['rate_alone']['overlap']} of the {k} best."
+        )
+    for metric, entry in summary.get("by_metric", {}).items():
+        name = formatting.metric_name(metric)
+        at = entry["by_fraction"].get(paper["fraction"])
+        if at is None:
+            continue
+        if at["zeros"] > 0.5:
+            said.append(
+                f"In {name} the claim cannot be tested at this length: at {_percent(paper['fraction'])} it is 0 for "
+                f"{formatting.percentage(at['zeros'])} of the trials."
+            )
+        else:
+            said.append(f"By {name} the overlap is {_bounds(at['top_5_overlap'], 0)}.")
+    return said
+
+
+def _regret_interval(summary: Summary) -> list[str]:
+    """What the interval of a regret is, where it is no plain percentile interval."""
+    if summary["interval"].get("regret") != "calibrated":
+        return []
+    return [
+        "The interval of a *regret* is one for its mean over designs of this size: the wider ends of two bootstraps, "
+        "of single draws and of means over designs drawn from a draw, both calibrated. How often it covers is measured "
+        "by `benchmarks/regret_coverage.py`."
+    ]
+
+
+def _size_rows(summary: Summary) -> list[dict[str, str]]:
+    """A row for each number of trials."""
+    claimed = summary["paper"]["top_5_overlap"]
+    rows = []
+    for place, entry in enumerate(summary["by_design_size"]):
+        row = {
+            "trials": str(entry["trials"]),
+            "expected overlap": fixed(entry["expected"], 1),
+            f"{claimed} or more": formatting.percentage(round(entry["reaches"], 2)),
+            "by chance": fixed(entry["by_chance"], 1),
+        }
+        for metric, other in summary.get("by_metric", {}).items():
+            row[f"expected, {formatting.metric_name(metric)}"] = fixed(other["by_design_size"][place]["expected"], 1)
+        rows.append(row)
+    return rows
+
+
+def _metric_rows(entry: Mapping[str, Any], summary: Summary) -> list[dict[str, str]]:
+    """A row for each fraction, of a metric that ranked no trial."""
+    return [
+        {
+            "steps": _percent(name),
+            "0": formatting.percentage(round(figures["zeros"], 2)),
+            "Spearman": _bounds(figures["spearman"]),
+            f"top {summary['top_k']}": _bounds(figures["top_5_overlap"], 0),
+        }
+        for name, figures in entry["by_fraction"].items()
+    ]
+
+
+def _further_text(summary: Summary) -> list[str]:
+    """Other metrics of the same trials, and what the design's size does."""
+    said = []
+    for metric, entry in summary.get("by_metric", {}).items():
+        name = formatting.metric_name(metric)
+        said += [
+            f"## By {name}",
+            "Measured of the same trials at the same steps; it ranked none of them. *0* is the share of trials for "
+            "which it was 0: between those there is no order to agree with.",
+            markdown_table(_metric_rows(entry, summary)),
+        ]
+    if summary.get("by_design_size") is not None:
+        said += [
+            f"## In designs of other sizes, at {_percent(summary['paper']['fraction'])}",
+            f"How many of the {summary['top_k']} best agree depends on how many trials there are. Expected in designs "
+            "of so many of these trials, drawn without replacement, equal scores in random order:",
+            markdown_table(_size_rows(summary)),
+        ]
     return said
 
 
@@ -105,8 +191,10 @@ def text(summary: Summary) -> list[str]:
         "comes first. *Regret of 1* is the final score of the trial that is best at the fraction, less the best final "
         f"score; *regret of {promote}* that of the best among the {promote} that a search would finish. *Saved* is the "
         "share of all steps that is not trained when all others stop at the fraction.",
+        *_regret_interval(summary),
         "![Agreement by fraction](agreement.svg)",
         "![Scores by fraction](scores.svg)",
+        *_further_text(summary),
         "## Trials",
         markdown_table(_trial_rows(summary)),
     ]

@@ -20,6 +20,9 @@ from jaxtune.studies.power_law import PowerLaw, fit_power_law
 
 _BLOCK = 256
 
+FEWEST_EXAMPLES = 30
+"""Test examples below which a group is shown, but not compared with others: one answer would be 3 points."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Measured:
@@ -213,7 +216,8 @@ def group_curves(
     """The learning curve of each group's test examples, groups with the most weight first.
 
     Returns:
-      For each group ``examples`` and ``weight`` (test examples and their summed weight), ``scores`` and
+      For each group ``examples`` and ``weight`` (test examples and their summed weight), ``ranked`` (whether enough of
+      them count to compare it with other groups: :data:`FEWEST_EXAMPLES`), ``scores`` and
       ``standard_errors`` (one for each size), ``ceiling``, ``saturation`` (within one standard error; None if no size
       is) and ``last_gain`` (its part in the improvement between the two largest sizes, in units of the whole score).
     """
@@ -228,6 +232,7 @@ def group_curves(
         law = fit_power_law(part.sizes, means, direction=part.direction, limit=part.limit)
         curves[name] = {
             "examples": int((labels == name).sum()),
+            "ranked": int(((labels == name) & (measured.weights > 0)).sum()) >= FEWEST_EXAMPLES,
             "weight": weights[name],
             "scores": means.tolist(),
             "standard_errors": errors.tolist(),

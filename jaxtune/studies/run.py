@@ -2,19 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from typing import Any
 
 from jaxtune.config import Config
 from jaxtune.files import check_writable
 from jaxtune.search.checks import check_space, checked_runner
-from jaxtune.search.ledger import Event
 from jaxtune.search.memory import check_memory
 from jaxtune.search.settings import search_config
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.studies.output import output_directory
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.memory import check_base
 from jaxtune.training.run_directory import RunDirectory
@@ -27,23 +24,6 @@ def experiment_config(config: Config, study: str) -> Config:
     return config.model_copy(update={"run_dir": f"runs/{study}-{config.name}"})
 
 
-@dataclasses.dataclass(frozen=True)
-class Hooks:
-    """Who is told of an experiment, and who may stop it.
-
-    Attributes:
-      listener: makes the progress display of a trial, given its title.
-      on_event: is told every journal record, and ``started`` before a trial trains.
-      should_stop: asked after every step and between trials.
-      accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
-    """
-
-    listener: Callable[[str], Listener] | None = None
-    on_event: Event | None = None
-    should_stop: Callable[[], bool] = lambda: False
-    accept_changed_data: bool = False
-
-
 def check_places(config: Config, study: str) -> None:
     """Whether an experiment may use its run directory and the folder of its results.
 
@@ -54,18 +34,17 @@ def check_places(config: Config, study: str) -> None:
     check_writable(output_directory(config, study), "study.output")
 
 
-def open_runner(config: Config, study: str, hooks: Hooks | None = None) -> TrainerRunner:
+def open_runner(config: Config, study: str, hooks: Hooks = NOBODY) -> TrainerRunner:
     """Checks everything that can be checked before training, opens model and data, and makes the runner.
 
     Raises:
       UserError: the input is wrong, or the run directory or the folder of the results cannot be used.
     """
-    hooks = hooks or Hooks()
     search_config(config)
     check_space(config)
     check_places(config, study)
     check_base(config)
-    return checked_runner(config, listener=hooks.listener, should_stop=hooks.should_stop)
+    return checked_runner(config, hooks=hooks)
 
 
 def checked(runner: TrainerRunner) -> dict[str, Any]:

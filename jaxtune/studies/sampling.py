@@ -1,8 +1,8 @@
 """Nested subsets of a training set: one order of its documents for each seed, of which a size takes the beginning.
 
-What is drawn are documents (rows), never single examples: an example that shares its document with another tells less
-than one from a document of its own. Every sampling orders *all* documents, so the subset of a size is contained in that
-of every larger size by construction, and all sizes end at the same full set.
+What is drawn are documents (rows) unless single examples are asked for: an example that shares its document with
+another tells less than one from a document of its own. Every sampling orders *all* documents, so the subset of a size
+is contained in that of every larger size by construction, and all sizes end at the same full set.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.evaluator import documents
 
 Sampling = Literal["random", "stratified", "balanced"]
+Unit = Literal["documents", "examples"]
 
 NO_GROUP = "(none)"
 """The group of documents that have none: those without any value."""
@@ -75,8 +76,10 @@ def example_groups(examples: Sequence[Example], field: str | None, *, key: str) 
     return tuple(str(example.fields[field]) for example in examples)
 
 
-def read_documents(examples: Sequence[Example], explode: ExplodeConfig | None, group_by: str | None) -> Documents:
-    """The documents of a training set and their groups.
+def read_documents(
+    examples: Sequence[Example], explode: ExplodeConfig | None, group_by: str | None, unit: Unit = "documents"
+) -> Documents:
+    """The documents of a training set and their groups; with the unit ``examples`` each is one by itself.
 
     A document belongs to the groups of its examples. A question that is exploded from a schema and whose answer is
     that the document gives no value does not count: every document would have every group.
@@ -85,7 +88,7 @@ def read_documents(examples: Sequence[Example], explode: ExplodeConfig | None, g
       UserError: ``group_by`` is no field of the examples.
     """
     groups = example_groups(examples, group_field(explode, group_by), key="data.train")
-    numbers = documents(examples, explode)
+    numbers = documents(examples, explode) if unit == "documents" else range(len(examples))
     members: list[list[int]] = [[] for _ in range(max(numbers) + 1)]
     having: list[set[str]] = [set() for _ in members]
     for place, (number, group) in enumerate(zip(numbers, groups, strict=True)):
@@ -162,29 +165,31 @@ def _balanced(present: Bool[np.ndarray, "n groups"]) -> list[int]:
     return taken
 
 
-def geometric_sizes(total: int, points: int, smallest: int) -> list[int]:
+def geometric_sizes(total: int, points: int, smallest: int, unit: Unit = "documents") -> list[int]:
     """0, then ``points`` sizes from ``smallest`` to ``total`` in equal ratios, rounded; repeated ones are left out.
 
     Raises:
       UserError: ``smallest`` is above ``total``.
     """
     if smallest > total:
-        raise UserError(f"study.data_size.smallest: {smallest} is above the {total} documents of data.train")
+        raise UserError(f"study.data_size.smallest: {smallest} is above the {total} {unit} of data.train")
     return sorted({0, *(round(size) for size in np.geomspace(smallest, total, points)), total})
 
 
-def chosen_sizes(given: Sequence[int | str] | None, total: int, points: int, smallest: int) -> list[int]:
-    """The sizes of a study, ascending: those given (``all`` is every document), or a geometric grid.
+def chosen_sizes(
+    given: Sequence[int | str] | None, total: int, points: int, smallest: int, unit: Unit = "documents"
+) -> list[int]:
+    """The sizes of a study, ascending: those given (``all`` is everything), or a geometric grid.
 
     Raises:
-      UserError: a size is above the number of documents.
+      UserError: a size is above the number of documents, or of examples.
     """
     if given is None:
-        return geometric_sizes(total, points, smallest)
+        return geometric_sizes(total, points, smallest, unit)
     sizes = sorted({total if size == "all" else int(size) for size in given})
     if sizes[-1] > total:
         raise UserError(
-            f"study.data_size.sizes: {sizes[-1]} is above the {total} documents of data.train; the largest size is "
+            f"study.data_size.sizes: {sizes[-1]} is above the {total} {unit} of data.train; the largest size is "
             f"{total}, or all"
         )
     return sizes

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
-from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxtune.config import program_name
-from jaxtune.data import train_batches
+from jaxtune.data import Example, steps_of_epochs, train_batches
 from jaxtune.data.pipeline import Plan
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
@@ -18,15 +19,17 @@ from jaxtune.search.measuring import measure
 from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import Interrupted
 from jaxtune.search.trial import Trial
-from jaxtune.studies.sampling import Sampling, read_documents, sampling_order
+from jaxtune.studies.sampling import Sampling, Unit, read_documents, sampling_order
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import Listener
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.state import TrainState
 
-SIZE, SEED = "documents", "train.seed"
-"""What makes a trial of this study: how many documents it is trained on, and the seed of the draw and the training."""
+logger = logging.getLogger(__name__)
+
+SEED = "train.seed"
+"""Beside the unit of the sizes, what makes a trial of this study: the seed of the draw and of the training."""
 
 
 class SizeRunner:
@@ -36,23 +39,18 @@ class SizeRunner:
 
     Args:
       experiment: the opened configuration, with its validation and test split.
-      listener: makes the progress display of a trial, given its title.
-      should_stop: asked after every step.
+      hooks: who is told of the trials, and who may stop them.
     """
 
-    def __init__(
-        self,
-        experiment: Experiment,
-        *,
-        listener: Callable[[str], Listener] | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-    ):
-        self.experiment = experiment
-        self._listener, self._should_stop = listener, should_stop
+    def __init__(self, experiment: Experiment, hooks: Hooks = NOBODY):
+        self.experiment, self._hooks = experiment, hooks
         settings = experiment.config.study.data_size
         self._sampling: Sampling = settings.sampling
         self._score = settings.score
-        self.documents = read_documents(experiment.examples["train"], experiment.config.data.explode, settings.group_by)
+        self.unit: Unit = settings.unit
+        self.documents = read_documents(
+            experiment.examples["train"], experiment.config.data.explode, settings.group_by, settings.unit
+        )
         self._orders: dict[int, Int[np.ndarray, " documents"]] = {}
         self._trainer = experiment.trainer()
         self._test_batches = experiment.loss_batches("test")
@@ -66,10 +64,20 @@ class SizeRunner:
         return 1
 
     def total_steps(self, trial: Trial) -> int:
-        """The most steps that a trial trains."""
-        steps = self.experiment.config.train.steps
+        """The most steps that a trial trains; of epochs over examples, those that its own examples make."""
+        epochs, steps = self.experiment.given.train.epochs, self.experiment.config.train.steps
+        if self.unit == "examples" and epochs is not None and self.unit in trial.configuration:
+            size, seed = trial.configuration[self.unit], trial.configuration[SEED]
+            chosen, layout = self._chosen(size, seed)
+            steps = steps_of_epochs(chosen, epochs, batch_size=self.experiment.config.train.batch_size, **layout)
         assert steps is not None
         return steps
+
+    def _chosen(self, size: int, seed: int) -> tuple[list[Example], dict[str, Any]]:
+        """The training examples of a size, and how they are laid out in rows."""
+        config, examples = self.experiment.config, self.experiment.examples["train"]
+        layout = {"sequence_length": config.train.sequence_length, "seed": seed, "packing": config.data.packing}
+        return [examples[place] for place in self.places(size, seed)], layout
 
     def program(self, trial: Trial) -> str:
         """One for all sizes."""
@@ -106,10 +114,9 @@ class SizeRunner:
           Interrupted: it was told to stop; the state is saved.
         """
         begin = time.perf_counter()
-        size, seed = trial.configuration[SIZE], trial.configuration[SEED]
-        config, examples = self.experiment.config, self.experiment.examples["train"]
-        layout = {"sequence_length": config.train.sequence_length, "seed": seed, "packing": config.data.packing}
-        chosen = [examples[place] for place in self.places(size, seed)]
+        size, seed = trial.configuration[self.unit], trial.configuration[SEED]
+        config = self.experiment.config
+        chosen, layout = self._chosen(size, seed)
         rows = len(Plan(chosen, **layout).rows(0))
         batches = train_batches(
             chosen,
@@ -123,12 +130,13 @@ class SizeRunner:
             result = self._trainer.fit(
                 batches,
                 state=self._trainer.init(seed=seed),
+                hyperparameters={"train.steps": float(self.total_steps(trial))},
                 until=until,
                 validation=self.experiment.validation_batches,
                 checkpoints=checkpoints,
                 writer=writer,
-                listener=self._listener(f"{size} documents, seed {seed}") if self._listener else None,
-                should_stop=self._should_stop,
+                listener=self._hooks.listen(f"{size} {self.unit}, seed {seed}"),
+                should_stop=self._hooks.should_stop,
             )
             best, score = checkpoints.best_step, checkpoints.best_score
         finally:
@@ -144,7 +152,11 @@ class SizeRunner:
         return Outcome(score, None, result.step, seconds, {**metrics, "best_step": float(best)})
 
     def test(self, trial: Trial | None) -> TestOutcome:
-        """Measures a trial's best checkpoint, or the untuned model, on the test split."""
+        """Measures a trial's best checkpoint, or the untuned model, on the test split.
+
+        Raises:
+          Interrupted: the trial has to be trained again, as its checkpoint is gone, and it was told to stop.
+        """
         begin = time.perf_counter()
         state = self._trainer.init() if trial is None else self._best(trial)
         assert self._test_batches is not None
@@ -159,7 +171,13 @@ class SizeRunner:
         )
 
     def _best(self, trial: Trial) -> TrainState:
-        loaded = Checkpoints.load(trial.files.checkpoints_path, self._trainer.init(), "best", fall_back=False)
+        folder = trial.files.checkpoints_path
+        if (newest := Checkpoints.newest_on_disk(folder)) < self.total_steps(trial):
+            if not newest:  # else it was being trained again, or had run out of patience, which is found at once
+                logger.warning("trial %d: its checkpoint is gone; it is trained again", trial.id)
+            trial.directory.mkdir(parents=True, exist_ok=True)
+            self._train(trial, self.total_steps(trial))
+        loaded = Checkpoints.load(folder, self._trainer.init(), "best", fall_back=False)
         if loaded is None:
-            raise UserError(f"{trial.files.checkpoints_path}: the trained model's checkpoint is missing")
+            raise UserError(f"{folder}: the trained model's checkpoint is missing")
         return loaded[1]

@@ -34,9 +34,10 @@ from jaxtune.studies import transfer_page
 from jaxtune.studies.agreement import TOP, agreement
 from jaxtune.studies.early_score import design
 from jaxtune.studies.output import publish
-from jaxtune.studies.run import Hooks, check_places, checked, claim
+from jaxtune.studies.run import check_places, checked, claim
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.adapter_start import with_adapter
+from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.template_date import with_date
 
 STUDY = "transfer"
@@ -66,7 +67,7 @@ def check(config: Config) -> dict[str, Any]:
     return {"trials": len(configurations) * len(settings), "steps": steps, **told}
 
 
-def run(config: Config, *, command: str, hooks: Hooks | None = None) -> dict[str, Any] | None:
+def run(config: Config, *, command: str, hooks: Hooks = NOBODY) -> dict[str, Any] | None:
     """Trains the design in every setting, and writes how far their orders agree.
 
     Args:
@@ -134,13 +135,10 @@ def _overlap(one: str, other: str) -> bool:
     return f"{one}.".startswith(f"{other}.") or f"{other}.".startswith(f"{one}.")
 
 
-def _open(config: Config, name: str, hooks: Hooks | None = None) -> TrainerRunner:
+def _open(config: Config, name: str, hooks: Hooks = NOBODY) -> TrainerRunner:
     """Opens model and data of a setting and tries the space against them."""
-    hooks = hooks or Hooks()
-    listener = hooks.listener
-    named = None if listener is None else lambda title: listener(f"{name}, {title}")
     try:
-        return checked_runner(config, listener=named, should_stop=hooks.should_stop)
+        return checked_runner(config, hooks=hooks.titled(name))
     except UserError as error:
         raise UserError(str(error) if name == FULL else f"study.transfer.settings.{name}: {error}") from error
 

@@ -20,9 +20,9 @@ from jaxtune.search.outcome import Outcome, TestOutcome
 from jaxtune.search.runner import TrialRunner, run_all
 from jaxtune.search.settings import reference_overrides, search_config
 from jaxtune.search.trial import History, Trial, read_outcome
-from jaxtune.studies.run import Hooks
 from jaxtune.telemetry.environment import machine
 from jaxtune.training.data_history import Fingerprints
+from jaxtune.training.hooks import NOBODY, Hooks
 
 PACKAGES = ("jaxtune", "jax", "jaxlib", "flax", "optax", "scikit-optimize", "numpy", "scipy")
 """Packages whose versions stand beside the results."""
@@ -59,15 +59,15 @@ class StudyTrials:
         settings: Mapping[str, Any],
         planned: int | None = None,
         objective: str | None = None,
-        hooks: Hooks | None = None,
+        hooks: Hooks = NOBODY,
         data: Fingerprints | None = None,
     ):
         self.runner = runner
         self.run_dir = Path(config.directory)
-        self._hooks = hooks or Hooks()
+        self._hooks = hooks
         self._outcomes: dict[tuple[int, int], Outcome] = {}
         self._added = 0
-        self._ledger = Ledger(self.run_dir, on_event=self._hooks.on_event, stop=self._hooks.should_stop)
+        self._ledger = Ledger(self.run_dir, on_event=self._hooks.on_event, should_stop=self._hooks.should_stop)
         try:
             self._ledger.open(
                 _header(config, experiment, settings, planned, objective),

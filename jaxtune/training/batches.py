@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Int32
 
-from jaxtune.errors import UserError
+from jaxtune.errors import UserError, kind_of
 from jaxtune.models.decoder import segment_positions
 
 HostBatch = Mapping[str, Any]
@@ -117,7 +117,7 @@ def checked(batch: Any, accumulate: int = 1) -> dict[str, Any]:
     """
     if not isinstance(batch, Mapping) or not batch:
         raise UserError(
-            f"a batch is a mapping of arrays by name, rows first, such as tokens [b, s]; got {_told(batch)}"
+            f"a batch is a mapping of arrays by name, rows first, such as tokens [b, s]; got {kind_of(batch)}"
         )
     arrays = {name: _array(name, value) for name, value in batch.items()}
     first, rows = next((name, array.shape[0]) for name, array in arrays.items())
@@ -193,15 +193,11 @@ def _array(name: str, value: Any) -> Any:
         try:
             value = np.asarray(value)
         except (TypeError, ValueError) as error:
-            raise UserError(f"batch[{name!r}] is {_told(value)}, of which NumPy makes no array: {error}") from error
+            raise UserError(f"batch[{name!r}] is {kind_of(value)}, of which NumPy makes no array: {error}") from error
     numbers = value.dtype == bool or jnp.issubdtype(value.dtype, jnp.number)
     if not numbers or not value.shape:
-        what = "one number" if numbers else "an array of text" if value.dtype.kind in "SUT" else _told(value)
+        what = "one number" if numbers else "an array of text" if value.dtype.kind in "SUT" else kind_of(value)
         raise UserError(f"batch[{name!r}] is {what}; every array of a batch is one of numbers, rows first")
     # Where jax computes in 64 bits, a batch of NumPy's defaults must not.
     narrower = {"float64": np.float32, "int64": np.int32, "uint64": np.uint32}.get(str(value.dtype))
     return value if narrower is None else value.astype(narrower)
-
-
-def _told(value: Any) -> str:
-    return "an empty one" if isinstance(value, Mapping) and not value else f"a {type(value).__name__}"

@@ -14,6 +14,7 @@ import jax
 import numpy as np
 
 from jaxtune.config import Config, with_overrides
+from jaxtune.config.data_section import DataConfig, SourceConfig
 from jaxtune.config.paths import check_there, located
 from jaxtune.data import (
     BatchIterator,
@@ -25,6 +26,7 @@ from jaxtune.data import (
     steps_of_epochs,
     train_batches,
 )
+from jaxtune.data.pipeline import permutation
 from jaxtune.data.template_date import dated
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import Evaluator, answer_generator
@@ -212,8 +214,32 @@ def _open_splits(config: Config, tokenizer: Any, parts: Sequence[Part]) -> dict[
             check_there(config, key)
             check_there(config, "data.explode")
             rows, length = open_source(source, key=key), config.train.sequence_length
-            opened[part] = make_examples(rows, data, tokenizer, sequence_length=length, key=key)
+            examples = make_examples(rows, data, tokenizer, sequence_length=length, key=key)
+            opened[part] = _chosen(examples, source, data, key)
     return opened
+
+
+def _chosen(examples: Sequence[Example], source: SourceConfig, data: DataConfig, key: str) -> Sequence[Example]:
+    """The first ``source.examples`` of a shuffle, which are among those of every larger number; without absent answers.
+
+    Raises:
+      UserError: there are not so many, or none is left.
+    """
+    chosen = examples
+    if source.examples is not None:
+        if source.examples > len(examples):
+            raise UserError(f"{key}.examples: {source.examples} is above the {len(examples)} examples of the source")
+        order = permutation(len(examples), f"examples/{source.examples_seed}")
+        chosen = [examples[place] for place in order[: source.examples]]
+    if source.absent:
+        return chosen
+    if data.explode is None:
+        raise UserError(f"{key}.absent: nothing tells which answers are absent without data.explode")
+    name, absent = data.explode.value, data.explode.absent
+    present = [example for example in chosen if str(example.fields[name]) != absent]
+    if not present:
+        raise UserError(f"{key}.absent: none of the {len(chosen)} examples has an answer; set it to true")
+    return present
 
 
 def _fingerprints(splits: Mapping[Part, Sequence[Example]]) -> dict[str, dict[str, Any]]:

@@ -20,10 +20,10 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.tables import html_table
 from jaxtune.telemetry.throughput import Throughput
-from jaxtune.telemetry.writers import CutBack, MetricWriter
+from jaxtune.telemetry.writers import CutBack
 from jaxtune.training.batches import Batches, HostBatch, as_batches, count_examples, count_tokens
-from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.loop_state import LoopState, Planned
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on, tell_planned_anew
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step_log import StepLog
@@ -57,26 +57,9 @@ class Steps(Protocol):
         ...
 
 
-@runtime_checkable
-class Listener(Protocol):
-    """Is told what the loop does: a progress display."""
-
-    def on_start(self, step: int, total: int) -> None:
-        """The loop starts at ``step`` and ends at ``total``."""
-        ...
-
-    def on_metrics(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Metrics of one step were logged."""
-        ...
-
-    def on_end(self) -> None:
-        """The loop is over."""
-        ...
-
-
 Stopped = Literal["finished", "paused", "patience", "signal", "diverged"]
 Evaluate = Callable[[TrainState], Mapping[str, float]]
-Taken = tuple[Callable[[], TrainState], Mapping[str, Any]]
+StepOutcome = tuple[Callable[[], TrainState], Mapping[str, Any]]
 """What a step came to: the state after it, made when it is asked for, and its metrics, on the device or not."""
 
 
@@ -126,23 +109,18 @@ class FitResult:
         return html_table([row], title="fit")
 
 
-Loop = Generator[HostBatch | Asked, Taken | Mapping[str, Any], FitResult]
+Loop = Generator[HostBatch | Asked, StepOutcome | Mapping[str, Any], FitResult]
 """One run's loop, see :meth:`Run.loop`."""
 
 
 def fit(
     trainer: Steps,
     batches: Batches | Iterable[HostBatch],
+    options: RunOptions | None = None,
     *,
     state: TrainState | None = None,
-    hyperparameters: Mapping[str, float] | None = None,
     until: int | None = None,
-    validation: Iterable[HostBatch] | None = None,
     evaluate: Evaluate | None = None,
-    checkpoints: Checkpoints | None = None,
-    writer: MetricWriter | None = None,
-    listener: Listener | None = None,
-    should_stop: Callable[[], bool] = lambda: False,
     evaluate_at_end: bool = True,
 ) -> FitResult:
     """Trains from a state, or from the newest checkpoint that can be read, up to a step.
@@ -152,32 +130,16 @@ def fit(
       batches: mappings of arrays by name, rows first, as :meth:`jaxtune.Trainer.step` takes them; an iterator without
         end, or an iterable that is begun again at its end. The position among them is part of every checkpoint: their
         own ``get_state()``, or else their number, and as many are passed over to go on.
+      options: values, validation, checkpoints, and who is told.
       state: where to start if there is no checkpoint; a fresh one if None.
-      hyperparameters: overrides of single values by dotted key.
       until: stop after this many steps in all; the schedule stays planned for ``train.steps``.
-      validation: batches whose loss is the ``validation_loss`` of an evaluation; the objective's metrics are logged
-        beside it, as ``validation_…``.
-      evaluate: further metrics of an evaluation; a ``validation_loss`` among them replaces that of ``validation``.
-      checkpoints: where to resume from and write to.
-      writer: takes the metrics of every logged step.
-      listener: is told the same, for people.
-      should_stop: asked after every step; when true the loop saves a checkpoint and returns.
+      evaluate: further metrics of an evaluation; a ``validation_loss`` among them replaces that of the validation.
       evaluate_at_end: evaluate after the last step as well.
 
     Raises:
       UserError: batches end too early or do not fit, or an earlier step has used the state up.
     """
-    run = Run(
-        trainer,
-        batches,
-        hyperparameters=hyperparameters,
-        validation=validation,
-        asks=evaluate is not None,
-        checkpoints=checkpoints,
-        writer=writer,
-        listener=listener,
-        should_stop=should_stop,
-    )
+    run = Run(trainer, batches, options, asks=evaluate is not None)
     state = run.start(state)
     loop = run.loop(until, evaluate_at_end)
     try:
@@ -187,7 +149,7 @@ def fit(
                 assert evaluate is not None
                 wanted = loop.send(evaluate(wanted.state))
             else:
-                state, metrics = trainer.step(state, wanted, run.values)
+                state, metrics = trainer.step(state, wanted, run.overrides)
                 wanted = loop.send((functools.partial(_same, state), metrics))
     except StopIteration as end:
         return end.value
@@ -198,48 +160,35 @@ class Run:
 
     Args:
       trainer: what a step is.
-      batches: mappings of arrays by name, rows first, as :meth:`jaxtune.Trainer.step` takes them; an iterator without
-        end, or an iterable that is begun again at its end. The position among them is part of every checkpoint: their
-        own ``get_state()``, or else their number, and as many are passed over to go on.
-      hyperparameters: overrides of single values by dotted key.
-      validation: see :func:`fit`, as the others.
+      batches: see :func:`fit`.
+      options: values, validation, checkpoints, and who is told.
       asks: whether an evaluation asks for further metrics (:class:`Asked`).
-      checkpoints: where to resume from and write to.
-      writer: takes the metrics of every logged step.
-      listener: is told the same, for people.
-      should_stop: asked after every step.
-      config: how often to log, evaluate and save, and the patience; the trainer's, if None. One trainer may serve runs
-        that differ in it.
 
     Attributes:
-      values: the hyperparameters that differ from the trainer's.
+      overrides: the hyperparameters that differ from the trainer's.
     """
 
     def __init__(
         self,
         trainer: Steps,
         batches: Batches | Iterable[HostBatch],
+        options: RunOptions | None = None,
         *,
-        hyperparameters: Mapping[str, float] | None = None,
-        validation: Iterable[HostBatch] | None = None,
         asks: bool = False,
-        checkpoints: Checkpoints | None = None,
-        writer: MetricWriter | None = None,
-        listener: Listener | None = None,
-        should_stop: Callable[[], bool] = lambda: False,
-        config: TrainConfig | None = None,
     ):
-        self.trainer, self.batches, self.values = trainer, as_batches(batches), dict(hyperparameters or {})
+        options = options or RunOptions()
+        self.trainer, self.batches, self.asks = trainer, as_batches(batches), asks
+        self.overrides = dict(options.hyperparameters or {})
         # They are gone through at every evaluation.
-        self.validation = list(validation) if isinstance(validation, Iterator) else validation
-        self.asks = asks
-        self.checkpoints, self.writer, self.listener, self.should_stop = checkpoints, writer, listener, should_stop
-        self.config = trainer.config if config is None else config
-        self.total = int(self.values.get("train.steps", trainer.hyperparameters["train.steps"]))
+        self.validation = list(options.validation) if isinstance(options.validation, Iterator) else options.validation
+        self.checkpoints, self.writer = options.checkpoints, options.writer
+        self.listener, self.should_stop = options.listener, options.should_stop
+        self.config = trainer.config if options.config is None else options.config
+        self.total = int(self.overrides.get("train.steps", trainer.hyperparameters["train.steps"]))
         self.past = LoopState()
         self.past.plan(0, self.total)
-        self.throughput = trainer.throughput(self.values)
-        self.log = StepLog(writer, listener, self.throughput)
+        self.throughput = trainer.throughput(self.overrides)
+        self.log = StepLog(self.writer, self.listener, self.throughput)
         self.examples = 0
         self.saves = SaveSchedule(self.config)
         self._state: Callable[[], TrainState] | None = None
@@ -277,7 +226,7 @@ class Run:
         self.throughput.resume()
         while step < last and stopped is None:
             batch = next(self.batches)
-            state, metrics = cast(Taken, (yield batch))
+            state, metrics = cast(StepOutcome, (yield batch))
             step += 1
             self.throughput.count(count_tokens(batch))
             self.examples += count_examples(batch)
@@ -328,7 +277,7 @@ class Run:
 
     def _start(self, state: TrainState | None) -> tuple[TrainState, int]:
         latest = self.checkpoints.latest_step if self.checkpoints else None
-        state = self.trainer.init(self.values) if state is None else state
+        state = self.trainer.init(self.overrides) if state is None else state
         check_alive(state)
         if self.checkpoints is None or (found := self.checkpoints.resume(state)) is None:
             return state, int(state.step)
@@ -353,14 +302,14 @@ class Run:
 
     def _evaluate(
         self, state: TrainState, step: int, *, counts: bool = True
-    ) -> Generator[Asked, Taken | Mapping[str, Any], Stopped | None]:
+    ) -> Generator[Asked, StepOutcome | Mapping[str, Any], Stopped | None]:
         """Evaluates and, where it counts for early stopping, tells that; a reason to stop, or None."""
         self.log.read()
         jax.block_until_ready(state.step)
         self.throughput.pause()
         evaluation: dict[str, float] = {}
         if self.validation is not None:
-            result = self.trainer.evaluate(state, self.validation, self.values)
+            result = self.trainer.evaluate(state, self.validation, self.overrides)
             evaluation = {VALIDATION_LOSS: result.loss, "validation_tokens": result.tokens}
             if result.standard_error is not None:
                 evaluation[f"{VALIDATION_LOSS}_standard_error"] = result.standard_error

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Callable
 from typing import Any, Literal
 
 from jaxtune.config import Config
@@ -23,9 +23,11 @@ from jaxtune.telemetry.writers import (
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint
 from jaxtune.training.experiment import Experiment
-from jaxtune.training.fit import FitResult, Listener
+from jaxtune.training.fit import FitResult, fit
+from jaxtune.training.hooks import Listener, OnPlan, ShouldStop, never
 from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
@@ -56,8 +58,8 @@ def train(
     config: Config,
     *,
     listener: Listener | Literal["auto"] | None = "auto",
-    should_stop: Callable[[], bool] = lambda: False,
-    on_plan: Callable[[Trainer, Config], None] | None = None,
+    should_stop: ShouldStop = never,
+    on_plan: OnPlan | None = None,
     accept_changed_data: bool = False,
 ) -> RunSummary:
     """Trains one configuration in its run directory, or goes on where an earlier process was stopped.
@@ -70,7 +72,7 @@ def train(
       listener: is told the progress; ``auto`` shows a bar where someone looks, at a terminal or in a notebook, and None
         shows nothing.
       should_stop: asked after every step; when true, the run saves and returns with ``stopped: "signal"``.
-      on_plan: is told the trainer and the resolved configuration before training starts.
+      on_plan: is told what is trained, rows of a table, before the first step.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
 
     Returns:
@@ -100,25 +102,18 @@ def train(
     if is_writer():
         tell_idle_keys(config, trainer.plan)
     if on_plan:
-        on_plan(trainer, config)
-    if listener == "auto":
-        listener = watched(config.name)
+        on_plan(trainer.plan.table())
+    told = RunOptions(listener=watched(config.name) if listener == "auto" else listener, should_stop=should_stop)
     if not is_writer():
-        return _run(experiment, trainer, directory, listener, should_stop)
+        return _run(experiment, trainer, directory, told)
     directory.claim(config)
     with directory.locked():
         directory.take_further(config)
         directory.write_data(data)
-        return _run(experiment, trainer, directory, listener, should_stop)
+        return _run(experiment, trainer, directory, told)
 
 
-def _run(
-    experiment: Experiment,
-    trainer: Trainer,
-    directory: RunDirectory,
-    listener: Listener | None,
-    should_stop: Callable[[], bool],
-) -> RunSummary:
+def _run(experiment: Experiment, trainer: Trainer, directory: RunDirectory, told: RunOptions) -> RunSummary:
     """Trains from the last checkpoint on, and writes what a finished run leaves."""
     config = experiment.config
     checkpoints = Checkpoints(directory.checkpoints_path, keep=config.train.keep)
@@ -129,16 +124,11 @@ def _run(
         assert evaluator is not None
         return evaluator.evaluate(*trainer.apply(state)).metrics
 
+    options = dataclasses.replace(
+        told, validation=experiment.validation_batches, checkpoints=checkpoints, writer=writers
+    )
     try:
-        result = trainer.fit(
-            experiment.batches(),
-            validation=experiment.validation_batches,
-            evaluate=evaluate if evaluator is not None else None,
-            checkpoints=checkpoints,
-            writer=writers,
-            listener=listener,
-            should_stop=should_stop,
-        )
+        result = fit(trainer, experiment.batches(), options, evaluate=evaluate if evaluator is not None else None)
     finally:
         writers.close()
     if result.stopped == "diverged":

@@ -13,7 +13,7 @@ from typing import Any
 from jaxtune.config import Config, dotted, dump_config, load_config
 from jaxtune.config.paths import recorded
 from jaxtune.config.roles import marked, within
-from jaxtune.config.section import Amendable, Free
+from jaxtune.config.section import Amendable, Free, Relocatable
 from jaxtune.errors import UserError
 from jaxtune.files import acquire_lock, check_writable, write_atomically
 from jaxtune.layout import WORKERS_FOLDER, RunFiles
@@ -21,8 +21,11 @@ from jaxtune.training.data_history import DataHistory, Fingerprints
 
 
 def different_keys(there: Mapping[str, Any], here: Mapping[str, Any]) -> list[str]:
-    """The dotted keys in which two configurations differ; a date that one of them leaves open is the other's."""
-    keys = there.keys() | here.keys()
+    """The dotted keys in which two configurations differ, but for where their runs lie.
+
+    A date that one of them leaves open is the other's.
+    """
+    keys = {key for key in there.keys() | here.keys() if not within(key, marked(Relocatable))}
     if there.get("data.date") is None or here.get("data.date") is None:
         keys -= {"data.date"}
     return sorted(key for key in keys if there.get(key) != here.get(key))

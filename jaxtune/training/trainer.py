@@ -25,8 +25,10 @@ from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import MetricWriter
 from jaxtune.training.batches import Batches, HostBatch, checked
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import Evaluate, FitResult, Listener, fit
+from jaxtune.training.fit import Evaluate, FitResult, fit
+from jaxtune.training.hooks import Listener, ShouldStop, never
 from jaxtune.training.objectives import Objective, cross_entropy
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics, Program
@@ -207,7 +209,7 @@ class Trainer:
         checkpoints: Checkpoints | None = None,
         writer: MetricWriter | None = None,
         listener: Listener | Literal["auto"] | None = "auto",
-        should_stop: Callable[[], bool] = lambda: False,
+        should_stop: ShouldStop = never,
         evaluate_at_end: bool = True,
     ) -> FitResult:
         """Trains to the end of the schedule, or to ``until``: :func:`jaxtune.training.fit.fit` with this trainer.
@@ -226,20 +228,15 @@ class Trainer:
           should_stop: asked after every step; when true the loop saves a checkpoint and returns.
           evaluate_at_end: evaluate after the last step as well.
         """
-        return fit(
-            self,
-            batches,
-            state=state,
+        options = RunOptions(
             hyperparameters=hyperparameters,
-            until=until,
             validation=validation,
-            evaluate=evaluate,
             checkpoints=checkpoints,
             writer=writer,
             listener=watched("train") if listener == "auto" else listener,
             should_stop=should_stop,
-            evaluate_at_end=evaluate_at_end,
         )
+        return fit(self, batches, options, state=state, until=until, evaluate=evaluate, evaluate_at_end=evaluate_at_end)
 
     def step_flops(self, hyperparameters: Values | None = None) -> StepFlops:
         """Model FLOPs of one step over full rows, counted for what is trained."""

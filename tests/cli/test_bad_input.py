@@ -96,6 +96,7 @@ def test_a_truncated_checkpoint_is_refused(refused, config_file, tiny_model, tmp
         (["report", "missing-dir"], ["missing-dir"]),
         (["train", "x.yaml", "--dry"], ["--dry", "'--dry-run'"]),
         (["evaluate", "x.yaml", "--split", "tset"], ["--split", "'test'"]),
+        (["evaluate", "x.yaml", "--split", "test", "--json", "--split=train"], ["--split", "given twice"]),
     ],
 )
 def test_the_command_line_itself(refused, arguments, parts):

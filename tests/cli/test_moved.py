@@ -88,7 +88,7 @@ def test_a_study_that_moved_goes_on_and_its_journal_has_no_path_that_nobody_type
     RunDirectory(config.directory, study=True).claim(config)
     runner = SyntheticRunner(divergence=1.0)
     runner.before = interrupt_at(1, 10)
-    assert make_study(config, runner, on_event=None, stop=lambda: False).run() is None
+    assert make_study(config, runner).run() is None
     alone, study = tmp_path / "alone", Path("runs/study")
     shutil.copytree(study, alone)
     monkeypatch.chdir(tmp_path / "elsewhere")
@@ -98,7 +98,7 @@ def test_a_study_that_moved_goes_on_and_its_journal_has_no_path_that_nobody_type
         folder = project if place == alone else tmp_path / "moved"
         assert again.paths_from[0 if place != alone else -1] == str(folder)
         RunDirectory(again.directory, study=True).check(again)
-        assert make_study(again, SyntheticRunner(), on_event=None, stop=lambda: False).run() is not None
+        assert make_study(again, SyntheticRunner()).run() is not None
         journal = (place / "trials.jsonl").read_text()
         assert str(tmp_path) not in journal
         assert json.loads(journal.splitlines()[0])["config"]["data"]["train"]["path"] == "data/train.jsonl"

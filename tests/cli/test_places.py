@@ -76,7 +76,7 @@ def begun(config_file, tmp_path):
     RunDirectory(config.directory, study=True).claim(config)
     runner = SyntheticRunner(divergence=1.0)
     runner.before = interrupt_at(3, 10)
-    assert make_study(config, runner, on_event=None, stop=lambda: False).run() is None
+    assert make_study(config, runner).run() is None
     return tmp_path / "run"
 
 
@@ -89,7 +89,7 @@ def test_a_moved_study_goes_on_where_it_is(begun, tmp_path, result, how):
     config = load_config(other / "config.yaml")
     assert config.directory == str(other)
     RunDirectory(config.directory, study=True).check(config)
-    summary = make_study(config, SyntheticRunner(divergence=1.0), on_event=None, stop=lambda: False).run()
+    summary = make_study(config, SyntheticRunner(divergence=1.0)).run()
     assert summary is not None
     assert records(other)[: len(there)] == there
     assert len(records(other)) > len(there)

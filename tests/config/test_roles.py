@@ -21,6 +21,7 @@ from jaxtune.config.section import (
     LoopOnly,
     PerTrial,
     Recorded,
+    Relocatable,
     Shared,
     Traced,
 )
@@ -42,7 +43,8 @@ def test_every_key_says_what_depends_on_it():
 
 def test_every_key_of_a_search_says_whether_a_study_may_change_it():
     """One that decides the trials and is not recorded would let two studies go on in one journal."""
-    in_a_form_of_their_own = {"space", "preset", "objective", "population", "reference", "start_from"}
+    # A preset is in the space that it makes; metrics decide no trial, and config.yaml holds them.
+    in_a_form_of_their_own = {"space", "preset", "objective", "population", "reference", "start_from", "metrics"}
     recorded, free = marked(Recorded, SearchConfig), marked(Free, SearchConfig)
     assert recorded.keys() | free.keys() | in_a_form_of_their_own == SearchConfig.model_fields.keys()
     assert not recorded.keys() & free.keys()
@@ -53,12 +55,11 @@ def test_every_key_of_a_search_says_whether_a_study_may_change_it():
     ("role", "keys"),
     [
         (Compiled, "model data train optimizer update parallel"),
-        (LoopOnly, "evaluation train.seed train.evaluate_every train.checkpoint_every train.log_every train.patience"),
         (HostOnly, "name run_dir paths_from search study telemetry train.checkpoint_minutes train.keep"),
+        (Relocatable, "run_dir paths_from"),
         (
             Free,
-            "run_dir paths_from study train.checkpoint_minutes train.keep search.workers search.ray_address "
-            "search.worker_resources",
+            "study train.checkpoint_minutes train.keep search.workers search.ray_address search.worker_resources",
         ),
         (PerTrial, "train optimizer update data.packing"),
         (Amendable, "search.trials search.budget search.terminate search.promote search.fixed"),

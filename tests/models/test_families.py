@@ -10,7 +10,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.architectures import ARCHITECTURES
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare, linear_modules
-from jaxtune.models.families import FAMILIES, architecture_of, checkpoint_module, module_path, weight_names
+from jaxtune.models.families import FAMILIES, architecture_of, checkpoint_module, weight_names
 from jaxtune.models.hf_config import decoder_config
 from jaxtune.updates.peft_format import all_modules
 
@@ -60,15 +60,13 @@ def test_modules_are_the_linear_layers_of_transformers(family: str) -> None:
     theirs = {
         name for name, module in transformers_model(family).named_modules() if isinstance(module, torch.nn.Linear)
     }
-    ours = set()
+    ours = []
     for path in linear_modules(config):
         layers = range(config.num_layers) if path.startswith("layers.") else [None]
         for layer in layers:
             one = path if layer is None else path.replace("layers.", f"layers.{layer}.", 1)
-            name = checkpoint_module(config, one)
-            assert module_path(config, name) == one
-            ours.add(name)
-    assert ours == theirs
+            ours.append(checkpoint_module(config, one))
+    assert sorted(ours) == sorted(theirs)
 
 
 @pytest.mark.parametrize("kind", ARCHITECTURES)
@@ -102,8 +100,6 @@ def test_module_names_that_do_not_exist() -> None:
     for path in ("layers.12.attention.q", "layers.attention.q", "layers.1.attention.w", "layers.1.lm_head", "embed"):
         with pytest.raises(UserError, match="no linear module"):
             checkpoint_module(config, path)
-    for name in ("model.layers.12.self_attn.q_proj", "model.norm", "model.layers.x.self_attn.q_proj", "xlm_head"):
-        assert module_path(config, name) is None
 
 
 def test_multimodal_names() -> None:

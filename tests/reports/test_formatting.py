@@ -36,6 +36,14 @@ def test_seconds(seconds: float | None, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
+    [(-3e7, "0 s"), (0.4, "0 s"), (59, "59 s"), (61, "1 min 1 s"), (3700, "1 h 1 min"), (90000, "1 d 1 h")],
+)
+def test_age(seconds: float, text: str) -> None:
+    assert formatting.age(seconds).replace("\u00a0", " ") == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
     [(0, "less than a minute"), (49, "less than a minute"), (51, "1 min"), (800, "13 min"), (3540, "59 min"),
      (3600, "1 h"), (12000, "3 h 20 min"), (86400, "24 h")],
 )  # fmt: skip

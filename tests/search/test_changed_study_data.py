@@ -12,9 +12,9 @@ from jaxtune.errors import UserError
 from jaxtune.search import Study
 from jaxtune.search.extend import extend
 from jaxtune.search.run import make_study, preflight_search, search
-from jaxtune.studies.run import Hooks
 from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.experiment import read_fingerprints
+from jaxtune.training.hooks import Hooks
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
 from tests.changing_data import chats, day, edit, own_files
@@ -102,8 +102,7 @@ def begin(config, run_dir):
     RunDirectory(run_dir, study=True).claim(config)
     runner = SyntheticRunner(divergence=1.0)
     runner.before = interrupt_at(1, 17)
-    options = {"on_event": None, "stop": lambda: False}
-    assert make_study(config, runner, data=read_fingerprints(config), **options).run() is None
+    assert make_study(config, runner, data=read_fingerprints(config)).run() is None
     return config
 
 

@@ -33,7 +33,7 @@ def go_on(run_dir, runner=None):
     config = load_config(run_dir / "config.yaml")
     directory = RunDirectory(run_dir, study=True)
     directory.check(config)
-    return make_study(config, runner or SyntheticRunner(), on_event=None, stop=lambda: False).run()
+    return make_study(config, runner or SyntheticRunner()).run()
 
 
 @pytest.fixture
@@ -43,7 +43,7 @@ def begin(config_file, tmp_path):
     def run(runner=None, *overrides):
         config = load_config(config_file, [SEARCH, *overrides])
         RunDirectory(config.directory, study=True).claim(config)
-        make_study(config, runner or SyntheticRunner(), on_event=None, stop=lambda: False).run()
+        make_study(config, runner or SyntheticRunner()).run()
         return tmp_path / "run"
 
     return run
@@ -57,7 +57,7 @@ def over(tmp_path_factory, tiny_model, rows):
     file.write_text(configuration(directory / "run", tiny_model, rows))
     config = load_config(file, [SEARCH])
     RunDirectory(config.directory, study=True).claim(config)
-    make_study(config, SyntheticRunner(), on_event=None, stop=lambda: False).run()
+    make_study(config, SyntheticRunner()).run()
     return directory / "run"
 
 

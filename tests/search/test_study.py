@@ -131,7 +131,7 @@ def test_a_stopped_study_goes_on_to_the_same_end(finished, tmp_path, at):
 
 def test_the_stop_callable_is_asked_between_trials(finished, tmp_path):
     runner, answers = SyntheticRunner(), iter([False, False, True])
-    assert study(tmp_path, runner, stop=lambda: next(answers)).run() is None
+    assert study(tmp_path, runner, should_stop=lambda: next(answers)).run() is None
     assert runner.calls == [(0, 10), (1, 10)]
     assert study(tmp_path).run() == finished[2]
 
@@ -473,6 +473,7 @@ def test_hyperband_stops_trials_on_the_way_to_the_fraction(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [1, 3])
 def test_a_ladder_takes_the_better_half_to_the_fraction(tmp_path, capacity):
     """All are scored at a tenth, half of them at the fraction; the same whether or not it was stopped on the way."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
+import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,12 +14,17 @@ import yaml
 
 from jaxtune.config import dump_config, load_config
 from jaxtune.search.runner import Interrupted, run_all
+from jaxtune.search.settings import Settings
+from jaxtune.search.study import Study
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training.experiment import Experiment
+from jaxtune.training.hooks import Hooks
 from jaxtune.training.population import Population
 from jaxtune.training.run import train
+from jaxtune.training.run_directory import RunDirectory
+from tests.kill_anywhere import timeless
 from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -34,6 +41,7 @@ def losses(directory):
     return [line["loss"] for line in read_metrics(directory / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     """Whatever trial made the trainer: start and dropout of its own seed, columns of its own rank, and one program."""
     common = ["train.steps=3", "data.test=null"]
@@ -80,6 +88,7 @@ def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, mon
         assert paths[1] == pytest.approx(paths[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config_file, tmp_path):
     """Eight trials of three lengths over three slots, one of them without end: the others end as they do alone."""
     settings = ["train.steps=6", "data.test=null", "train.evaluate_every=1"]
@@ -109,7 +118,7 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
     jobs = [(Trial(number, SOUND[number], tmp_path / str(number)), 6) for number in range(3)]
     asked = itertools.count()
     # Asked at each of three starts, then before each step.
-    stopped = TrainerRunner(experiment, population=3, should_stop=lambda: next(asked) >= 3 + 2)
+    stopped = TrainerRunner(experiment, population=3, hooks=Hooks(should_stop=lambda: next(asked) >= 3 + 2))
     with pytest.raises(Interrupted):
         list(run_all(stopped, jobs))
     steps = [
@@ -124,6 +133,7 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
 BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
 
 
+@pytest.mark.slow
 def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, tmp_path, monkeypatch):
     """Two programs share the places, in the form of accelerators: continued, scores are the same to the last bit."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
@@ -144,7 +154,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
         return found
 
     stops = iter([])
-    runner = TrainerRunner(experiment, population=4, should_stop=lambda: next(stops, False))
+    runner = TrainerRunner(experiment, population=4, hooks=Hooks(should_stop=lambda: next(stops, False)))
     whole = ended(runner, jobs("whole"))
     assert sorted(whole) == list(range(6))
     # Asked at each of four starts, then before each step.
@@ -269,6 +279,44 @@ def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path)
     assert [entry.name for entry in (tmp_path / "t[1]").iterdir()] == ["001"]
     assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
     assert ended[1].steps_run == 4
+
+
+def test_a_study_goes_on_from_its_journal_and_configuration_alone(config_file, tmp_path):
+    """One trial finished and not tested, the other one under way: both are trained again, to the same scores."""
+    own = SEARCH.replace("reference: paper, ", "")
+    config = load_config(config_file, [own, "train.steps=5", f"run_dir={tmp_path / 'study'}"])
+    runner, directory = TrainerRunner(Experiment(config)), RunDirectory(tmp_path / "study", study=True)
+
+    def run():
+        directory.claim(config)
+        study = Study(directory.path, Settings.of(config), runner, keep=runner.save_adapter)
+        return dict(study.run())
+
+    whole = run()
+    lines = directory.journal_path.read_text().splitlines(keepends=True)
+    for entry in directory.path.iterdir():
+        if entry not in (directory.journal_path, directory.config_path):
+            shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    before = [json.loads(line)["event"] for line in lines].index("promoted") + 1
+    directory.journal_path.write_text("".join(lines[:before]))
+    assert timeless(run()) == timeless(whole)
+    ended = directory.journal_path.read_text().splitlines()
+    assert timeless([json.loads(line) for line in ended]) == timeless([json.loads(line) for line in lines])
+    assert directory.adapter_path.is_dir()
+
+
+def test_what_is_measured_beside_the_objective_is_told(config_file, tmp_path):
+    """Task metrics of a trial that is scored by its loss: those of the state that it ended in."""
+    task = ["evaluation={task: extraction, max_new_tokens: 4}", "search.metrics=[exact_match]"]
+    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null", *task])))
+    trial = Trial(0, {}, tmp_path / "0")
+    ((_, outcome),) = run_all(runner, [(trial, 2)])
+    trainer, values, state = runner.load(trial)
+    evaluator = runner.experiment.evaluator("validation")
+    answers = evaluator.evaluate(*trainer.apply(state, values))
+    assert outcome.score == outcome.metrics["validation_loss"]
+    assert {name: outcome.metrics[name] for name in answers.metrics} == answers.metrics
+    assert outcome.standard_error == outcome.metrics["validation_loss_standard_error"]
 
 
 def test_answers_of_a_population_score_each_trial_as_its_own_do(config_file, tmp_path, monkeypatch):

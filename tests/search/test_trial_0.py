@@ -95,7 +95,7 @@ def begin(config_file, tmp_path):
     def run(*overrides, runner=None):
         config = load_config(config_file, [SEARCH.replace("trials: 3", "trials: 6"), *OWN, *overrides])
         RunDirectory(config.directory, study=True).claim(config)
-        make_study(config, runner or SyntheticRunner(divergence=1.0), on_event=None, stop=lambda: False).run()
+        make_study(config, runner or SyntheticRunner(divergence=1.0)).run()
         return tmp_path / "run"
 
     return run
@@ -133,9 +133,7 @@ def test_a_study_that_has_begun_keeps_its_recorded_reference(begin, config_file,
     assert reference_overrides(config) == before[0]["reference"]
     assert reference_overrides(config)["update.0.rank"] == 16
     extend(run_dir, ["search.trials=7"])
-    summary = make_study(
-        load_config(file), SyntheticRunner(divergence=1.0), on_event=None, stop=lambda: False
-    ).run()  # fmt: skip
+    summary = make_study(load_config(file), SyntheticRunner(divergence=1.0)).run()
     assert summary is not None
     assert records(run_dir)[: len(before)] == before
     assert summary["baseline"]["configuration"] == before[0]["reference"]
@@ -144,7 +142,7 @@ def test_a_study_that_has_begun_keeps_its_recorded_reference(begin, config_file,
         config_file, [SEARCH.replace("trials: 3", "trials: 7"), *OWN, "search.reference.update.0.rank=2"]
     )
     with pytest.raises(UserError, match=r"search\.reference"):
-        make_study(named, SyntheticRunner(), on_event=None, stop=lambda: False).run()
+        make_study(named, SyntheticRunner()).run()
 
 
 def _interrupted():
@@ -161,4 +159,4 @@ def test_a_journal_that_cannot_be_read_is_told_by_its_reader(config_file, tmp_pa
         assert reference_overrides(config)["optimizer.learning_rate"] == 7e-3
     (tmp_path / "run" / "config.yaml").write_text(dump_config(config))
     with pytest.raises(UserError, match=r"trials\.jsonl"):
-        make_study(config, SyntheticRunner(), on_event=None, stop=lambda: False).run()
+        make_study(config, SyntheticRunner()).run()

@@ -10,7 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from jaxtune.studies.agreement import agreement, draw_trials, interval, kendall, regret, spearman, top_overlap
+from jaxtune.studies.agreement import (
+    agreement,
+    draw_trials,
+    interval,
+    kendall,
+    regret,
+    regret_interval,
+    spearman,
+    top_overlap,
+)
 
 SCORE = st.one_of(st.integers(0, 6).map(float), st.floats(-3, 3, allow_nan=False), st.just(math.inf))
 PAIRS = st.lists(st.tuples(SCORE, SCORE), min_size=3, max_size=12)
@@ -82,6 +91,20 @@ def test_the_bootstrap_of_a_correlation_covers_what_is_known_of_it():
         found = interval(0.0, spearman(early[drawn], final[drawn]), 0.9)
         covered += found.low <= 6 / math.pi * math.asin(0.4) <= found.high
     assert 29 <= covered <= 40  # 36 expected; below 29 has a probability of 0.1 %
+
+
+@pytest.mark.parametrize("k", [1, 5])
+def test_the_interval_of_a_regret_covers_the_mean_regret_of_other_designs(k):
+    """Early scores that say little, and those that say all but now and then choose wrongly."""
+    generator = np.random.default_rng(0)
+    for correlation in (0.6, 0.95):
+        final, other = generator.normal(size=(2, 20_000, 24))
+        early, final = correlation * final + math.sqrt(1 - correlation**2) * other, np.exp(final)
+        mean = regret(early, final, k).mean()
+        found = [regret_interval(early[design], final[design], k, samples=400, confidence=0.95) for design in range(60)]
+        covered = sum(one.low <= mean <= one.high for one in found)
+        assert covered >= 52  # 57 expected at 95 %; fewer than 52 has a probability of 1 % there
+        assert all(one.low <= one.value <= one.high for one in found)
 
 
 def test_perfect_and_reversed_order():

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 import xml.etree.ElementTree as ET
 from pathlib import Path
 
 import pytest
 
 from jaxtune.cli import main
+from jaxtune.config import load_config
 from jaxtune.search import read_journal
+from jaxtune.search.trial import Trial
+from jaxtune.studies.data_size import _open
 from jaxtune.studies.data_size_page import saturation_sentence
 from tests.kill_anywhere import timeless
 from tests.studies.stops import stop_after
@@ -109,6 +113,25 @@ def test_groups_have_their_own_curves(attributes, tmp_path, capsys):
     ET.parse(tmp_path / "out" / "groups.svg")
 
 
+def test_examples_are_passed_over_as_often_as_the_epochs_say(attributes, tmp_path):
+    """One to a row, eight rows to a step; trained and measured to the last of its steps, and again if that is lost."""
+    settings = ["train.steps=null", "train.epochs=2", "train.evaluate_every=null", "train.batch_size=8"]
+    sizes = "study.data_size={unit: examples, sizes: [0, 8, 24, 80], seeds: [1, 2], sampling: stratified}"
+    runner, chosen = _open(load_config(attributes, [*settings, sizes]))
+    assert chosen == [0, 8, 24, 80]
+    trials = [Trial(size, {"examples": size, "train.seed": 1}, tmp_path / str(size)) for size in chosen[1:]]
+    assert [len(runner.places(size, 1)) for size in chosen[1:]] == [8, 24, 80]
+    assert [runner.total_steps(trial) for trial in trials] == [2, 6, 20]
+    trial = trials[1]
+    trial.directory.mkdir()
+    runner.start(trial, 6)
+    ((_, outcome),) = runner.wait()
+    assert (outcome.steps_run, outcome.metrics["best_step"], outcome.metrics["passes"]) == (6, 6.0, 2.0)
+    tested = runner.test(trial)
+    shutil.rmtree(trial.directory)
+    assert runner.test(trial).per_example == tested.per_example
+
+
 @pytest.mark.slow
 def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path, capsys, monkeypatch):
     study(config_file, output=tmp_path / "whole", code=0)
@@ -119,6 +142,7 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
     assert not (tmp_path / "out").exists()
     events = [record["event"] for record in read_journal(tmp_path / "stopped")]
     assert events[-1] == "proposed", "stopped in the middle of a run"
+    shutil.rmtree(tmp_path / "stopped" / "trials")
     monkeypatch.undo()
     study(config_file, f"run_dir={tmp_path / 'stopped'}", output=tmp_path / "out")
     summary, whole = (json.loads((tmp_path / name / "summary.json").read_text()) for name in ("out", "whole"))
@@ -132,6 +156,9 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
     ("override", "parts"),
     [
         ("study.data_size.sizes=[0, 4, 16, 65]", ["study.data_size.sizes", "65", "64 documents"]),
+        ("study.data_size={unit: examples, sizes: [0, 4, 16, 65]}", ["study.data_size.sizes", "65", "64 examples"]),
+        ("study.data_size.unit=questions", ["study.data_size.unit", "documents, examples"]),
+        ("study.data_size.saturation=gaps", ["study.data_size.saturation", "'gap'"]),
         ("study.data_size.sizes=[0, 4, 16]", ["study.data_size.sizes", "at least 4"]),
         ("study.data_size.sizes=[0, 64, 64, all]", ["study.data_size", "too few"]),
         ("study.data_size.sizes=[0, 4, 16, most]", ["study.data_size.sizes.3"]),

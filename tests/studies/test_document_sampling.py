@@ -140,3 +140,22 @@ def test_sizes():
         chosen_sizes([0, 65], 64, 5, 10)
     with pytest.raises(UserError, match="smallest"):
         geometric_sizes(5, 3, 10)
+
+
+@pytest.mark.parametrize("seed", [21, 22])
+def test_examples_keep_the_shares_of_present_and_absent(seed):
+    """Drawn one by one, each beginning has within two questions the answers and the gaps that the whole set has."""
+    explode = ExplodeConfig(field="attributes", absent="n/a")
+    drawn = np.random.default_rng(0)
+    examples = [
+        example(number, text=str(number // 5), attribute=f"a{number % 5}", value="n/a" if drawn.random() < 0.7 else "x")
+        for number in range(1000)
+    ]
+    units = read_documents(examples, explode, None, "examples")
+    assert len(units) == 1000
+    order = sampling_order(units, "stratified", seed)
+    present = np.array([examples[place].fields["value"] != "n/a" for place in units.examples(range(1000))])
+    for size in (50, 200, 650):
+        chosen = units.examples(order[:size])
+        assert len(chosen) == size
+        assert abs(present[chosen].sum() - size * present.mean()) <= 2

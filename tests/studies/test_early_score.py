@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import signal
@@ -16,6 +17,7 @@ from jaxtune.cli import main
 from jaxtune.errors import UserError
 from jaxtune.search.journal import read_journal
 from jaxtune.studies import early_score
+from jaxtune.studies.design_size import known_alone, overlap_by_size
 from tests.studies.stops import interrupt_in_turn
 from tests.tiny_task import command
 
@@ -121,6 +123,8 @@ def test_an_interrupted_experiment_goes_on(make_config, runner, tmp_path):
         (["search.space={optimizer.schedule: {choice: [cosine, linear]}}"], ["search.trials", "2 configurations"]),
         (["train.steps=6"], ["study.early_score.fractions", "less than a step"]),
         (["train.steps=12"], ["study.early_score.fractions", "step 1"]),
+        (["study.early_score.test=true", "data.test=null"], ["study.early_score.test", "data.test"]),
+        (["search.metrics=[exact_match]"], ["search.metrics.0", "evaluation.task"]),
         (["study.output=run.yaml/here"], ["study.output", "no folder"]),
     ],
 )
@@ -193,3 +197,47 @@ def test_an_experiment_of_an_earlier_version_goes_on(make_config, runner, tmp_pa
     path.write_text("\n".join([json.dumps(header), *rest]) + "\n")
     with pytest.raises(UserError, match=r"another study: parallel\.fsdp is 2 there and 1 here"):
         run(make_config("study.bootstrap=100"))
+
+
+def test_other_metrics_sizes_and_the_test_split_stand_beside_the_score(make_config, runner, monkeypatch, tmp_path):
+    """Exact match is 0 for all at first; at the end it follows the score, and every finished trial is tested."""
+    scored = runner.run
+
+    def with_answers(trial, until):
+        outcome = scored(trial, until)
+        exact = 0.0 if until < 20 or outcome.failed else round(1 - runner.value(trial.configuration, until), 2)
+        return dataclasses.replace(outcome, metrics={**outcome.metrics, "exact_match": exact})
+
+    monkeypatch.setattr(runner, "run", with_answers)
+    task = ["evaluation.task=extraction", "search.metrics=[exact_match]", "study.early_score.test=true"]
+    summary = run(make_config("study.bootstrap=100", *task))
+    exact = summary["by_metric"]["exact_match"]
+    finished = [trial for trial in summary["trials"] if trial["final_score"] is not None]
+    assert exact["direction"] == "max"
+    assert [entry["zeros"] for entry in exact["by_fraction"].values()] == [1.0, 1.0, 1.0, 0.0, 0.0, 0.0]
+    assert exact["by_fraction"]["1"]["top_5_overlap"]["value"] == 5
+    for trial in finished:
+        assert trial["metrics"]["exact_match"]["1"] == pytest.approx(1 - trial["final_score"], abs=0.0051)
+        assert trial["test_metrics"]["loss"] == trial["test_score"]
+    assert sorted(runner.tests, key=str) == sorted([None, *(trial["id"] for trial in finished)], key=str)
+    sizes = summary["by_design_size"]
+    assert [entry["trials"] for entry in sizes] == [8, 12]
+    # The whole design has one overlap, in whatever order its trials stand.
+    assert sizes[-1]["expected"] == summary["by_fraction"]["0.2"]["top_5_overlap"]["value"]
+    assert sizes[-1]["by_chance"] == pytest.approx(25 / 12)
+    assert 0 <= summary["rate_alone"]["overlap"] <= 5
+    page = (tmp_path / "out" / "README.md").read_text()
+    assert "cannot be tested at this length" in page
+    assert "## By exact match" in page
+    assert "## In designs of other sizes" in page
+
+
+def test_one_hyperparameter_that_decides_all_is_enough():
+    rates = np.geomspace(1e-5, 1e-1, 15)
+    final = (np.log(rates) - np.log(1e-3)) ** 2
+    found = known_alone(rates.tolist(), np.where(rates > 0.05, np.inf, final))
+    assert found["overlap"] == 5
+    assert found["spearman"] > 0.9
+    # Ties are broken by chance: of equal early scores no order is known.
+    even = overlap_by_size(np.zeros(10), final[:10], claimed=4)
+    assert even[-1]["expected"] == pytest.approx(2.5, abs=0.1)

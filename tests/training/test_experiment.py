@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import numpy as np
@@ -111,3 +112,31 @@ def test_the_model_names_the_end_token_of_a_tokenizer_that_lies_elsewhere(config
     opened = Experiment(with_overrides(config, {**changes, "model.path": str(unnamed)}))
     assert "nothing ends a completion" in caplog.text
     assert all(example.tokens[-1] != 2 for example in opened.examples["train"])
+
+
+def test_the_first_examples_of_a_shuffle_are_kept_and_absent_answers_left_out(config, tmp_path):
+    """Fewer are among more, another seed keeps others, and only questions with an answer stay where that is asked."""
+
+    def kept(**source):
+        changed = {f"data.validation.{key}": value for key, value in source.items()}
+        opened = Experiment(with_overrides(config, changed), parts=("validation",))
+        return [example.index for example in opened.examples["validation"]]
+
+    few, more, others = kept(examples=4), kept(examples=9), kept(examples=9, examples_seed=1)
+    assert more[:4] == few
+    assert len(set(more)) == 9
+    assert more != sorted(more)
+    assert set(others) != set(more)
+    with pytest.raises(UserError, match=r"data\.validation\.examples: 13 is above the 12 examples"):
+        kept(examples=13)
+    with pytest.raises(UserError, match=r"data\.validation\.absent: nothing tells .* data\.explode"):
+        kept(absent=False)
+    rows = [{"text": f"w{number}", "attributes": {"w1": "w2"} if number % 3 else {}} for number in range(9)]
+    (tmp_path / "documents.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "schema.json").write_text('["w1"]')
+    explode = {"field": "attributes", "schema_path": str(tmp_path / "schema.json"), "absent": "w0"}
+    source = {"path": str(tmp_path / "documents.jsonl"), "absent": False}
+    templates = {"data.prompt": "{text} : {attribute}", "data.completion": "{value}"}
+    asked = with_overrides(config, {**templates, "data.explode": explode, "data.validation": source})
+    present = Experiment(asked, parts=("validation",)).examples["validation"]
+    assert [example.fields["text"] for example in present] == [f"w{number}" for number in (1, 2, 4, 5, 7, 8)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import math
@@ -14,8 +15,10 @@ import pytest
 from jaxtune.config.training_sections import KeepConfig
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import JsonlWriter, read_metrics
+from jaxtune.training import fit as fitting
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.fit import Run, fit
+from jaxtune.training.fit import Run
+from jaxtune.training.run_options import RunOptions
 from jaxtune.training.save_schedule import SaveSchedule
 
 
@@ -43,6 +46,13 @@ class Record:
     def steps(self, name):
         """The steps of the lines that have a metric."""
         return [step for step, metrics in self.lines if name in metrics]
+
+
+def fit(trainer, batches, **given):
+    """The options of a run are given beside the others."""
+    names = {field.name for field in dataclasses.fields(RunOptions)}
+    options = RunOptions(**{name: value for name, value in given.items() if name in names})
+    return fitting.fit(trainer, batches, options, **{n: value for n, value in given.items() if n not in names})
 
 
 def losses(record):
@@ -349,7 +359,8 @@ def test_a_killed_run_tells_what_it_would_have_told_undisturbed(
     if after == 8:  # behind the last checkpoint, before its process could tell
         assert told(go("whole")) == told(whole)
         return
-    kill(Run(trainer, batches(), validation=validation, checkpoints=Checkpoints(tmp_path / "killed")), trainer, after)
+    options = RunOptions(validation=validation, checkpoints=Checkpoints(tmp_path / "killed"))
+    kill(Run(trainer, batches(), options), trainer, after)
     again = go("killed")
     assert told(again) == told(whole)
     assert again.steps_run < whole.steps_run
@@ -452,7 +463,7 @@ def test_a_run_with_only_its_steps_set_goes_on_from_a_checkpoint_by_time(variant
     """A clock that only steps move: each takes a minute; killed after the seventh."""
     trainer, checkpoints, now = variant(checkpoint_minutes=3.0), Checkpoints(tmp_path / "checkpoints"), 0.0
     whole = fit(trainer, batches())
-    run = Run(trainer, batches(), checkpoints=checkpoints, writer=(record := Record()))
+    run = Run(trainer, batches(), RunOptions(checkpoints=checkpoints, writer=(record := Record())))
     run.saves = SaveSchedule(trainer.config, clock=lambda: now)
 
     def minute():

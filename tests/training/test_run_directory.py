@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from jaxtune.config import load_config, with_overrides
+from jaxtune.config import dotted, load_config, with_overrides
 from jaxtune.errors import UserError
-from jaxtune.training.run_directory import RunDirectory
+from jaxtune.training.run_directory import RunDirectory, different_keys
 
 
 @pytest.fixture
@@ -124,3 +124,10 @@ def test_a_damaged_summary_is_named(tmp_path, text):
         run.read_summary()
     run.write_summary({"stopped": "finished"})
     assert run.read_summary() == json.loads(run.summary_path.read_text())
+
+
+def test_where_two_runs_lie_makes_no_difference_between_them(config_file):
+    one = load_config(config_file)
+    other = one.model_copy(update={"run_dir": "elsewhere", "paths_from": ["/somewhere"]})
+    assert different_keys(dotted(one), dotted(other)) == []
+    assert different_keys(dotted(one), dotted(with_overrides(other, {"train.seed": 5}))) == ["train.seed"]

@@ -35,8 +35,9 @@ def run_experiment(arguments: argparse.Namespace, study: str) -> int:
     experiment, page = importlib.import_module(module), importlib.import_module(f"{module}_page")
 
     from jaxtune.studies.output import output_directory
-    from jaxtune.studies.run import Hooks, experiment_config
+    from jaxtune.studies.run import experiment_config
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
+    from jaxtune.training.hooks import Hooks
     from jaxtune.training.signals import stop_signals
 
     config = experiment_config(config, study)

@@ -6,7 +6,7 @@ import argparse
 import time
 from collections.abc import Iterator, Sequence
 
-from jaxtune.cli.common import add_json_argument, emit, path_argument, table, time_taken
+from jaxtune.cli.common import add_json_argument, age, emit, path_argument, table, time_taken
 from jaxtune.layout import RunFiles
 from jaxtune.search.status import STATES, StudyStatus, read_status
 
@@ -90,22 +90,10 @@ def running(status: StudyStatus) -> str:
     """Who runs the study, or how it goes on."""
     now = time.time()
     if status.holder is not None:
-        since = "" if status.holder.started is None else f" ({duration(now - status.holder.started)} ago)"
+        since = "" if status.holder.started is None else f" ({age(now - status.holder.started)} ago)"
         return f"run by {status.holder.text}{since}"
-    idle = f"nobody runs it; the last record is {duration(now - status.last)} old"
+    idle = f"nobody runs it; the last record is {age(now - status.last)} old"
     if status.phase == "finished":
         return idle
     command = f"study {status.experiment}" if status.experiment else "search"
     return f"{idle}; to go on: jaxtune {command} {RunFiles(status.directory).config_path}"
-
-
-def duration(seconds: float | int) -> str:
-    """A time span in its two largest units; one that a clock set back made negative is none."""
-    rest = round(max(0.0, seconds))
-    if rest < 60:
-        return f"{rest} s"
-    if rest < 3600:
-        return f"{rest // 60} min {rest % 60} s"
-    if rest < 86400:
-        return f"{rest // 3600} h {rest % 3600 // 60} min"
-    return f"{rest // 86400} d {rest % 86400 // 3600} h"

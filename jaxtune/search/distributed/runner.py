@@ -18,7 +18,6 @@ import os
 import secrets
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from jaxtune.search.runner import Interrupted
 from jaxtune.search.settings import search_config
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.hooks import ShouldStop, never
 
 logger = logging.getLogger(__name__)
 
@@ -113,7 +113,7 @@ class RayRunner:
         than the first.
     """
 
-    def __init__(self, config: Config, *, should_stop: Callable[[], bool] = lambda: False):
+    def __init__(self, config: Config, *, should_stop: ShouldStop = never):
         # A driver that opened a GPU or TPU would take it from the worker on its own machine.
         jax.config.update("jax_platforms", "cpu")
         self._config = config

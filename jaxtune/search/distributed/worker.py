@@ -30,6 +30,7 @@ from jaxtune.search.runner import Interrupted
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.progress import ProgressDisplay
+from jaxtune.training.hooks import Hooks
 
 _LOCK_SECONDS = 180.0
 """How long a trial's files may stay in use by a worker that is gone: a file server's lease, with room."""
@@ -139,8 +140,7 @@ class Worker:
         self._runner = checked_runner(
             Config.model_validate(config),
             run_dir=site.run_dir,
-            listener=lambda title: ProgressDisplay(title=title),
-            should_stop=self._stop.is_set,
+            hooks=Hooks(listener=lambda title: ProgressDisplay(title=title), should_stop=self._stop.is_set),
         )
         return Opened(
             host=socket.gethostname(),

@@ -37,7 +37,8 @@ class Sobol(Method):
         from scipy.stats import qmc
 
         generator = np.random.default_rng(random_state(self._seed, 0))
-        sequence = qmc.Sobol(len(self._space.dimensions), seed=generator)
+        # Called rng since SciPy 1.15, which still takes the older name.
+        sequence = qmc.Sobol(len(self._space.dimensions), seed=generator)  # pyright: ignore[reportCallIssue]
         if index:
             sequence.fast_forward(index)
         unit = sequence.random(1)

@@ -7,7 +7,7 @@ from typing import Any
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from jaxtune.errors import UserError, nearest
+from jaxtune.errors import UserError, kind_of, nearest
 from jaxtune.evaluation.terms import Terms
 from jaxtune.training.objectives.base import Batch, Forward, Hyperparameters, Objective
 
@@ -41,7 +41,7 @@ def call(objective: Objective, model: Forward, batch: Batch, hyperparameters: Hy
         ) from error
     if not isinstance(terms, Terms):
         raise UserError(
-            f"the objective {name} returned {_told(terms)}; return jaxtune.Terms(losses, weights), and metrics=… "
+            f"the objective {name} returned {kind_of(terms)}; return jaxtune.Terms(losses, weights), and metrics=… "
             "if there are any"
         )
     losses = _array(terms.losses, f"the objective {name}: losses")
@@ -52,7 +52,7 @@ def call(objective: Objective, model: Forward, batch: Batch, hyperparameters: Hy
                 f"the objective {name}: a metric cannot be called {metric!r}: the loop records one of its own"
             )
         if not isinstance(pair, tuple | list) or len(pair) != 2:
-            raise UserError(f"the objective {name}: metric {metric!r} is {_told(pair)}; give (values, weights)")
+            raise UserError(f"the objective {name}: metric {metric!r} is {kind_of(pair)}; give (values, weights)")
         where = f"the objective {name}: metric {metric!r}"
         values = _array(pair[0], f"{where}: values")
         metrics[metric] = values, _weights(pair[1], values, f"{where}: weights")
@@ -79,11 +79,5 @@ def _array(given: Any, what: str) -> Float[Array, "..."]:
     try:
         array = jnp.asarray(given)
     except (TypeError, ValueError) as error:
-        raise UserError(f"{what} are {_told(given)}; an array or a number is needed") from error
+        raise UserError(f"{what} are {kind_of(given)}; an array or a number is needed") from error
     return array.astype(jnp.float32)
-
-
-def _told(value: Any) -> str:
-    if isinstance(value, tuple):
-        return f"a tuple of {len(value)}"
-    return "nothing" if value is None else f"a {type(value).__name__}"
