@@ -75,6 +75,7 @@ def tables(page: str) -> list[str]:
     sys.path.insert(0, str(ROOT / "benchmarks"))
     surrogates = pytest.importorskip("surrogates", exc_type=ImportError)
     import landscape_study
+    import priors
 
     result = held("benchmarks/results/surrogates.json")
     names = list(surrogates.STRATEGIES)
@@ -82,6 +83,7 @@ def tables(page: str) -> list[str]:
     wide = [held(f"benchmarks/results/surrogates-{which}.json") for which in ("development", "confirmation")
             if (ROOT / f"benchmarks/results/surrogates-{which}.json").exists()]  # fmt: skip
     return [
+        priors.text(held("benchmarks/results/priors.json")["summary"]),
         *(landscape_study.as_markdown(one["summary"], split) for one in wide for split in one["summary"]),
         *(surrogates.as_markdown(result, names, tasks=[task]) for task in result["tasks"]),
         surrogates.as_markdown(result, names, prefix="test_", bands=False),
