@@ -63,7 +63,7 @@ class SourceConfig(Section):
     hash_by: str | None = Field(default=None, description="Field to hash; the whole row if unset.")
     hash_seed: Seed = Field(default=0, description="Seed of the hash: another one draws other rows.")
     limit: PositiveInt | None = Field(default=None, description="Keep this many rows, the first ones; all if unset.")
-    examples: Annotated[PositiveInt, LoopOnly()] | None = Field(
+    examples: Annotated[PositiveInt | None, LoopOnly()] = Field(
         default=None,
         description="Keep this many examples, of which an exploded row gives several: the first of a shuffle; all if "
         "unset.",

@@ -81,6 +81,7 @@ def test_a_copy_is_the_configuration_with_paths_from_where_it_lies(name, empty_f
     assert {path.name for path in empty_folder.iterdir()} == {path.name for path in copied.written}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["quickstart", "tfds"])
 def test_what_needs_no_foreign_data_passes_its_dry_run_in_an_empty_folder(name, capsys, empty_folder):
     copied = result(capsys, "init", name)

@@ -1,11 +1,13 @@
 """The model inside the package."""
 
 import numpy as np
+import pytest
 
 from jaxtune.data.nano_corpus import generate_documents
 from jaxtune.models import load_model, load_tokenizer
 
 
+@pytest.mark.slow
 def test_it_has_learnt_its_text():
     model, tokenizer = load_model("jaxtune:nano"), load_tokenizer("jaxtune:nano")
 

@@ -99,7 +99,7 @@ def test_a_killed_study_goes_on_exactly(tmp_path, capacity):
     whole = records(tmp_path / "whole")
     lines = (tmp_path / "whole" / "trials.jsonl").read_text().splitlines(keepends=True)
     begin = next(place for place, one in enumerate(whole) if one["event"] == "promoted")
-    for cut in range(begin + capacity - 1, len(lines) + 1, 2):
+    for cut in range(begin + capacity - 1, len(lines) + 1, 3):
         directory = tmp_path / str(cut)
         directory.mkdir()
         (directory / "trials.jsonl").write_text("".join(lines[:cut]))

@@ -473,6 +473,7 @@ def test_hyperband_stops_trials_on_the_way_to_the_fraction(tmp_path):
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("capacity", [1, 3])
 def test_a_ladder_takes_the_better_half_to_the_fraction(tmp_path, capacity):
     """All are scored at a tenth, half of them at the fraction; the same whether or not it was stopped on the way."""

@@ -41,6 +41,7 @@ def losses(directory):
     return [line["loss"] for line in read_metrics(directory / "metrics.jsonl") if "loss" in line]
 
 
+@pytest.mark.slow
 def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     """Whatever trial made the trainer: start and dropout of its own seed, columns of its own rank, and one program."""
     common = ["train.steps=3", "data.test=null"]
@@ -87,6 +88,7 @@ def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, mon
         assert paths[1] == pytest.approx(paths[0], rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config_file, tmp_path):
     """Eight trials of three lengths over three slots, one of them without end: the others end as they do alone."""
     settings = ["train.steps=6", "data.test=null", "train.evaluate_every=1"]
@@ -131,6 +133,7 @@ def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
 BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
 
 
+@pytest.mark.slow
 def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, tmp_path, monkeypatch):
     """Two programs share the places, in the form of accelerators: continued, scores are the same to the last bit."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))

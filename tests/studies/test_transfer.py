@@ -31,6 +31,7 @@ def study(config: Path, *overrides: str, output: Path, code: int = 0) -> None:
     assert main(["study", "transfer", str(config), f"study.output={output}", *SETTINGS, *overrides, "--json"]) == code
 
 
+@pytest.mark.slow
 def test_a_study_from_command_to_page(config_file, tmp_path, capsys):
     out = tmp_path / "out"
     study(config_file, output=out)

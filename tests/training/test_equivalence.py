@@ -54,11 +54,12 @@ def test_the_path_tells_steps_apart(plain):
         pytest.param(["train.accumulate=8"], 1, id="one row, accumulated eight times"),
         pytest.param(["data.packing=true", "train.batch_size=4", "train.sequence_length=16"], 1, id="packed"),
         pytest.param(["parallel.data=2", "parallel.fsdp=2", "parallel.tensor=2"], 8, id="eight devices"),
-        pytest.param(["kernels=interpret"], 1, id="Pallas kernels"),
+        pytest.param(["kernels=interpret"], 1, id="Pallas kernels", marks=pytest.mark.slow),
         pytest.param(
             ["kernels=interpret", "model.remat=dots", "parallel.data=2", "parallel.fsdp=2", "parallel.tensor=2"],
             8,
             id="Pallas kernels on eight devices",
+            marks=pytest.mark.slow,
         ),
     ],
 )

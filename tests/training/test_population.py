@@ -211,7 +211,7 @@ def test_slots_divide_over_the_trial_axis(model, trainer):
         Population(other, 3)
 
 
-@pytest.mark.parametrize("kernels", ["xla", "interpret"])
+@pytest.mark.parametrize("kernels", ["xla", pytest.param("interpret", marks=pytest.mark.slow)])
 def test_trials_spread_over_a_mesh_axis_and_exchange_nothing(kernels, examples):
     """Two parts of two devices each: every slot is its run alone, and no array crosses from part to part."""
     sizes = {"rank": 4, "alpha": 8.0, "dropout": 0.1}
