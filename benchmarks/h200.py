@@ -147,11 +147,13 @@ def sized(journal: Journal, experiment: Experiment, folder: Path) -> None:
     trainer = experiment.trainer()
     population = Population(trainer, len(runs), batched=True)
     saved, states = folder / "sizes.npz", []
+    losses: dict[int, float] = {}
     first = 0
     like, tree = jax.tree.flatten(trainer.init(seed=0))
     if saved.exists():
         with np.load(saved) as held:
-            first = int(held["step"])
+            first, known = int(held["step"]), held["losses"]
+            losses = {slot: float(loss) for slot, loss in enumerate(known) if np.isfinite(loss)}
             states = [
                 jax.tree.unflatten(tree, [held[f"{slot}-{place}"] for place in range(len(like))])
                 for slot in range(len(runs))
@@ -161,7 +163,6 @@ def sized(journal: Journal, experiment: Experiment, folder: Path) -> None:
         for _ in range(min(first, length)):
             next(feeds[slot])
     begun = kept = time.perf_counter()
-    losses: dict[int, float] = {}
     for step in range(first, max(lengths)):
         active = [slot for slot, length in enumerate(lengths) if step < length]
         told = population.step({slot: next(feeds[slot]) for slot in active})
@@ -174,7 +175,8 @@ def sized(journal: Journal, experiment: Experiment, folder: Path) -> None:
                     for slot in range(len(runs))
                     for place, leaf in enumerate(jax.tree.leaves(population.take(slot)))
                 }
-                np.savez(folder / "partial.npz", step=step + 1, **leaves)
+                known = np.array([losses.get(slot, np.nan) for slot in range(len(runs))])
+                np.savez(folder / "partial.npz", step=step + 1, losses=known, **leaves)
                 (folder / "partial.npz").replace(saved)
                 journal.write(f"sizes at step {step + 1}", seconds=kept - begun, since=first)
                 if journal.left < 20:

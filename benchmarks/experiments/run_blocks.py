@@ -215,7 +215,9 @@ def jobs(blocks: str) -> Iterator[Job]:
                     )
                     yield study("data-size", task, f"E-{task}", *more, chosen=lambda task=task: winner(task))
                 case "F" if task == TASKS[0]:
-                    more = ("data.test=null", f"study.ablation.seeds={seeds['F']}")
+                    # The search's own seed, in which it may not differ; the repetitions have those of the section.
+                    seed = f"train.seed={SEARCH_SEEDS[0]}"
+                    more = ("data.test=null", seed, f"study.ablation.seeds={seeds['F']}")
                     yield study("ablation", task, f"F-{task}", *more, search=f"C{SEARCH_SEEDS[0]}-{task}")
                 case _:
                     pass
