@@ -204,6 +204,7 @@ def test_a_search_needs_its_section_and_a_validation_split(refused, config_file)
     assert "evaluation.task" in refused("search", config_file, SEARCH, "search.objective=exact_match")
     assert "less than a step" in refused("search", config_file, SEARCH, "train.steps=2")
     assert "promote 4 is above trials 3" in refused("search", config_file, SEARCH, "search.promote=4")
+    assert "search: finish [0.1, 1.0] must ascend" in refused("search", config_file, SEARCH, "search.finish=[0.1, 1.0]")
     assert "search.fixed" in refused("search", config_file, SEARCH, "search.fixed.update.0.rank=4")
 
 

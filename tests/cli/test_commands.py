@@ -11,6 +11,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from jaxtune.cli import COMMANDS, main
+from jaxtune.cli.search import _dry_text
 from jaxtune.cli.study import COMMANDS as STUDY_COMMANDS
 from jaxtune.telemetry.writers import read_metrics
 
@@ -166,8 +167,12 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
 
 def test_search_end_to_end(result, capsys, config_file, tmp_path):
     arguments = ("search", config_file, SEARCH, "train.batch_size=16", "train.log_every=5")
-    checked = result(*arguments, "--dry-run")
+    checked = result(*arguments, "search.finish=[0.5, 1.0]", "search.seeds=2", "--dry-run")
     assert (checked["trials"], checked["early_steps"]) == (4, 4)
+    assert [(rung["step"], rung["trials"]) for rung in checked["finish"]] == [(10, 2), (20, 1)]
+    # All to 4 steps, two and the reference to 10, one and the reference to 20, and these two again.
+    assert checked["steps"] == 4 * 4 + 3 * 6 + 2 * 10 + 2 * 20
+    assert "2 on to step 10, 1 finished, the best 2 with 1 more seeds each (40 steps): 94 steps" in _dry_text(checked)
     assert not (tmp_path / "run").exists()
     summary = result(*arguments)
     # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.
