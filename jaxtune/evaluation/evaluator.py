@@ -160,6 +160,12 @@ class Evaluator:
         """
         return self._scored(self._generator(params, adapters, self._prompts))
 
+    @property
+    def filled(self) -> float:
+        """The share of the rows of :meth:`evaluate`'s batches that hold a question."""
+        size = self._generator.batch_size
+        return len(self.examples) / (-(-len(self.examples) // size) * size)
+
     def evaluate_side_by_side(
         self, params: Params, adapters: dict[str, LowRankAdapter], states: int
     ) -> list[EvaluatorResult]:

@@ -27,6 +27,7 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
 from jaxtune.layout import TrialDirectory
+from jaxtune.parallel.platform import platform
 from jaxtune.search.costs import counted_costs
 from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
@@ -40,6 +41,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
+from jaxtune.training.population import TRIAL_AXIS
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -192,12 +194,17 @@ class TrainerRunner:
             self._slots[trainer].advance(trials)
 
     def _side_by_side(self, trainer: Trainer) -> bool:
-        """Whether answers of a program's trials are generated in one loop.
+        """Whether answers of a program's trials are generated in one loop; it follows from the configuration alone.
 
         Where whole parameters are trained there is no base in common: these are scored one after another, so that a
-        state is there for no longer than its own score takes.
+        state is there for no longer than its own score takes. So they are on a CPU where one trial's questions fill
+        its batches: it computes as many rows of one state in less time.
         """
-        return trainer.plan.is_low_rank_only and self.slots_of(trainer) > 1
+        evaluator = self._evaluators["validation"]
+        if evaluator is None or not trainer.plan.is_low_rank_only or self.slots_of(trainer) == 1:
+            return False
+        spread = platform(trainer.mesh) != "cpu" or trainer.mesh.shape[TRIAL_AXIS] > 1
+        return spread or evaluator.filled <= 0.5
 
     def _asked_to_stop(self) -> bool:
         self._stopping = self._stopping or self._hooks.should_stop()
