@@ -33,7 +33,7 @@ def found(monkeypatch):
     """The search that is run first; its winner can be changed."""
     best = {"trial": 3, "configuration": WINNER, "final_score": 0.31, "test_score": 0.4}
     summary = {"best": best, "baseline": {"final_score": 0.5}, "trials": [{}] * 12, "budget": {"steps_run": 7}}
-    monkeypatch.setattr(ablation, "search", lambda *_, **__: summary)
+    monkeypatch.setattr(ablation, "run_search", lambda *_, **__: summary)
     return best
 
 
