@@ -12,6 +12,7 @@ import pytest
 from scipy import stats
 
 from jaxtune.cli import main
+from jaxtune.config.metrics import Goal
 from jaxtune.search import read_journal
 from jaxtune.studies.transfer import _choice
 from tests.studies.stops import stop_after
@@ -89,12 +90,12 @@ def test_a_study_that_is_stopped_goes_on_and_ends_the_same(config_file, tmp_path
 
 def test_the_choice_of_a_setting():
     full = np.array([0.3, 0.1, math.inf, 0.2])
-    assert _choice(np.array([0.5, 0.6, 0.7, 0.4]), full, 1.0) == {
+    assert _choice(np.array([0.5, 0.6, 0.7, 0.4]), full, Goal("min")) == {
         "chosen": 3, "rank_in_full": 2, "score_in_full": 0.2, "rank_of_full_best": 3,
     }  # fmt: skip
-    diverged = _choice(np.array([0.5, 0.6, 0.1, 0.4]), full, 1.0)
+    diverged = _choice(np.array([0.5, 0.6, 0.1, 0.4]), full, Goal("min"))
     assert (diverged["rank_in_full"], diverged["score_in_full"]) == (4, None)
-    assert _choice(np.array([0.5, 0.6, 0.7, 0.4]), -full, -1.0)["score_in_full"] == 0.2
+    assert _choice(np.array([0.5, 0.6, 0.7, 0.4]), -full, Goal("max"))["score_in_full"] == 0.2
 
 
 @pytest.mark.parametrize(
