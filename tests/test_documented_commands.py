@@ -85,7 +85,7 @@ def check(command: str) -> None:
         files = [word for word in words if word.startswith("configs/")]
         assert all((ROOT / file).is_file() for file in files), command
         # A value for --add or --fix is one like those of the other overrides.
-        keys = [part for word in words[1:] if _OVERRIDE.match(word) for part in word.split(",")]
+        keys = [part for word in words[1:] if _OVERRIDE.match(word) for part in re.split(r",(?=[\w.]+=)", word)]
         load_config(str(ROOT / (files[0] if files else "configs/quickstart.yaml")), keys)
     elif words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), flags=re.MULTILINE)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from jaxtune.reports.comparison import Side
     from jaxtune.training.experiment import Part
 
-EXAMPLE = "jaxtune compare runs/one runs/quickstart runs/quickstart@3 --html compared.html"
+EXAMPLE = "jaxtune compare runs/mine runs/quickstart runs/quickstart@3 --html compared.html"
 
 _OVERRIDE = re.compile(r"[a-z_]+(\.\w+)+=")
 _UNTUNED = "untuned"

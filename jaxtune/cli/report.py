@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import argparse
 import signal
+import threading
 from pathlib import Path
-from types import FrameType
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, say
 from jaxtune.errors import UserError
 
 EXAMPLE = "jaxtune report runs/quickstart --serve"
+
+_LOOKS_SECONDS = 0.5
+"""How often a server looks whether it was asked to end."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,8 +73,11 @@ def _serve(directory: Path, arguments: argparse.Namespace) -> int:
     from jaxtune.reports import read_study
     from jaxtune.reports.server import make_server
 
-    # What is asked for to end it, Ctrl-C or a plain kill, is no failure.
-    signal.signal(signal.SIGTERM, _interrupt)
+    # What is asked for to end it, Ctrl-C or a plain kill, is no failure. What a signal raises is lost where it comes
+    # while Python collects garbage; what it sets is not.
+    asked_to_end = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: asked_to_end.set())
     with make_server(
         directory, host=arguments.host or "127.0.0.1", port=arguments.port, public=arguments.public
     ) as server:
@@ -84,12 +90,8 @@ def _serve(directory: Path, arguments: argparse.Namespace) -> int:
             arguments.json,
             f"the page of {directory}: {server.url}   (Ctrl-C ends it; the study is not touched)",
         )
-        try:
-            server.serve_forever()
-        except KeyboardInterrupt:
-            say("the page is no longer served")
+        server.timeout = _LOOKS_SECONDS
+        while not asked_to_end.is_set():
+            server.handle_request()
+        say("the page is no longer served")
     return 0
-
-
-def _interrupt(number: int, frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

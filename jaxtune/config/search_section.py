@@ -147,8 +147,12 @@ class BudgetConfig(Section):
 class BoundConfig(Section):
     """Between which bounds a metric or a counted cost is to be."""
 
-    below: float | None = Field(default=None, description="It is to be less than this, in its own unit; unset: any.")
-    above: float | None = Field(default=None, description="It is to be more than this, in its own unit; unset: any.")
+    below: float | None = Field(
+        default=None, description="What it is to be less than, in its own unit (a share, bytes, FLOPs); unset: any."
+    )
+    above: float | None = Field(
+        default=None, description="What it is to be more than, in its own unit (a share, bytes, FLOPs); unset: any."
+    )
 
     @model_validator(mode="after")
     def _some(self) -> BoundConfig:

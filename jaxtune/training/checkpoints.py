@@ -74,6 +74,57 @@ def _tell_lost_score(checkpoint: str) -> None:
     logger.warning("%s: a damaged checkpoint, whose score is lost", checkpoint)
 
 
+def load_checkpoint(
+    directory: str | Path, like: PyTree, which: Literal["best", "latest"], *, fall_back: bool = True
+) -> tuple[int, PyTree] | None:
+    """Reads the best or the newest checkpoint of a folder that a run may be writing to, and changes nothing in it.
+
+    A checkpoint that is replaced while it is read is left for the one that took its place. A damaged one is left
+    for the best, or the newest, of the others, which is told.
+
+    Args:
+      directory: the ``checkpoints/`` folder.
+      like: shapes, dtypes and shardings of the state.
+      which: ``best`` takes the newest one where none was scored.
+      fall_back: whether another one will do where that one is damaged.
+
+    Returns:
+      The step and the state; None where no checkpoint was finished.
+
+    Raises:
+      UserError: the checkpoint holds other arrays (another configuration), none can be read, or a run replaces its
+        checkpoints faster than they can be read.
+      UnreadableCheckpoint: it is damaged, and no other will do.
+    """
+    folder, end, seen = Path(directory), time.monotonic() + _REPLACED_SECONDS, False
+    damaged: dict[int, UnreadableCheckpoint] = {}
+    while True:
+        before = _files(folder)
+        seen = seen or bool(before)
+        try:
+            found = _load(folder, like, which, damaged)
+        except UnreadableCheckpoint as error:
+            if _files(folder) == before:
+                if not fall_back:
+                    raise
+                damaged[error.step] = error
+                continue
+        except Exception:
+            if _files(folder) == before:
+                raise
+        else:
+            if found is None and not seen:
+                return None
+            # Half removed, a checkpoint can still be read: what is gone is zeros.
+            if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
+                for error in damaged.values():
+                    logger.warning("%s; step %d is taken instead", error, found[0])
+                return found
+        if time.monotonic() > end:
+            raise UserError(f"{folder}: a run replaces its checkpoints faster than they can be read; try again later")
+        time.sleep(_PAUSE_SECONDS)
+
+
 class Checkpoints:
     """The ``checkpoints/`` folder of a run.
 
@@ -273,66 +324,12 @@ class Checkpoints:
         if self._alias is not None:
             self._alias.cleanup()
 
+    load = staticmethod(load_checkpoint)
+
     @staticmethod
     def newest_on_disk(directory: str | Path) -> int:
         """The step of the newest whole checkpoint in a folder that any process may write, 0 before the first."""
         return max(_files(Path(directory)), default=0)
-
-    @staticmethod
-    def load(
-        directory: str | Path, like: PyTree, which: Literal["best", "latest"], *, fall_back: bool = True
-    ) -> tuple[int, PyTree] | None:
-        """Reads the best or the newest checkpoint of a folder that a run may be writing to, and changes nothing in it.
-
-        A checkpoint that is replaced while it is read is left for the one that took its place. A damaged one is left
-        for the best, or the newest, of the others, which is told.
-
-        Args:
-          directory: the ``checkpoints/`` folder.
-          like: shapes, dtypes and shardings of the state.
-          which: ``best`` takes the newest one where none was scored.
-          fall_back: whether another one will do where that one is damaged.
-
-        Returns:
-          The step and the state; None where no checkpoint was finished.
-
-        Raises:
-          UserError: the checkpoint holds other arrays (another configuration), none can be read, or a run replaces its
-            checkpoints faster than they can be read.
-          UnreadableCheckpoint: it is damaged, and no other will do.
-        """
-        folder, end, seen = Path(directory), time.monotonic() + _REPLACED_SECONDS, False
-        damaged: dict[int, UnreadableCheckpoint] = {}
-        while True:
-            before = _files(folder)
-            seen = seen or bool(before)
-            try:
-                found = _load(folder, like, which, damaged)
-            except UnreadableCheckpoint as error:
-                if _files(folder) == before:
-                    if not fall_back:
-                        raise
-                    damaged[error.step] = error
-                    continue
-            except Exception:
-                if _files(folder) == before:
-                    raise
-            else:
-                if found is None and not seen:
-                    return None
-                # Half removed, a checkpoint can still be read: what is gone is zeros.
-                if found is not None and before.get(found[0]) == _files(folder).get(found[0]):
-                    for error in damaged.values():
-                        logger.warning("%s; step %d is taken instead", error, found[0])
-                    return found
-            if time.monotonic() > end:
-                raise UserError(
-                    f"{folder}: a run replaces its checkpoints faster than they can be read; try again later"
-                )
-            time.sleep(_PAUSE_SECONDS)
-
-
-load_checkpoint = Checkpoints.load
 
 
 def _load(
