@@ -32,8 +32,13 @@ import jaxtyping  # noqa: E402
 # Every annotation of our functions is checked when they run. The modules must not have been imported before this.
 jaxtyping.install_import_hook(["jaxtune", "jaxtune_kernels"], "beartype.beartype")
 
+import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
+
+# An example's time says nothing where tests share the processors, and a first one imports what it needs.
+hypothesis.settings.register_profile("suite", deadline=None)
+hypothesis.settings.load_profile("suite")
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 
