@@ -16,13 +16,13 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Float, Int, Int32, Shaped
 
 from jaxtune.errors import UserError
-from jaxtune.evaluation.groups import TRIAL_AXIS, GroupedRows, Rows
+from jaxtune.evaluation.groups import GroupedRows, Rows
 from jaxtune.evaluation.sampling import Sampling, sample
 from jaxtune.models.cache import Cache
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import merge
 from jaxtune.models.linear import LowRankAdapter
-from jaxtune.parallel.sharding import named_sharding, replicated
+from jaxtune.parallel.sharding import TRIAL_AXIS, named_sharding, replicated
 
 logger = logging.getLogger(__name__)
 

@@ -12,9 +12,7 @@ from jaxtyping import Array, Float, Int32
 from jaxtune.models.cache import Cache, init_cache
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.linear import LowRankAdapter
-from jaxtune.parallel.sharding import RULES
-
-TRIAL_AXIS = RULES["trials"][0]
+from jaxtune.parallel.sharding import TRIAL_AXIS
 
 _CACHE_AXES = Cache(keys=1, values=1, segment_ids=0, lengths=0, index=None)
 """Where a cache of groups has their axis: behind the layers, which are scanned, so that no step moves it there."""

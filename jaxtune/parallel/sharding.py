@@ -27,6 +27,9 @@ RULES: dict[str, tuple[str, ...]] = {
 """Mesh axes that each logical axis is cut over. Activations name ``batch`` and leave ``embed`` whole; ``replicas`` are
 the rows of a batch whose width is still cut."""
 
+TRIAL_AXIS = RULES["trials"][0]
+"""The mesh axis that the trials of a population are spread over."""
+
 
 def partition_spec(axes: Sequence[str | None], shape: Sequence[int], mesh: Mesh) -> PartitionSpec:
     """How an array of ``shape`` with logical ``axes`` is cut over ``mesh``.

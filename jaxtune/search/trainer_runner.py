@@ -28,6 +28,7 @@ from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
 from jaxtune.layout import TrialDirectory
 from jaxtune.parallel.platform import platform
+from jaxtune.parallel.sharding import TRIAL_AXIS
 from jaxtune.search.costs import counted_costs
 from jaxtune.search.header import deciding
 from jaxtune.search.measuring import measure
@@ -41,7 +42,6 @@ from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
-from jaxtune.training.population import TRIAL_AXIS
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState

@@ -22,9 +22,10 @@ from jaxtune.models import read_config
 from jaxtune.models.declarations import declare
 from jaxtune.parallel import make_mesh, named_sharding
 from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
+from jaxtune.parallel.sharding import TRIAL_AXIS
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.model_directory import model_directory
-from jaxtune.training.population import TRIAL_AXIS, Population
+from jaxtune.training.population import Population
 from jaxtune.training.trainer import Trainer
 
 

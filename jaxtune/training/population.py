@@ -22,7 +22,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
 from jaxtune.parallel.platform import platform
-from jaxtune.parallel.sharding import RULES, named_sharding, place
+from jaxtune.parallel.sharding import RULES, TRIAL_AXIS, named_sharding, place
 from jaxtune.training.batches import checked
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics
@@ -31,8 +31,6 @@ from jaxtune.training.trainer import Trainer, Values
 TRIALS = "trials"
 """The logical axis of slots."""
 
-
-TRIAL_AXIS = RULES[TRIALS][0]
 
 SlotMetrics = dict[str, Float[Array, " k"]]
 
