@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 # These must be set before jax is imported; processes that a test starts inherit them.
@@ -36,9 +38,23 @@ import hypothesis  # noqa: E402
 import jax  # noqa: E402
 import pytest  # noqa: E402
 
+from jaxtune.signals import STOPS  # noqa: E402
+
 # An example's time says nothing where tests share the processors, and a first one imports what it needs.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")
+
+
+@pytest.fixture(autouse=True)
+def _signals_as_before() -> Iterator[None]:
+    """Fails a test that leaves a signal doing something else than before it, which other tests would meet."""
+    before = {number: signal.getsignal(number) for number in STOPS}
+    yield
+    left = {number: handler for number in STOPS if (handler := signal.getsignal(number)) != before[number]}
+    for number in left:
+        signal.signal(number, before[number] or signal.SIG_DFL)
+    assert not left
+
 
 SHARED = Path(__file__).resolve().parent.parent.parent / "shared"
 

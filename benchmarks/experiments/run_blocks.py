@@ -24,13 +24,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jaxtune.signals import stops_handled
+
 TASKS = ("attr_oamine", "slots_restaurant8k")
 OUT = Path("docs/experiments/smollm2")
 JOURNALS = OUT / "journals"
 RUNS = Path("runs/smollm2")
 FILES = ("trials.jsonl", "config.yaml")
 KEEP_SECONDS = 60
-STOPS = (signal.SIGTERM, signal.SIGINT)
 
 SEARCH_SEEDS = (1, 2, 3)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
@@ -256,15 +257,13 @@ def run(job: Job, further: Sequence[str]) -> int:
     begin, before = time.time(), resource.getrusage(resource.RUSAGE_CHILDREN)
     # In a session of its own it is told to stop once, by this program; it saves its trial and ends by itself.
     process = subprocess.Popen(command, start_new_session=True)
-    signals = [signal.signal(number, lambda *_: process.send_signal(signal.SIGTERM)) for number in STOPS]
-    while True:
-        try:
-            status = process.wait(timeout=KEEP_SECONDS)
-            break
-        except subprocess.TimeoutExpired:
-            keep(job)
-    for number, handler in zip(STOPS, signals, strict=True):
-        signal.signal(number, handler)
+    status = None
+    with stops_handled(lambda *_: process.send_signal(signal.SIGTERM)):
+        while status is None:
+            try:
+                status = process.wait(timeout=KEEP_SECONDS)
+            except subprocess.TimeoutExpired:
+                keep(job)
     keep(job)
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
     commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=True).stdout.strip()

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import threading
 from pathlib import Path
 
 from jaxtune.cli.common import add_json_argument, emit, path_argument, say
 from jaxtune.errors import UserError
+from jaxtune.signals import stops_handled
 
 EXAMPLE = "jaxtune report runs/quickstart --serve"
 
@@ -76,11 +76,12 @@ def _serve(directory: Path, arguments: argparse.Namespace) -> int:
     # What is asked for to end it, Ctrl-C or a plain kill, is no failure. What a signal raises is lost where it comes
     # while Python collects garbage; what it sets is not.
     asked_to_end = threading.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, lambda *_: asked_to_end.set())
-    with make_server(
-        directory, host=arguments.host or "127.0.0.1", port=arguments.port, public=arguments.public
-    ) as server:
+    with (
+        stops_handled(lambda *_: asked_to_end.set()),
+        make_server(
+            directory, host=arguments.host or "127.0.0.1", port=arguments.port, public=arguments.public
+        ) as server,
+    ):
         try:
             read_study(directory)
         except UserError as error:

@@ -11,6 +11,8 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxtune.signals import stops_handled
+
 
 @contextlib.contextmanager
 def stop_signals() -> Iterator[Callable[[], bool]]:
@@ -21,22 +23,16 @@ def stop_signals() -> Iterator[Callable[[], bool]]:
       get the same answer, so that they leave the loop at the same step.
     """
     asked = False
-    previous = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
     def ask(number: int, frame: FrameType | None) -> None:
         nonlocal asked
         asked = True
-        signal.signal(number, previous[signal.Signals(number)] or signal.SIG_DFL)
+        signal.signal(number, previous[signal.Signals(number)])
 
     def should_stop() -> bool:
         if jax.process_count() == 1:
             return asked
         return bool(np.any(multihost_utils.process_allgather(np.array([asked]))))
 
-    for number in previous:
-        signal.signal(number, ask)
-    try:
+    with stops_handled(ask) as previous:
         yield should_stop
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
