@@ -126,7 +126,7 @@ def test_pages_of_experiments_are_written_from_their_summaries(folder, tmp_path)
 
 def test_a_number_that_is_not_the_results_is_found(monkeypatch):
     """The comparison can fail: with another number in the file, and with one that no file has."""
-    template = "| peak memory, MiB | {jaxtune/peak_bytes|MiB:,.0f} |"
+    template = "| peak memory, MiB | {runs/0/jaxtune/peak_bytes|MiB:,.0f} |"
     assert filled(template, "benchmarks/results/train_step-cpu.json") == "| peak memory, MiB | 1,580 |"
     for text in ("it took 2 min", "0.96 against", "40 % saved", "3.45 × as long", "1,580 tokens", "12 s"):
         assert _NUMBER.search(prose(text)), text
