@@ -48,6 +48,7 @@ class Setting:
       length: positions in a row; None for the configuration's.
       shape: a random model of :data:`train_step.SHAPES` over random words; None for the pretrained model and its task.
       dtype: of computation.
+      model: directory of the pretrained model; None for the configuration's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Setting:
     length: int | None = None
     shape: str | None = None
     dtype: str = "float32"
+    model: str | None = None
 
     @property
     def with_peer(self) -> bool:
@@ -158,6 +160,7 @@ def _pretrained(setting: Setting, validation: int, folder: Path) -> Any:
         "evaluation.task": "none",
         "data.validation": {**source.model_dump(), **part},
         **({} if setting.length is None else {"train.sequence_length": setting.length}),
+        **({} if setting.model is None else {"model.path": str(Path(setting.model).resolve())}),
     }
     if setting.rows == "full":
         overrides |= _full_rows(with_overrides(config, overrides), folder)
