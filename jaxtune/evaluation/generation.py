@@ -22,6 +22,7 @@ from jaxtune.models.cache import Cache
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import merge
 from jaxtune.models.linear import LowRankAdapter
+from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.sharding import TRIAL_AXIS, named_sharding, replicated
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Generator:
         self._program = jax.jit(
             functools.partial(self._generate, static),
             out_shardings=None if mesh is None else replicated(mesh),
+            compiler_options=compiler_options(mesh),
         )
 
     @property

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -18,6 +19,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Decoder, LowRankAdapter, Params, split
 from jaxtune.parallel import make_mesh, named_sharding, place, replicated
+from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.progress import watched
@@ -126,15 +128,18 @@ class Trainer:
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
         self.state_shardings = self._shardings()
-        everywhere = replicated(self.mesh)
-        self._init = jax.jit(self._make_state, out_shardings=self.state_shardings)
+        everywhere, options = replicated(self.mesh), compiler_options(self.mesh)
+        self._init = jax.jit(self._make_state, out_shardings=self.state_shardings, compiler_options=options)
         self._step = jax.jit(
             self._counted("step", self.program.step),
             donate_argnums=1,
             out_shardings=(self.state_shardings, everywhere),
+            compiler_options=options,
         )
         self._apply = jax.jit(self.plan.apply)
-        self._losses = jax.jit(self._counted("evaluate", self.program.terms), out_shardings=everywhere)
+        self._losses = jax.jit(
+            self._counted("evaluate", self.program.terms), out_shardings=everywhere, compiler_options=options
+        )
 
     def init(self, hyperparameters: Values | None = None, seed: int | None = None) -> TrainState:
         """A state at step 0, born sharded.
@@ -305,6 +310,10 @@ class Trainer:
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of a state."""
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> TrainState:
         return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self.traced_values(None))
 
     def _make_state(
