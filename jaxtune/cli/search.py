@@ -90,17 +90,11 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
     elif event == "stopped":
         say(f"  trial {trial} stopped at step {details['step']}: others did better there")
     elif event == "enough":
-        say(f"  no further trial: {_enough(details)}")
+        from jaxtune.search.enough import why_enough
+
+        say(f"  no further trial: {why_enough(details)}")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
-
-
-def _enough(record: Mapping[str, Any]) -> str:
-    """Why a study proposes no further trial."""
-    if record["reason"] == "budget":
-        needed, limit = _short(float(record["with_another"])), _short(float(record["limit"]))
-        return f"with another one the study would take {needed} {record['budget']}, finishing included, of {limit}"
-    return f"it would gain {record['gain']:.2g} at most, and noise is {record['noise']:.2g}"
 
 
 def _rungs(summary: Mapping[str, Any]) -> list[str]:
@@ -212,6 +206,25 @@ def _repeats(repeats: Mapping[str, Any]) -> str:
     return f", the best {repeats['trials']} with {further} more seeds each ({repeats['steps']:,} steps)"
 
 
+def _paid(checked: Mapping[str, Any]) -> list[str]:
+    """How many of the trials the budget pays for; nothing without one."""
+    if not (budget := checked["budget"]):
+        return []
+    trials, lines = budget["trials"], []
+    if trials is not None:
+        given = " and ".join(f"{value:,.6g} {name}" for name, value in budget.items() if name in ("steps", "flops"))
+        how = "all" if trials == checked["trials"] else f"{trials}"
+        lines.append(
+            f"search.budget of {given} pays for {how} of {checked['trials']} trials like the reference, finishing "
+            f"included; the steps above are of {how}"
+        )
+    if "seconds" in budget:
+        lines.append(
+            f"search.budget of {budget['seconds']:,.6g} seconds: how many trials it pays for shows once steps are timed"
+        )
+    return lines
+
+
 def _dry_text(checked: Mapping[str, Any]) -> str:
     return "\n".join(
         [
@@ -220,6 +233,7 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
             f"({checked['early_steps']} at first), {checked['population']} at a time, "
             f"{_promotions(checked['finish'])}{_repeats(checked['repeats'])}: {checked['steps']:,} steps in all",
+            *_paid(checked),
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
             *(f"never acts: {message}" for message in checked["warnings"]),
             "everything that can be checked before training is in order",

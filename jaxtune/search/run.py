@@ -16,6 +16,7 @@ from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.costs import Count
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
+from jaxtune.search.enough import Budget
 from jaxtune.search.header import first_record, read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.lora_space import with_space
@@ -222,17 +223,20 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
     settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)
+    paid = Budget.of(settings, runner).trials(Trial(0, dict(settings.reference), directory.path))
+    trials = search.trials if paid is None else paid
     legs = [
-        {"share": share, "step": step, "trials": min(number, search.trials - 1)}
+        {"share": share, "step": step, "trials": min(number, trials - 1)}
         for share, step, number in zip(settings.shares.finish, stops.legs, settings.promotions, strict=True)
     ]
     repeated = min(FINALISTS, legs[-1]["trials"] + 1) if search.seeds > 1 else 0
     further = repeated * (search.seeds - 1) * stops.total
-    steps = _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
+    steps = _first_steps(trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
     return {
         **checked.as_dict(),
         "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
         "trials": search.trials,
+        "budget": search.budget and {**search.budget.model_dump(exclude_none=True), "trials": paid},
         "population": runner.capacity,
         "promote": search.promote,
         "steps_per_trial": checked.steps,

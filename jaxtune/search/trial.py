@@ -77,6 +77,12 @@ class TrialState:
         scored = [*rungs, self.early, *finishing, self.final]
         return [outcome for outcome in scored if outcome is not None]
 
+    @property
+    def between(self) -> list[Outcome]:
+        """The outcomes at rungs, before the fraction and after, in the order of their steps."""
+        at = {**self.rungs, **self.finishing}
+        return [at[step] for step in sorted(at)]
+
     def at(self, step: int) -> Outcome | None:
         """The outcome at a rung, before the fraction or after."""
         return self.rungs.get(step, self.finishing.get(step))

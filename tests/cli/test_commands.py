@@ -167,12 +167,17 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
 
 def test_search_end_to_end(result, capsys, config_file, tmp_path):
     arguments = ("search", config_file, SEARCH, "train.batch_size=16", "train.log_every=5")
-    checked = result(*arguments, "search.finish=[0.5, 1.0]", "search.seeds=2", "--dry-run")
+    budget = "search.budget={steps: 93, seconds: 60}"
+    checked = result(*arguments, "search.finish=[0.5, 1.0]", "search.seeds=2", budget, "--dry-run")
     assert (checked["trials"], checked["early_steps"]) == (4, 4)
     assert [(rung["step"], rung["trials"]) for rung in checked["finish"]] == [(10, 2), (20, 1)]
-    # All to 4 steps, two and the reference to 10, one and the reference to 20, and these two again.
-    assert checked["steps"] == 4 * 4 + 3 * 6 + 2 * 10 + 2 * 20
-    assert "2 on to step 10, 1 finished, the best 2 with 1 more seeds each (40 steps): 94 steps" in _dry_text(checked)
+    # Three to 4 steps, two and the reference to 10, one and the reference to 20, and these two again.
+    assert checked["steps"] == 3 * 4 + 3 * 6 + 2 * 10 + 2 * 20
+    assert checked["budget"] == {"steps": 93, "seconds": 60, "trials": 3}
+    told = _dry_text(checked)
+    assert "2 on to step 10, 1 finished, the best 2 with 1 more seeds each (40 steps): 90 steps" in told
+    assert "search.budget of 93 steps pays for 3 of 4 trials like the reference, finishing included" in told
+    assert "search.budget of 60 seconds" in told
     assert not (tmp_path / "run").exists()
     summary = result(*arguments)
     # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.

@@ -10,13 +10,15 @@ from synthetic import REFERENCE, SyntheticRunner, records, search_config
 
 from jaxtune.cli.study.status import text
 from jaxtune.errors import UserError
-from jaxtune.reports.page import facts
+from jaxtune.reports.page import facts, score_columns, sort_key, trial_row
 from jaxtune.reports.progress import progress, steps_left
 from jaxtune.reports.records import read_study
 from jaxtune.search import Outcome, Study, StudySummary
+from jaxtune.search.details import trial_details
 from jaxtune.search.journal import Journal
 from jaxtune.search.milestones import Milestones, milestones
 from jaxtune.search.status import read_status
+from jaxtune.search.table import trials
 from tests.told_types import check_types
 
 # 4 are promoted to 20 of 50 steps, 2 of them finished: 4 × 10 + 2 × 30 = 100 steps, of 3 × 40 = 120.
@@ -87,7 +89,15 @@ def test_summary_status_and_page_tell_the_rungs(whole):
     assert "at 0.4" in text(status)
     left = next(trial for trial in status.trials if trial.state == "scored" and trial.rungs)
     assert (left.step, left.until) == (20, 20)
+    rows = {row["trial"]: row["rung.20"] for row in trials(run_dir)}
+    at_rung = {one["trial"]: one["score"] for one in summary.finish[0]["trials"]}
+    assert rows == {number: at_rung.get(number) for number in rows}
+    assert [one["score"] for one in trial_details(run_dir, left.trial)["rungs"]] == [at_rung[left.trial]]
     record = read_study(run_dir)
+    names = [name for name, _ in score_columns(record)]
+    assert names == ["Early score", "At step 20", "Final score"]
+    for trial in record.trials:
+        assert trial_row(record, trial, None)["scores"][1][1] == sort_key(at_rung.get(trial.id))
     assert dict(facts(record))["Going on"].split() == ["4", "to", "40", "%,", "2", "to", "100", "%"]
     assert steps_left(record, 50) == 0
 
