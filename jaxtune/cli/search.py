@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, time_taken
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, tell, time_taken
 from jaxtune.cli.trained import next_steps
 from jaxtune.layout import RunFiles
 
@@ -47,6 +47,7 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
+    tell("jaxtune.search.run")
     begun: list[bool] = []
 
     def planned(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -100,8 +101,13 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
 def _rungs(summary: Mapping[str, Any]) -> list[str]:
     """How many trials came to each rung after the fraction, the reference among them; nothing without such a rung."""
     rungs = summary.get("finish") or []
-    told = ", ".join(f"{len(rung['trials'])} trials at {rung['share']:.0%}" for rung in rungs)
-    return [f"finished in rungs: {told} of the steps"] if rungs else []
+    return [f"finished in rungs: {', '.join(map(_rung, rungs))} of the steps"] if rungs else []
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    """One rung: ``9 trials at 40% (step 48)``; the step is not there where trials differ in length."""
+    step = "" if rung.get("step") is None else f" (step {rung['step']})"
+    return f"{len(rung['trials'])} trials at {rung['share']:.0%}{step}"
 
 
 def _finalists(summary: Mapping[str, Any]) -> list[str]:
@@ -191,6 +197,11 @@ def _promotions(finish: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join([*(f"{rung['trials']} on to step {rung['step']}" for rung in rungs), f"{end['trials']} finished"])
 
 
+def _by(rule: str) -> str:
+    """By what trials are promoted, in words."""
+    return {"mean": "posterior mean"}.get(rule, rule)
+
+
 def _searched(key: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the space: what is tried of a key, and what is believed of it."""
     kind, held = next(iter(dimension.items()))
@@ -232,7 +243,9 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
             table([_searched(key, dimension) for key, dimension in checked["space"].items()], title="what is searched"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
             f"({checked['early_steps']} at first), {checked['population']} at a time, "
-            f"{_promotions(checked['finish'])}{_repeats(checked['repeats'])}: {checked['steps']:,} steps in all",
+            f"{_promotions(checked['finish'])} by {_by(checked['promote_by'])}{_repeats(checked['repeats'])}: "
+            f"{checked['steps']:,} steps in all",
+            *([f"finishing straight to the end: {checked['straight']}"] if checked["straight"] else []),
             *_paid(checked),
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
             *(f"never acts: {message}" for message in checked["warnings"]),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -17,7 +18,7 @@ from jaxtune.search.costs import Count
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
 from jaxtune.search.enough import Budget
-from jaxtune.search.header import first_record, read_data
+from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
@@ -44,6 +45,8 @@ from jaxtune.updates.peft_base import follow_base
 
 if TYPE_CHECKING:
     from jaxtune.search.distributed.runner import RayRunner
+
+logger = logging.getLogger(__name__)
 
 
 def search(
@@ -96,6 +99,8 @@ def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> S
         study = make_study(config, runner, hooks, keep=runner.save_adapter, data=data, costs=runner.costs)
         if on_plan:
             on_plan(plan)
+        if study.settings.straight is not None:
+            logger.info("finishing straight to the end: %s", study.settings.straight)
         directory.claim(config)
         summary = study.run()
     finally:
@@ -219,9 +224,8 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     experiment = runner.experiment
     what = f"the study in {directory.path}"
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
-    make_study(config, runner, costs=runner.costs)
+    settings = make_study(config, runner, costs=runner.costs).settings
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
-    settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)
     paid = Budget.of(settings, runner).trials(Trial(0, dict(settings.reference), directory.path))
     trials = search.trials if paid is None else paid
@@ -239,9 +243,11 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
         "budget": search.budget and {**search.budget.model_dump(exclude_none=True), "trials": paid},
         "population": runner.capacity,
         "promote": search.promote,
+        "promote_by": search.promote_by,
         "steps_per_trial": checked.steps,
         "early_steps": stops.early,
         "finish": legs,
+        "straight": settings.straight,
         "repeats": {"trials": repeated, "seeds": search.seeds, "steps": further},
         "steps": steps,
     }

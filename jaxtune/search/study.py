@@ -104,7 +104,9 @@ class Study:
                 known_keys=known_keys,
             )
         )
-        self.settings = settings.begun(first_record(self.run_dir))
+        self.settings = settings.begun(
+            first_record(self.run_dir), lambda overrides: runner.total_steps(Trial(0, dict(overrides), self.run_dir))
+        )
         self.search, self.space, seed = self.settings.search, self.settings.space, self.settings.search.seed
         self.start = [dict(one) for one in start]
         # The first trials are proposed before anything is scored: they are all design.

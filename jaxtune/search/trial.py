@@ -248,6 +248,12 @@ class History:
         """What the record of an outcome tells of the trial's program, however many processes compile that one."""
         return {"program": program, "compilations": int(program not in self.programs)}
 
+    @property
+    def length(self) -> int | None:
+        """The steps of every trial; None where they differ, or where none has an outcome yet."""
+        lengths = {state.total_steps for state in self.trials.values()} - {None}
+        return lengths.pop() if len(lengths) == 1 else None
+
     def apply(self, record: Mapping[str, Any], run_dir: Path) -> None:
         """Takes in one record after the first.
 

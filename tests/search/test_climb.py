@@ -8,6 +8,7 @@ import math
 import pytest
 from synthetic import REFERENCE, SyntheticRunner, records, search_config
 
+from jaxtune.cli.search import _rungs
 from jaxtune.cli.study.status import text
 from jaxtune.errors import UserError
 from jaxtune.reports.page import facts, score_columns, sort_key, trial_row
@@ -78,14 +79,16 @@ def test_summary_status_and_page_tell_the_rungs(whole):
     check_types(StudySummary, summary)
     assert json.loads((run_dir / "summary.json").read_text())["finish"] == summary.finish
     told = records(run_dir)
-    assert [(rung["share"], rung["promoted"]) for rung in summary.finish] == [(0.4, 4), (1.0, 2)]
+    assert [(rung["share"], rung["step"], rung["promoted"]) for rung in summary.finish] == [(0.4, 20, 4), (1.0, 50, 2)]
+    assert _rungs(summary) == ["finished in rungs: 5 trials at 40% (step 20), 3 trials at 100% (step 50) of the steps"]
     for rung, event in zip(summary.finish, ("reported", "finished"), strict=True):
         scores = {one["trial"]: one["score"] for one in told if one["event"] == event}
         assert {one["trial"]: one["score"] for one in rung["trials"]} == scores
     status = read_status(run_dir)
     assert status.as_dict()["finish"] == [0.4, 1.0]
     assert status.steps == summary["budget"]["steps_run"]
-    assert "the best 4 go to 0.4 of the steps, the best 2 go to the end" in text(status)
+    assert "the best 4 go to 0.4 of the steps (step 20), the best 2 go to the end (step 50)" in text(status)
+    assert status.as_dict()["length"] == 50
     assert "at 0.4" in text(status)
     left = next(trial for trial in status.trials if trial.state == "scored" and trial.rungs)
     assert (left.step, left.until) == (20, 20)
