@@ -11,6 +11,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, SingleDeviceSharding
 
+from jaxtune.parallel.platform import platform
+
 logger = logging.getLogger(__name__)
 
 # XLA's own products of matrices instead of YNNPACK's, which jaxlib 0.10 prefers. On an AMD EPYC (family 25, model 17) a
@@ -31,8 +33,7 @@ def compiler_options(mesh: Mesh | None = None) -> dict[str, str | bool] | None:
     Args:
       mesh: what the program runs on; None for the device that jax uses by itself.
     """
-    platform = jax.default_backend() if mesh is None else mesh.devices.flat[0].platform
-    wanted = _BY_MAKER.get(_maker(), {}) if platform == "cpu" else {}
+    wanted = _BY_MAKER.get(_maker(), {}) if platform(mesh) == "cpu" else {}
     return _known(wanted) or None
 
 
