@@ -100,6 +100,8 @@ def prepare(setting: Setting, search: Mapping[str, int | float], steps: int, val
         "data.test": None,
         "model.dtype": setting.dtype,
         "telemetry.tensorboard": False,
+        # As the peer does that stops at the same fraction: as many are finished, straight to the end.
+        "search.finish": [1.0],
         **{f"search.{name}": value for name, value in search.items()},
     }
     config = with_overrides(config, common)

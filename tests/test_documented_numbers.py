@@ -85,6 +85,7 @@ def tables(page: str) -> list[str]:
     return [
         priors.text(held("benchmarks/results/priors.json")["summary"]),
         *(landscape_study.as_markdown(one["summary"], split) for one in wide for split in one["summary"]),
+        landscape_study.promotions_as_markdown(wide[0]["summary"]),
         *(surrogates.as_markdown(result, names, tasks=[task]) for task in result["tasks"]),
         surrogates.as_markdown(result, names, prefix="test_", bands=False),
         surrogates.as_markdown(result, [surrogates.OURS, *extras], bands=False),

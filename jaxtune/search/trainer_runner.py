@@ -107,7 +107,11 @@ class TrainerRunner:
 
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps."""
-        steps = self.configuration(trial.configuration).train.steps
+        return self.steps(trial.configuration)
+
+    def steps(self, overrides: Mapping[str, Any]) -> int:
+        """The full length of a trial with these overrides, in optimizer steps."""
+        steps = self.configuration(overrides).train.steps
         assert steps is not None
         return steps
 
