@@ -95,11 +95,11 @@ def jaxtune_step(
     import jax
 
     from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
-    from jaxtune.config.update_rules import LowRankRule
     from jaxtune.data import Example, train_batches
     from jaxtune.models import load_model
     from jaxtune.training import Trainer
     from jaxtune.updates import UpdatePlan
+    from jaxtune.updates.treatments.low_rank import LowRankRule
 
     examples = [
         Example(

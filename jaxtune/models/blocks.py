@@ -17,12 +17,12 @@ from jaxtune.models.attention import HEADS, attend
 from jaxtune.models.cache import write_slots
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare
-from jaxtune.models.linear import LowRankAdapter, linear
+from jaxtune.models.linear import Adapter, linear
 from jaxtune.models.rotary import rotate
 from jaxtune.models.splash import splash_applies, splash_attend
 from jaxtune.parallel.sharding import projection_axes
 
-Adapters = Mapping[str, LowRankAdapter]
+Adapters = Mapping[str, Adapter]
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -110,7 +110,7 @@ class Linear(nnx.Module):
         self.axes = declare(config)[f"{path}.kernel"].axes[-2:]
 
     def __call__(
-        self, x: Float[Array, "b s inputs"], adapter: LowRankAdapter | None, shared: Shared
+        self, x: Float[Array, "b s inputs"], adapter: Adapter | None, shared: Shared
     ) -> Float[Array, "b s outputs"]:
         """See :func:`jaxtune.models.linear.linear`."""
         bias = None if self.bias is None else self.bias[...]

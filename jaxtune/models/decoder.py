@@ -21,7 +21,7 @@ from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, check_params, declare, linear_modules
 from jaxtune.models.head import Head
-from jaxtune.models.linear import KERNELS, PROJECTION, LowRankAdapter
+from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
 from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import constrain
@@ -32,7 +32,7 @@ all but projections and attention; all but the layers' inputs."""
 
 _PRODUCTS = (PROJECTION, LOW_RANK_STATES, RESIDUALS)
 
-Adapters = Mapping[str, LowRankAdapter]
+Adapters = Mapping[str, Adapter]
 Integers = Array | np.ndarray
 ACTIVATION_AXES = ("batch", "sequence", None)
 
@@ -95,7 +95,7 @@ class Decoder(nnx.Module):
             positions: Position of each token in its own document. By default counted from the start of each segment.
             segment_ids: The document of each token: tokens see only their own document. 0 is padding. By default all
                 tokens of a row are one document.
-            adapters: Low-rank adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
+            adapters: Adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
             rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
             remat: What the backward pass recomputes, one of :data:`REMAT`.
             kernels: What computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
@@ -191,11 +191,8 @@ class Decoder(nnx.Module):
             if path not in modules:
                 raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
             *layers, inputs, outputs = specs[f"{path}.kernel"].shape
-            rank = adapter.a.shape[-1]
-            shapes = (*layers, inputs, rank), (*layers, rank, outputs)
-            if (adapter.a.shape, adapter.b.shape) != shapes:
-                found = f"A {adapter.a.shape} and B {adapter.b.shape}"
-                raise ValueError(f"the adapter of {path} has {found}, not A {shapes[0]} and B {shapes[1]}")
+            if (misfit := adapter.misfit(tuple(layers), inputs, outputs)) is not None:
+                raise ValueError(f"the adapter of {path} has {misfit}")
 
     def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
         # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
@@ -243,17 +240,21 @@ class Decoder(nnx.Module):
         XLA copies them whole in every layer.
         """
         block, weights = nnx.split(self.layers)
+        own = subtree(adapters, "layers")
+        whole = {path: adapter.unscanned() for path, adapter in own.items()}
         layers = Layer(local=jnp.array([window is not None for window in self.config.windows]))
 
         def body(x: Array, scanned: tuple[Any, Layer, Adapters, Any]) -> tuple[Array, Any]:
             layer_weights, layer, layer_adapters, cached = scanned
+            layer_adapters = {path: adapter.joined(whole[path]) for path, adapter in layer_adapters.items()}
             x, written = nnx.merge(block, layer_weights)(x, layer, shared, layer_adapters, cached)
             return constrain(x, ACTIVATION_AXES, self.mesh), None if cached is None else written
 
         cached = None if cache is None else (cache.keys, cache.values)
         # Nothing is differentiated through a cache.
         body = body if cached else _remat(body, remat, platform(self.mesh))
-        return lax.scan(body, x, (weights, layers, subtree(adapters, "layers"), cached))
+        stacks = {path: adapter.scanned() for path, adapter in own.items()}
+        return lax.scan(body, x, (weights, layers, stacks, cached))
 
 
 def _check_shapes(tokens: Integers, **others: Integers | None) -> None:
@@ -288,7 +289,7 @@ def _hidden(
     tokens: Int32[Array, "b s"],
     positions: Int32[Array, "b s"] | None,
     segment_ids: Int32[Array, "b s"] | None,
-    adapters: dict[str, LowRankAdapter],
+    adapters: dict[str, Adapter],
     rows: UInt32[Array, "b s"] | None,
     cache: Cache | None,
     remat: str,

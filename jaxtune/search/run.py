@@ -41,7 +41,7 @@ from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
-from jaxtune.updates.peft_base import follow_base
+from jaxtune.updates.peft.base import follow_base
 
 if TYPE_CHECKING:
     from jaxtune.search.distributed.runner import RayRunner

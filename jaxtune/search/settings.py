@@ -12,13 +12,14 @@ from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.config.metrics import METRICS, Direction, Goal, check_measured
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.training_sections import OptimizerConfig
-from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
+from jaxtune.config.update_rules import reference_update
 from jaxtune.errors import UserError
 from jaxtune.search.beginning import Total, why_straight
 from jaxtune.search.header import lookup, recorded_reference, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.objectives import Objectives
 from jaxtune.search.space import Point, Space
+from jaxtune.updates.treatments.low_rank import RankRule
 
 PAPER_BATCH_SIZE = 16
 
@@ -222,7 +223,8 @@ def reference_overrides(config: Config) -> dict[str, Any]:
             return recorded
         values = dotted(config)
         return {key: values[key] for key in config.search.space if key in values}
-    paper, optimizer = REFERENCE_UPDATE[0], OptimizerConfig()
+    paper, optimizer = reference_update()[0], OptimizerConfig()
+    assert isinstance(paper, RankRule)
     overrides: dict[str, Any] = {
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.warmup": optimizer.warmup,
@@ -231,7 +233,7 @@ def reference_overrides(config: Config) -> dict[str, Any]:
         "train.batch_size": PAPER_BATCH_SIZE,
     }
     for index, rule in enumerate(config.update):
-        if isinstance(rule, LowRankRule):
+        if isinstance(rule, RankRule):
             overrides |= {
                 f"update.{index}.rank": paper.rank,
                 f"update.{index}.alpha": paper.alpha,

@@ -22,7 +22,6 @@ from jaxtune.config import (
     with_overrides,
 )
 from jaxtune.config.paths import located, recorded
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
@@ -205,7 +204,7 @@ class TrainerRunner:
         its batches: it computes as many rows of one state in less time.
         """
         evaluator = self._evaluators["validation"]
-        if evaluator is None or not trainer.plan.is_low_rank_only or self.slots_of(trainer) == 1:
+        if evaluator is None or not trainer.plan.adapters_only or self.slots_of(trainer) == 1:
             return False
         spread = platform(trainer.mesh) != "cpu" or trainer.mesh.shape[TRIAL_AXIS] > 1
         return spread or evaluator.filled <= 0.5
@@ -288,7 +287,7 @@ class TrainerRunner:
         """
         self._make_good(trial)
         trainer, values, state = self.load(trial)
-        if not trainer.plan.is_low_rank_only:
+        if not trainer.plan.exports:
             return None
         config = self.experiment.config
         path = RunDirectory(config.directory).adapter_path
@@ -347,7 +346,7 @@ class TrainerRunner:
         """Whether any trial may use dropout."""
         searched = any(key.endswith(".dropout") for key in self._space.keys)
         return searched or any(
-            isinstance(rule, LowRankRule) and rule.dropout > 0 for variant in self._variants for rule in variant.update
+            getattr(rule, "dropout", 0.0) > 0 for variant in self._variants for rule in variant.update
         )
 
     def _answer(self, trainer: Trainer, values: Mapping[str, float], state: TrainState) -> EvaluatorResult:

@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.treatments.base import Group
 
 PyTree = Any
 
@@ -73,19 +74,18 @@ class AdamW:
             "clip": jnp.minimum(1.0, hyperparameters["optimizer.clip_norm"] / jnp.maximum(norm, 1e-16)),
         }
 
-        def moved(array: Array, axes: Any, gradient: Array, states: dict[int, Any]) -> tuple[Array, dict[int, Any]]:
+        def moved(
+            array: Array, axes: Any, group: Group, gradient: Array, states: dict[int, Any]
+        ) -> tuple[Array, dict[int, Any]]:
             update, after = self._update(array.ndim, cut_axes(axes)), {}
             for rule, state in states.items():
-                scale, decay = (
-                    self.plan.rule_value(rule, name, hyperparameters)
-                    for name in ("learning_rate_scale", "weight_decay")
-                )
-                rate = learning_rate * scale
+                rate = learning_rate * self.plan.rate_scale(group, rule, hyperparameters)
+                decay = self.plan.weight_decay(group, rule, hyperparameters)
                 array, after[rule] = update.apply(gradient, state, array, rate, weight_decay=decay, **shared)
             return array, after
 
         leaves, structure = jax.tree.flatten(trainable)
-        others = (structure.flatten_up_to(tree) for tree in (self.plan.axes(), gradients, moments))
+        others = (structure.flatten_up_to(tree) for tree in (self.plan.axes(), self.plan.groups(), gradients, moments))
         pairs = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
         return structure.unflatten([array for array, _ in pairs]), structure.unflatten([one for _, one in pairs]), norm
 

@@ -31,7 +31,7 @@ from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
-from jaxtune.updates.peft_base import follow_base
+from jaxtune.updates.peft.base import follow_base
 
 logger = logging.getLogger(__name__)
 
@@ -141,7 +141,7 @@ def _run(experiment: Experiment, trainer: Trainer, directory: RunDirectory, told
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
-    if trainer.plan.is_low_rank_only:
+    if trainer.plan.exports:
         base, revision = located(config).model.path, config.model.revision
         trainer.save_adapter(directory.adapter_path, state, base=base, revision=revision)
         summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 
 from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import load_model, merge
 from jaxtune.training import Trainer
 from jaxtune.training.objectives import Terms
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 TRAIN = TrainConfig(steps=8, batch_size=4, sequence_length=12)
 # Another value for each traced number; each must make a difference to the training, and none may compile anew.

@@ -9,12 +9,13 @@ import optax
 import pytest
 
 from jaxtune.config.training_sections import OptimizerConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import split
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.objectives import Terms
 from jaxtune.training.population import Population
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.training.tiny_trainer import ROWS, tiny_model, tiny_trainer
 
 ADAM = {"b1": 0.8, "b2": 0.95, "eps": 1e-3, "weight_decay": 0.1}
