@@ -175,6 +175,8 @@ def test_search_end_to_end(result, capsys, config_file, tmp_path):
     assert "2 on to step 10, 1 finished by score, the best 2 with 1 more seeds each (40 steps): 94 steps" in _dry_text(
         checked
     )
+    assert "straight" not in _dry_text(checked)
+    assert "\nfinishing straight to the end: it is short\n" in _dry_text({**checked, "straight": "it is short"})
     assert not (tmp_path / "run").exists()
     summary = result(*arguments)
     # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.
