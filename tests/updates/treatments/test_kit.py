@@ -42,7 +42,7 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-RANK = {"rank": 2}
+SMALL = {"rank": 2, "block_size": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -78,11 +78,10 @@ def treatment_of(method: str) -> type[Treatment]:
 
 
 def rule(method: str, match: str, **numbers: Any) -> Any:
-    """A rule with the method's own defaults, but for a rank."""
-    has_rank = "rank" in treatment_of(method).Section.model_fields
-    return TypeAdapter(Rule).validate_python(
-        {"match": match, "method": method, **(RANK if has_rank else {}), **numbers}
-    )
+    """A rule with the method's own defaults, but for sizes."""
+    keys = treatment_of(method).Section.model_fields
+    small = {name: size for name, size in SMALL.items() if name in keys}
+    return TypeAdapter(Rule).validate_python({"match": match, "method": method, **small, **numbers})
 
 
 def rules_of(methods: list[str]) -> list[Any]:
@@ -243,9 +242,24 @@ def test_states_answer_side_by_side(written_outside):
         assert_near(ours, logits(trainer, *trainer.apply(state)), rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.slow
+def collectives_in_loops(text: str) -> list[str]:
+    """Of a compiled program: those in the body of a loop, or in what it calls."""
+    assert "ENTRY" in text
+    bodies = dict(re.findall(r"^(?:ENTRY )?%(\S+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    reached = set(re.findall(r" body=%([\w.-]+)", text))
+    while (
+        more := {name for body in reached for name in re.findall(r"%([\w.-]+)", bodies[body])} & set(bodies) - reached
+    ):
+        reached |= more
+    kinds = r"= \S+ ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*)\("
+    return [kind for name in sorted(reached) for kind in re.findall(kinds, bodies[name])]
+
+
 def test_a_mesh_computes_what_one_device_does(trainer, mesh):
     cut = make_trainer([one.method for one in trainer.plan.rules], mesh)
+    arguments = (cut.params, jax.random.key(0), cut.traced_values(), None, None)
+    # Nothing orders them with those outside of the loop: on a CPU, whose threads wait in them, init hung now and then.
+    assert not collectives_in_loops(cut._init.lower(*arguments).compile().as_text() or "")
     one, many = (each.step(each.init(), batch())[1] for each in (trainer, cut))
     for name in ("loss", "grad_norm"):
         assert float(one[name]) == pytest.approx(float(many[name]), rel=1e-4), name
@@ -389,7 +403,7 @@ def base(tmp_path_factory) -> Path:
 
 EXPORTED = [method for method in METHODS if method in OTHERS or treatments.own()[method].peft_type is not None]
 # To PEFT these are LoRA, of which one is enough for every day.
-AS_LORA = ("lora_fa", "lora_plus", "olora", "rslora")
+AS_LORA = ("lora_fa", "lora_plus", "olora", "orthogonal", "rslora")
 
 
 @pytest.mark.parametrize(
