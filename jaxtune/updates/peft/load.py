@@ -237,8 +237,7 @@ def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str
     """What the tensors are not that the method would write."""
     problems, names = [], {place: name for name, place in modules.items()}
     for part in plan.parts:
-        nothing = [_zeros(shapes) for shapes in (part.arrays(), part.fixed())]
-        for each in part.tensors(*nothing, {}):
+        for each in part.tensors(_zeros(part.arrays()), _zeros(part.fixed()), {}):
             module = names[each.path, each.layer]
             held = tensors.get(module, {})
             problems += [

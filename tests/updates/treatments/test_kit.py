@@ -213,8 +213,24 @@ def test_a_slot_of_a_population_is_a_run_alone(trainer):
         assert_near(population.take(slot).trainable, state.trainable, rtol=1e-3, atol=1e-4)
 
 
+def collectives_in_loops(text: str) -> list[str]:
+    """Of a compiled program: those in the body of a loop, or in what it calls."""
+    assert "ENTRY" in text
+    bodies = dict(re.findall(r"^(?:ENTRY )?%(\S+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    reached = set(re.findall(r" body=%([\w.-]+)", text))
+    while (
+        more := {name for body in reached for name in re.findall(r"%([\w.-]+)", bodies[body])} & set(bodies) - reached
+    ):
+        reached |= more
+    kinds = r"= \S+ ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*)\("
+    return [kind for name in sorted(reached) for kind in re.findall(kinds, bodies[name])]
+
+
 def test_a_mesh_computes_what_one_device_does(trainer, mesh):
     cut = make_trainer([one.method for one in trainer.plan.rules], mesh)
+    arguments = (cut.params, jax.random.key(0), cut.traced_values(), None, None)
+    # Nothing orders them with those outside of the loop: on a CPU, whose threads wait in them, init hung now and then.
+    assert not collectives_in_loops(cut._init.lower(*arguments).compile().as_text() or "")
     one, many = (each.step(each.init(), batch())[1] for each in (trainer, cut))
     for name in ("loss", "grad_norm"):
         assert float(one[name]) == pytest.approx(float(many[name]), rel=1e-4), name
