@@ -19,7 +19,7 @@ from jaxtune.models.attention import HEADS, RESIDUALS
 from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import Params, check_params, declare, linear_modules
+from jaxtune.models.declarations import Params, check_params, declare, held, linear_modules
 from jaxtune.models.head import Head
 from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
 from jaxtune.models.rotary import rotary_table
@@ -62,7 +62,7 @@ class Decoder(nnx.Module):
 
         Args:
             config: What it computes.
-            params: Arrays (or abstract arrays) by dotted path, as `declare` lists them.
+            params: Arrays (or abstract arrays) by dotted path, as `held` lists them.
             mesh: The mesh they lie on.
 
         Raises:
@@ -177,7 +177,7 @@ class Decoder(nnx.Module):
     def head(self, *, adapters: Adapters | None = None, rows: UInt32[Integers, "b s"] | None = None) -> Head:
         """What makes logits, or losses, of states after the final norm; the arguments are those of :meth:`__call__`."""
         return Head(
-            matrix=self.embed.table[...] if self.lm_head is None else self.lm_head.kernel[...],
+            matrix=self.embed.table[...] if self.lm_head is None else self.lm_head.matrix,
             tied=self.lm_head is None,
             soft_cap=self.config.final_soft_cap,
             adapter=(adapters or {}).get("lm_head"),
@@ -333,7 +333,7 @@ def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:
     """
     static, state = nnx.split(model)
     flat: dict[str, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
-    return static, {path: flat[path] for path in declare(model.config)}
+    return static, {path: flat[path] for path in held(model.config)}
 
 
 def merge(static: nnx.GraphDef[Decoder], params: Mapping[str, Any]) -> Decoder:

@@ -61,6 +61,10 @@ tags:
 
 A {kind} adapter for `{base}`{revision}; load it with `peft.PeftModel.from_pretrained`.
 """
+_QUANTIZED = """
+It was trained beside a base whose linear modules were held as {kind} codes. On a base that is not quantized, or
+otherwise, it gives nearly the same answers and not the same.
+"""
 _WITH_BASE = """
 Its base lies beside it, in the folder `base`, and `peft.AutoPeftModelForCausalLM.from_pretrained` loads both. PEFT
 takes no path from an adapter's own folder: where this one was moved, set `base_model_name_or_path` in
@@ -153,20 +157,24 @@ def save_adapter(
         TensorToWrite(name, value.dtype, value.shape, lambda value=value: value) for name, value in tensors.items()
     ]
     write_tensors(directory / TENSOR_FILE, to_write, {"format": "pt"})
+    readme = _readme(
+        written["peft_type"], packaged or base, revision, config.quantization, written=packaged is not None
+    )
     for name, text in (
         (CONFIG_FILE, json.dumps(written, indent=2, sort_keys=True) + "\n"),
-        ("README.md", _readme(written["peft_type"], packaged or base, revision, written=packaged is not None)),
+        ("README.md", readme),
     ):
         with replaced(directory / name) as file:
             file.write(text.encode())
     _check_written(directory, modules, exported, tensors)
 
 
-def _readme(kind: str, base: str, revision: str | None, *, written: bool) -> str:
+def _readme(kind: str, base: str, revision: str | None, quantization: str | None, *, written: bool) -> str:
     """What the directory says of itself to people."""
     at = "" if revision is None else f" at revision `{revision}`"
     told = {"tag": kind.lower(), "kind": "LoRA" if kind == LORA else kind}
-    return _README.format(base=base, revision=at, **told) + (_WITH_BASE if written else "")
+    held = "" if quantization is None else _QUANTIZED.format(kind=quantization)
+    return _README.format(base=base, revision=at, **told) + held + (_WITH_BASE if written else "")
 
 
 def _architecture(base: str, config: DecoderConfig) -> Architecture:
