@@ -137,7 +137,9 @@ def test_a_study_goes_on(begun):
     ours, theirs = (load_file(one / "adapter" / "adapter_model.safetensors") for one in (study, whole))
     assert ours.keys() == theirs.keys()
     for name, value in theirs.items():
-        (np.testing.assert_array_equal if exact else np.testing.assert_allclose)(ours[name], value, err_msg=name)
+        # Another machine, or another jaxlib, adds in another order.
+        tolerance = {"rtol": 0.0} if exact else {"rtol": 1e-3, "atol": 1e-5}
+        np.testing.assert_allclose(ours[name], value, **tolerance, err_msg=name)
     for name in () if not exact else ("adapter_config.json", "README.md"):
         ours, theirs = ((one / "adapter" / name).read_text() for one in (study, whole))
         assert ours.replace(str(begun), "") == theirs.replace(told(begun)["project"], "")
