@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,7 @@ from jaxtune.updates.treatments.lora_fa import LoraFa, LoraFaRule
 from jaxtune.updates.treatments.lora_plus import LoraPlusRule
 from jaxtune.updates.treatments.miss import MissRule
 from jaxtune.updates.treatments.olora import Olora, OloraRule
+from jaxtune.updates.treatments.orthogonal import Orthogonal, OrthogonalRule
 from jaxtune.updates.treatments.pissa import Pissa, PissaRule
 from jaxtune.updates.treatments.rslora import RsLoraRule
 from jaxtune.updates.treatments.vera import Vera, VeraRule
@@ -117,3 +120,22 @@ def test_vera_scales_a_term_that_all_modules_share():
     a, c = (np.asarray(q_fixed[name], np.float64) for name in "ab")
     term = b * ((d[:40] * (x @ a[:, :40])) @ c[:40]) / 40**0.5
     np.testing.assert_allclose(ours, x @ w + term + bias, rtol=1e-4, atol=1e-4)
+
+
+def test_an_orthogonal_start_is_zero_at_any_rank():
+    both = dataclasses.replace(KERNEL, rules=(0, 1))
+    rules = {index: OrthogonalRule(match="**", rank=8) for index in (0, 1)}
+    (made,) = Orthogonal.treat([both], rules, {"update.0.rank": 9})
+    for ranks in ((8, 4), (9, 5), (1, 2)):
+        values = dict(zip(made.rooms(), map(float, ranks), strict=True))
+        arrays, _ = made.init(jax.random.key(0), {}, values)
+        adapter = made.apply({}, arrays, {}, values, None).adapters["layers.mlp.up"]
+        for layer, rank in enumerate(ranks):
+            a, b = (np.asarray(one[layer], np.float64) for one in (adapter.a[..., :rank], adapter.b[:, :rank]))
+            assert np.all(a @ b == 0.0)
+            assert np.linalg.matrix_rank(a) == -(-rank // 2)
+            assert np.linalg.matrix_rank(b) == rank // 2
+    # The size of entries is that of PEFT's: normal, a tenth, turned by half of an orthogonal matrix.
+    assert [float(np.std(arrays[name][:, :8] if name == "b" else arrays[name])) for name in "ab"] == pytest.approx(
+        [0.1 / 2**0.5] * 2, rel=0.15
+    )
