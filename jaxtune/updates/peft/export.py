@@ -202,7 +202,9 @@ def _exported(
     found: dict[tuple[str, int | None], Exported] = {}
     for part in plan.parts:
         arrays, kept = (jax.tree.map(_host, tree.get(part.store, {}).get(part.path, {})) for tree in (trainable, fixed))
-        found |= {(each.path, each.layer): each for each in part.tensors(arrays, kept, hyperparameters)}
+        for each in part.tensors(arrays, kept, hyperparameters):
+            place = each.path, each.layer
+            found[place] = _joined(found[place], each) if place in found else each
     kinds = sorted({str(part.peft_type) for part in plan.parts})
     if len(kinds) > 1:
         raise UserError(
@@ -213,6 +215,12 @@ def _exported(
     ordered = {name: found[place] for name, place in modules.items() if place in found}
     once = [("", each) for (path, _), each in found.items() if not path]
     return kinds[0], [_module(kinds[0], name, each, rslora) for name, each in (*once, *ordered.items())]
+
+
+def _joined(one: Exported, other: Exported) -> Exported:
+    """What stands once for all modules: that of the module that has most of it, of which others have a part."""
+    tensors = {name: max(one.tensors[name], other.tensors[name], key=np.size) for name in one.tensors}
+    return dataclasses.replace(one, tensors=tensors)
 
 
 def _module(kind: str, name: str, exported: Exported, rslora: bool) -> _Module:
