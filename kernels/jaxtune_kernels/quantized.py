@@ -116,6 +116,24 @@ def matrix(kernel: Any, dtype: Any) -> Float[Array, "..."]:
     return kernel.dequantized(dtype) if isinstance(kernel, Quantized) else kernel.astype(dtype)
 
 
+def block_values(codes: Num[Array, "size n"], absmax: Float[Array, "1 n"], dtype: Any) -> Float[Array, "size n"]:
+    """The entries of one block of NF4 or int8, as :meth:`Quantized.dequantized` makes them, inside of a Pallas kernel.
+
+    In float32, of numbers that ``dtype`` holds, and rounded once: a product of two of bfloat16 is exact in float32. The
+    table is a tree of choices, one level for each bit of a code, since a kernel has no gather.
+    """
+    rounded = jnp.finfo(dtype).dtype
+    if codes.dtype == jnp.int8:
+        factors = (absmax / _LARGEST["int8"]).astype(dtype).astype(jnp.float32)
+        return (codes.astype(jnp.int32).astype(jnp.float32) * factors).astype(dtype)
+    bits = codes.astype(jnp.int32)
+    values: list[Any] = [float(value) for value in NF4.astype(rounded).astype(np.float32)]
+    for level in range(4):
+        odd = (bits >> level) & 1 == 1
+        values = [jnp.where(odd, high, low) for low, high in zip(values[::2], values[1::2], strict=True)]
+    return (values[0] * absmax).astype(dtype)
+
+
 def code_dtype(kind: Kind) -> np.dtype:
     """The dtype of a kind's codes."""
     return np.dtype(_CODES[kind])

@@ -49,8 +49,8 @@ def low_rank_matmul(
 
     Args:
       x: the layer's input, in the compute dtype.
-      kernel: the frozen weight W, (in, out), or one of few bits, which has no gradient: XLA makes the matrix inside of
-        its product, the Pallas kernels have it written out first.
+      kernel: the frozen weight W, (in, out), or one of few bits, which has no gradient: XLA and the TPU's kernel
+        make the matrix inside of the product, the GPU's kernel has it written out first.
       a: A, usually float32; a column of zeros takes that rank out of the result and out of b's gradient.
       b: B, usually float32.
       scale: the factor on the low-rank term: alpha / rank, or alpha / sqrt(rank).

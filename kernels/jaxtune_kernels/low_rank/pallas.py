@@ -17,7 +17,7 @@ import functools
 import importlib
 import math
 from collections.abc import Callable
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, Dropout, Residuals, parameter_gradients
-from jaxtune_kernels.quantized import Matrix, Quantized
+from jaxtune_kernels.quantized import Matrix, Quantized, matrix
 from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without_derivative
 
 Platform = Literal["tpu", "gpu"]
@@ -50,7 +50,7 @@ class Launcher:
     def __call__(
         self,
         x: Float[Array, "m inner"],
-        w: Float[Array, "..."],
+        w: Float[Array, "..."] | Quantized,
         a: Float[Array, "inner r"],
         b: Float[Array, "r outer"],
         scale: Float[Array, ""],
@@ -62,15 +62,28 @@ class Launcher:
         """The product and h of one adapter; under vmap, of all adapters in one launch."""
         # Forward contracts k and yields n; backward the other way round, with W [k, n] in both.
         inner, outer = ("n", "k") if backward else ("k", "n")
+        axes = dict(self.axes)
+        if self._takes_codes(w):
+            held, names = (w.codes, w.absmax), ("k n", "blocks n" if w.absmax.shape[0] > 1 else "whole n")
+            axes["blocks"] = axes.get("k", ())
+        else:
+            held, names = matrix(w, x.dtype) if isinstance(w, Quantized) else w, "k n"
         call = grouped(
             functools.partial(_launch, self, backward),
-            (f"g m {inner}", "k n", f"g {inner} r", f"g r {outer}", "g", outer, ("g", "g", "g m")),
+            (f"g m {inner}", names, f"g {inner} r", f"g r {outer}", "g", outer, ("g", "g", "g m")),
             (f"g m {outer}", "g m r"),
-            dict(self.axes),
+            axes,
         )
         x, a, b, scale, dropout = jax.tree.map(lambda array: array[None], (x, a, b, scale, dropout))
-        y, h = call(x, w, a, b, scale, bias, dropout)
+        y, h = call(x, held, a, b, scale, bias, dropout)
         return y[0], h[0]
+
+    def _takes_codes(self, w: Matrix) -> TypeGuard[Quantized]:
+        """Whether the kernel makes W of its codes: the TPU's does, where blocks are cut as W is, or not at all."""
+        if not isinstance(w, Quantized) or self.platform != "tpu" or w.kind == "fp8":
+            return False
+        sizes, (blocks, _) = jax.sharding.get_abstract_mesh().shape, w.absmax.shape
+        return blocks == 1 or blocks % math.prod(sizes.get(axis, 1) for axis in dict(self.axes).get("k", ())) == 0
 
 
 def _launch(
@@ -78,7 +91,7 @@ def _launch(
     backward: bool,
     cuts: Cuts,
     x: Array,
-    w: Array,
+    w: Array | tuple[Array, Array],
     a: Array,
     b: Array,
     scale: Array,
@@ -96,8 +109,9 @@ def _launch(
     product = functools.partial(
         _product(launcher.platform), transposed=backward, drop="output" if backward else "input", **options
     )
+    held = Quantized(*w) if isinstance(w, tuple) else w
     with _interpreter(launcher.interpret):
-        y, h = without_derivative(product, _NO_SECOND)(x, w, a, b, scale, None if inner else bias, dropout)
+        y, h = without_derivative(product, _NO_SECOND)(x, held, a, b, scale, None if inner else bias, dropout)
     if not inner:
         return y, h
     y, h = psum(y, inner), psum(h, inner)
@@ -138,11 +152,6 @@ def _flat(dropout: Dropout | None) -> tuple[Array, Array, Array] | None:
     return None if dropout is None else (dropout[0], dropout[1], dropout[2].reshape(-1))
 
 
-def _written_out(kernel: Matrix, dtype: Any) -> Float[Array, "k n"]:
-    """W as the kernels read it: one of few bits is first written out, a matrix at a time."""
-    return kernel.dequantized(dtype) if isinstance(kernel, Quantized) else kernel
-
-
 def _forward(
     launcher: Launcher,
     x: Float[Array, "*rows k"],
@@ -155,7 +164,7 @@ def _forward(
 ) -> tuple[Float[Array, "*rows n"], Residuals]:
     rows = x.shape[:-1]
     flat = x.reshape(math.prod(rows), x.shape[-1])
-    y, h = launcher(flat, _written_out(kernel, x.dtype), a, b, scale, bias, _flat(dropout), backward=False)
+    y, h = launcher(flat, kernel, a, b, scale, bias, _flat(dropout), backward=False)
     # y and h are of one launch: unless both are kept, rematerialisation launches it again.
     h = checkpoint_name(h.reshape(*rows, h.shape[-1]), LOW_RANK_STATES)
     return y.reshape(*rows, y.shape[-1]), Residuals(x, kernel, a, b, scale, bias, dropout, h)
@@ -167,7 +176,7 @@ def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n
     x, kernel, a, b, scale, _, dropout, _ = residuals
     rows = x.shape[:-1]
     flat = g.reshape(math.prod(rows), g.shape[-1])
-    dx, t = launcher(flat, _written_out(kernel, x.dtype), b.T, a.T, scale, None, _flat(dropout), backward=True)
+    dx, t = launcher(flat, kernel, b.T, a.T, scale, None, _flat(dropout), backward=True)
     gradients = parameter_gradients(residuals, g, t.reshape(*rows, t.shape[-1]))
     return dx.reshape(x.shape), *gradients, None
 

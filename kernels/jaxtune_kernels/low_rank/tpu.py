@@ -16,6 +16,9 @@ read once where a block holds all of K or all of N::
 Otherwise (K cut, more than one block of columns) x is read once for each block of columns; W is always read once for
 each block of rows, unless it is a single block. :func:`~jaxtune_kernels.low_rank.tpu_tiles.hbm_bytes` is the count.
 
+A W of few bits is fetched as codes, half a byte or a byte an entry, and its block made once a step in scratch, however
+many rows and adapters the step works on.
+
 The matrix unit is 128 (v5e, v5p) or 256 (v6e) wide, so x A and h B cost a pass of that width each, whatever the rank.
 """
 
@@ -32,6 +35,7 @@ from jaxtyping import Array, Float, UInt32
 
 from jaxtune_kernels.dropout import column_keys, drop_threshold, keep_bits, row_keys
 from jaxtune_kernels.low_rank.tpu_tiles import VMEM_LIMIT, Problem, Tiles, choose_tiles, hbm_bytes
+from jaxtune_kernels.quantized import Quantized, block_values, matrix
 from jaxtune_kernels.transforms import result
 
 GroupedDropout = tuple[Float[Array, " g"], UInt32[Array, " g"], UInt32[Array, "g m"]]
@@ -42,7 +46,7 @@ _MASKED_COLUMNS = 512
 
 def low_rank_product(
     x: Float[Array, "g m k"],
-    w: Float[Array, "..."],
+    w: Float[Array, "..."] | Quantized,
     a: Float[Array, "g k r"],
     b: Float[Array, "g r n"],
     scale: Float[Array, " g"],
@@ -62,7 +66,8 @@ def low_rank_product(
 
     Args:
       x: rows of each adapter.
-      w: W, held in common, [k, n], or [n, k] if transposed; cast to x's dtype block by block.
+      w: W, held in common, [k, n], or [n, k] if transposed; cast to x's dtype, or made of codes, block by block. One
+        whose blocks of entries the tiles do not fit is written out first.
       a: the first factor of each adapter.
       b: the second factor of each adapter.
       scale: float32, the factor on each adapter's term.
@@ -80,19 +85,24 @@ def low_rank_product(
     (g, m, k), n, r = x.shape, b.shape[-1], a.shape[-1]
     if w.shape != ((n, k) if transposed else (k, n)):
         raise ValueError(f"W of shape {w.shape} does not fit x {x.shape} and b {b.shape} with transposed={transposed}")
-    problem = Problem(g, m, k, n, r, x.dtype.itemsize, w.dtype.itemsize, dropout is not None)
+    held = w.codes if isinstance(w, Quantized) else w
+    problem = Problem(g, m, k, n, r, x.dtype.itemsize, held.dtype.itemsize, dropout is not None)
     tiles = tiles or choose_tiles(problem)
+    if isinstance(w, Quantized) and not _whole_blocks(w, tiles.columns if transposed else tiles.inner):
+        held = w = matrix(w, x.dtype)
     body = functools.partial(_body, problem, tiles, transposed, drop)
     boost = jnp.ones((g,), jnp.float32) if dropout is None else 1.0 / (1.0 - dropout[0])
     operands: dict[str, Any] = {
         "h_factor": boost if drop == "input" else jnp.ones((g,), jnp.float32),
         "term_factor": scale * boost,
         "x": x,
-        "w": w,
+        "w": held,
         # With K along the lanes neither factor is padded to 128 columns; for the backward pass this is B as it is.
         "a": a.astype(x.dtype).mT,
         "b": b.astype(x.dtype),
     }
+    if isinstance(w, Quantized):
+        operands["absmax"] = w.absmax.astype(jnp.float32)
     if bias is not None:
         operands["bias"] = bias[None]
     if dropout is not None:
@@ -101,12 +111,16 @@ def low_rank_product(
         operands["row_key"] = row_keys(seed[:, None], rows)[..., None]
         operands["column_key"] = column_keys(seed, k if drop == "input" else n, first_column)[:, None]
     specs = _block_specs(problem, tiles, transposed, drop)
+    if isinstance(w, Quantized):
+        specs["absmax"] = _absmax_spec(w, tiles, transposed)
     scratch = {
         "h_sum": pltpu.VMEM((tiles.groups, tiles.rows, r), jnp.float32),
         "scaled_h": pltpu.VMEM((tiles.groups, tiles.rows, r), x.dtype),
     }
     if tiles.inner < k:
         scratch["y_sum"] = pltpu.VMEM((tiles.groups, tiles.rows, tiles.columns), jnp.float32)
+    if isinstance(w, Quantized):
+        scratch["matrix"] = pltpu.VMEM(specs["w"].block_shape, x.dtype)  # pyright: ignore[reportArgumentType]
     names = [*operands, "y", "h", *scratch]
     y, h = pl.pallas_call(
         lambda *refs: body(dict(zip(names, refs, strict=True))),
@@ -159,6 +173,41 @@ def _block_specs(problem: Problem, tiles: Tiles, transposed: bool, drop: str) ->
     return specs
 
 
+def _whole_blocks(w: Quantized, tile: int) -> bool:
+    """Whether a tile of W's first axis holds whole blocks of entries, as many as absmax can be cut to on chip."""
+    size = w.shape[0] // w.absmax.shape[0]
+    return w.kind == "int8" or (w.kind == "nf4" and size == 64 and (tile == w.shape[0] or tile % (8 * size) == 0))
+
+
+def _absmax_spec(w: Quantized, tiles: Tiles, transposed: bool) -> pl.BlockSpec:
+    """The absmax of a step's block of W; of whole columns there is one row, which every step sees."""
+    along, across = (tiles.columns, tiles.inner) if transposed else (tiles.inner, tiles.columns)
+    blocks = w.absmax.shape[0]
+    count = 1 if blocks == 1 else along * blocks // w.shape[0]
+    if transposed:
+        return pl.BlockSpec((count, across), lambda g, i, j, c: (0 if blocks == 1 else j, c))
+    return pl.BlockSpec((count, across), lambda g, i, j, c: (0 if blocks == 1 else c, j))
+
+
+def _make_matrix(refs: dict[str, Any]) -> None:
+    """Makes the block of W of its codes, in scratch, some rows at a time: in float32 the whole would not fit."""
+    codes, absmax, block = refs["w"], refs["absmax"], refs["matrix"]
+    whole = absmax.shape[0] == 1
+    height = block.shape[0] // absmax.shape[0]
+    if whole and height % 64 == 0:
+        height = 64
+
+    def some(index: Any) -> None:
+        rows = pl.ds(pl.multiple_of(index * height, height), height)
+        factors = absmax[...] if whole else absmax[pl.ds(index, 1), :]
+        block[rows, :] = block_values(codes[rows, :], factors, block.dtype)
+
+    if height == block.shape[0]:
+        block[...] = block_values(codes[...], absmax[...], block.dtype)
+    else:
+        pl.loop(0, block.shape[0] // height)(some)
+
+
 def _body(problem: Problem, tiles: Tiles, transposed: bool, drop: str, refs: dict[str, Any]) -> None:
     """One step of the grid; refs by name."""
     steps = tiles.grid(problem)[3]
@@ -175,7 +224,8 @@ def _body(problem: Problem, tiles: Tiles, transposed: bool, drop: str, refs: dic
         def _() -> None:
             _add_h(tiles, drop, refs, at, group, step, steps, valid)
 
-        w = _zero_from(refs["w"][...].astype(refs["x"].dtype), valid, axis=1 if transposed else 0)
+        w = refs["matrix"][...] if "matrix" in refs else refs["w"][...].astype(refs["x"].dtype)
+        w = _zero_from(w, valid, axis=1 if transposed else 0)
         partial = _dot(_zero_from(refs["x"][at], valid, axis=1), w, transposed)
         if steps == 1:
             _finish_y(drop, refs, at, group, partial)
@@ -194,6 +244,8 @@ def _body(problem: Problem, tiles: Tiles, transposed: bool, drop: str, refs: dic
         def _() -> None:
             _finish_y(drop, refs, at, group, y_sum[at])
 
+    if "matrix" in refs:
+        _make_matrix(refs)
     parts = tiles.rows // height
     if tiles.groups * parts == 1:
         work(0, slice(None))
