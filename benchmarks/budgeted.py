@@ -103,12 +103,12 @@ def winner(trials: Trials, ending: Ending, budget: float, surrogate: Surrogate, 
             break
         kept.append(trial)
     for share, count in zip((FRACTION, *ending.finish[:-1]), ending.counts(budget), strict=True):
-        kept = _ranked(trials, kept, share, means if ending.by_mean(share) else None, surrogate)[:count]
+        kept = ranked(trials, kept, share, means if ending.by_mean(share) else None, surrogate)[:count]
     sound = [trial for trial in kept if math.isfinite(trials.final(trial))]
     return min(sound, key=trials.final) if sound else None
 
 
-def _ranked(trials: Trials, kept: Sequence[int], share: float, means: Means | None, surrogate: Surrogate) -> list[int]:
+def ranked(trials: Trials, kept: Sequence[int], share: float, means: Means | None, surrogate: Surrogate) -> list[int]:
     """Trials scored at a share that did not diverge, the most promising first, by score or by posterior mean."""
     told = [trials.observation(trial, share) for trial in kept]
     worth: Sequence[float | None] | np.ndarray | None = None

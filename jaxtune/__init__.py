@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
     from jaxtune.errors import UserError
     from jaxtune.evaluation import LossResult, generate
-    from jaxtune.models import Decoder, DecoderConfig, load_model, load_tokenizer, save_model
+    from jaxtune.models import AdapterSet, Decoder, DecoderConfig, load_model, load_tokenizer, save_model
     from jaxtune.parallel import make_mesh
     from jaxtune.search import Study, trials
     from jaxtune.telemetry.progress import ProgressDisplay
@@ -35,7 +35,14 @@ if TYPE_CHECKING:
     from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
     from jaxtune.training.fit import FitResult
     from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Terms
-    from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
+    from jaxtune.updates import (
+        UpdatePlan,
+        combine_adapters,
+        load_adapter,
+        load_adapters,
+        merge_adapters,
+        save_adapter,
+    )
     from jaxtune.updates.treatments.frozen import FrozenRule
     from jaxtune.updates.treatments.full import FullRule
     from jaxtune.updates.treatments.low_rank import LowRankRule
@@ -78,6 +85,7 @@ _HOMES = {
     "UserError": "errors",
     "LossResult": "evaluation",
     "generate": "evaluation",
+    "AdapterSet": "models",
     "Decoder": "models",
     "DecoderConfig": "models",
     "load_model": "models",
@@ -99,12 +107,15 @@ _HOMES = {
     "load_checkpoint": "training.checkpoints",
     "FitResult": "training.fit",
     "UpdatePlan": "updates",
+    "combine_adapters": "updates",
     "load_adapter": "updates",
+    "load_adapters": "updates",
     "merge_adapters": "updates",
     "save_adapter": "updates",
 }
 
 __all__ = [
+    "AdapterSet",
     "Batch",
     "Checkpoints",
     "Config",
@@ -130,9 +141,11 @@ __all__ = [
     "UpdatePlan",
     "UserError",
     "__version__",
+    "combine_adapters",
     "evaluation_batches",
     "generate",
     "load_adapter",
+    "load_adapters",
     "load_checkpoint",
     "load_config",
     "load_model",

@@ -19,6 +19,7 @@ import numpy as np
 import pytest
 
 import jaxtune
+from jaxtune.models import split
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -161,6 +162,21 @@ def test_python_page_s_preferences(page):
     assert float(terms.losses.mean()) == pytest.approx(0.775881171, rel=1e-6)
     assert float(terms.metrics["margin"][0].mean()) == pytest.approx(-0.146410465, rel=1e-5)
     assert float(terms.metrics["accuracy"][0].mean()) == 0.5
+
+
+def test_python_page_s_adapters(page, capsys):
+    code, names = page
+    generator = np.random.default_rng(0)
+    plan = jaxtune.UpdatePlan([jaxtune.LowRankRule(match="layers.*.attention.q", rank=2)]).resolve(names["model"])
+    shapes = jax.eval_shape(plan.init, jax.random.key(0), split(names["model"])[1])
+    for folder in ("support", "legal"):
+        arrays = jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), jnp.float32), shapes)
+        jaxtune.save_adapter(f"runs/{folder}/adapter", plan, arrays, {}, names["model"], "base")
+    exec(code["chosen"], names)
+    support, legal, each = map(ast.literal_eval, capsys.readouterr().out.splitlines())
+    assert each[:2] == [support[0], legal[1]]
+    assert support != legal
+    assert Path("both", "adapter_model.safetensors").exists()
 
 
 def test_python_page_s_distillation(page, capsys):

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from jaxtune.training.trained import Trained
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """``RUN [key=value ...] [--json] [--dry-run] [--trial N | --adapter DIR | --untuned]``."""
+def add_arguments(parser: argparse.ArgumentParser) -> argparse._MutuallyExclusiveGroup:
+    """``RUN [key=value ...] [--json] [--dry-run] [--trial N | --adapter DIR | --untuned]``; returns the last group."""
     parser.add_argument(
         "config",
         metavar="RUN",
@@ -39,6 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--adapter", metavar="DIR", type=path_argument, help="a PEFT adapter, instead of what the run or study trained"
     )
     group.add_argument("--untuned", action="store_true", help="the model as it is")
+    return group
 
 
 @dataclasses.dataclass(frozen=True)

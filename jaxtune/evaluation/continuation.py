@@ -13,15 +13,16 @@ from jaxtune.data import chat_prompt, encode_prompts, one_turn
 from jaxtune.errors import UserError
 from jaxtune.evaluation.generation import Generator
 from jaxtune.evaluation.text import answer_texts, stop_token_ids
-from jaxtune.models import Adapter, Decoder, Params, end_tokens, split
+from jaxtune.models import Adapter, AdapterSet, Decoder, Params, end_tokens, split
 
 
 def generate(
     model: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    trained: tuple[Params, Mapping[str, Adapter]] | None = None,
+    trained: tuple[Params, Mapping[str, Adapter]] | AdapterSet | None = None,
     *,
+    adapter_names: Sequence[str | None] | None = None,
     chat: bool = False,
     max_new_tokens: int = 64,
     temperature: float = 0.0,
@@ -40,7 +41,10 @@ def generate(
       model: the base.
       tokenizer: of the model.
       prompts: texts to continue, or, with ``chat``, what the user says.
-      trained: what training makes of the model: ``trainer.apply(state)``. The model itself, if None.
+      trained: what training makes of the model: ``trainer.apply(state)``, or one of several adapters,
+        ``jaxtune.load_adapters(…, model)[name]``; or all of these, for ``adapter_names``. The model itself, if None.
+      adapter_names: of each prompt, the adapter that answers it, all in one batch; None for the model itself. Such rows
+        are decoded greedily.
       chat: whether each prompt is the user's turn, put through the tokenizer's chat template.
       max_new_tokens: most tokens generated for a prompt.
       temperature: 0 takes the likeliest token; above 0 logits are divided by it and a token is drawn.
@@ -55,7 +59,7 @@ def generate(
 
     Raises:
       UserError: there is no prompt, one is empty or longer than the model's context, a sampling setting is out of
-        range, or ``chat`` is asked of a tokenizer without a template.
+        range, ``chat`` is asked of a tokenizer without a template, or ``adapter_names`` do not go with the rest.
     """
     if isinstance(prompts, str):
         raise UserError("prompts: a list of texts is needed; put the one text into a list")
@@ -76,17 +80,58 @@ def generate(
         model.config.max_position_embeddings,
         model.mesh,
     )
+    encoded = encode_prompts(tokenizer, texts, rendered=chat)
+    if isinstance(trained, AdapterSet) or adapter_names is not None:
+        places = _places(trained, adapter_names, len(texts), temperature)
+        assert isinstance(trained, AdapterSet)
+        answers = _by_row(generator, trained, encoded, places) if texts else []
+        return answer_texts(tokenizer, answers, stop)
     params, adapters = (params, {}) if trained is None else trained
     answers = generator(
         params,
         dict(adapters),
-        encode_prompts(tokenizer, texts, rendered=chat),
+        encoded,
         temperature=temperature,
         top_k=top_k,
         top_p=top_p,
         seed=seed,
     )
     return answer_texts(tokenizer, answers, stop)
+
+
+def _places(adapters: object, names: Sequence[str | None] | None, prompts: int, temperature: float) -> list[int]:
+    """Where each prompt's adapter stands.
+
+    Raises:
+      UserError: names, adapters and prompts do not go together, or something else than greedy decoding is asked for.
+    """
+    if not isinstance(adapters, AdapterSet):
+        raise UserError(
+            "adapter_names: they name adapters of jaxtune.load_adapters; give these in the place of trained"
+        )
+    if names is None:
+        told = ", ".join(adapters)
+        raise UserError(f"adapters: say which one answers, trained[NAME], or adapter_names for each prompt; of {told}")
+    if isinstance(names, str) or len(names) != prompts:
+        raise UserError(
+            f"adapter_names: one for each of the {prompts} prompts is needed, in a list; None for the model"
+        )
+    if temperature > 0:
+        raise UserError("temperature: rows with adapters of their own are decoded greedily; take one adapter at a time")
+    return adapters.places(names)
+
+
+def _by_row(
+    generator: Generator, adapters: AdapterSet, prompts: Sequence[Sequence[int]], places: Sequence[int]
+) -> list[list[int]]:
+    """A continuation for each prompt, by the adapter at its place."""
+    rows = [[row for row, place in enumerate(places) if place == state] for state in range(len(adapters) + 1)]
+    found = generator.side_by_side(adapters.params, adapters.stacked, [[prompts[row] for row in of] for of in rows])
+    answers: list[list[int]] = [[] for _ in prompts]
+    for of, given in zip(rows, found, strict=True):
+        for row, answer in zip(of, given, strict=True):
+            answers[row] = answer
+    return answers
 
 
 @functools.lru_cache(maxsize=8)

@@ -1,5 +1,6 @@
 """The decoder: configuration, parameters, forward pass, key-value cache; reading and writing checkpoints."""
 
+from jaxtune.models.adapter_set import AdapterSet
 from jaxtune.models.cache import Cache, init_cache
 from jaxtune.models.config import DecoderConfig, RopeConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare
@@ -14,6 +15,7 @@ from jaxtune.models.tokenizer import load_tokenizer
 
 __all__ = [
     "Adapter",
+    "AdapterSet",
     "Adapters",
     "ArraySpec",
     "Cache",

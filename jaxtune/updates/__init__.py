@@ -9,9 +9,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from jaxtune.updates.combine import combine_adapters
     from jaxtune.updates.merging import merge_adapters
     from jaxtune.updates.peft.export import save_adapter
-    from jaxtune.updates.peft.load import load_adapter
+    from jaxtune.updates.peft.load import load_adapter, load_adapters
     from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
     from jaxtune.updates.treatments.base import Values
 
@@ -20,12 +21,24 @@ _HOMES = {
     "Trainable": "plan",
     "UpdatePlan": "plan",
     "Values": "treatments.base",
+    "combine_adapters": "combine",
     "load_adapter": "peft.load",
+    "load_adapters": "peft.load",
     "merge_adapters": "merging",
     "save_adapter": "peft.export",
 }
 
-__all__ = ["ResolvedPlan", "Trainable", "UpdatePlan", "Values", "load_adapter", "merge_adapters", "save_adapter"]
+__all__ = [
+    "ResolvedPlan",
+    "Trainable",
+    "UpdatePlan",
+    "Values",
+    "combine_adapters",
+    "load_adapter",
+    "load_adapters",
+    "merge_adapters",
+    "save_adapter",
+]
 
 
 def __getattr__(name: str) -> Any:

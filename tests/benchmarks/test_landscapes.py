@@ -12,6 +12,7 @@ import landscapes
 import numpy as np
 import pytest
 import record_curves
+import terminator
 from budgeted import ENDINGS, Ending
 from landscapes import RecordedTrials, SyntheticTrials, read_mlp, read_study
 from replay import Table, normalised
@@ -63,6 +64,21 @@ def test_the_best_of_what_was_paid_for_wins(table):
             paid = np.flatnonzero(spent <= ending.early(budget) + 1e-9)
             best = min(paid, key=lambda trial: trials.final(int(trial)))
             assert budgeted.winner(trials, ending, budget, surrogate, {}) == best
+
+
+def test_a_search_that_ends_early_is_charged_for_what_it_trained(table):
+    """The share saved is that of the trials not begun: all finish as many."""
+    landscape = landscapes.recorded("made", "made", table)
+    trials = budgeted.propose(landscape, "random", 0, 30 * 0.2)
+    for count in (12, len(trials.points)):
+        cost, regret = terminator.outcome(landscape, trials, 0, count)
+        sound = [trial for trial in range(count) if np.isfinite(trials.final(trial))]
+        assert cost == pytest.approx(sum(trials.cost(trial, 0.2) for trial in range(count)) + 5 * 0.8)
+        best = min(sound, key=trials.final)
+        assert regret == trials.regret(best)["validation"]
+    # Six scores are too few to end a search, whatever is gained.
+    few = budgeted.propose(landscape, "random", 0, 6 * 0.2)
+    assert terminator.stop(landscape, few, 0) == len(few.points)
 
 
 def test_regret_is_0_for_the_best_and_1_for_the_median(table):

@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 
+import numpy as np
 import pytest
+from safetensors.numpy import load_file
 from transformers import AutoTokenizer
 
 from jaxtune.cli import COMMANDS, main
@@ -121,6 +123,18 @@ def test_train_then_use_what_it_left(result, capsys, config_file, tmp_path):
     assert merged["metrics"]["loss"] == pytest.approx(evaluated["metrics"]["loss"], rel=1e-4)
     generated = result("generate", resolved, "--prompt", "w1 w2 w3 :", "--max-new-tokens", 3)
     assert len(generated["continuations"]) == 1
+    # Of an adapter twice, a quarter and three quarters are itself, at twice the rank.
+    halves = ("--merge", f"{run / 'adapter'},{run / 'adapter'}", "--method", "cat", "--weights", "0.25,0.75")
+    told = result("export", run, *halves, "--peft", tmp_path / "halves")
+    assert told["subject"] == f"the merger of {run / 'adapter'}, {run / 'adapter'}"
+    once, twice = (load_file(at / "adapter_model.safetensors") for at in (run / "adapter", tmp_path / "halves"))
+    name = next(name for name in once if ".lora_A." in name)
+    product, merged = (of[name.replace("lora_A", "lora_B")] @ of[name] for of in (once, twice))
+    assert twice[name].shape[0] == 2 * once[name].shape[0]
+    # Its own alpha is twice its rank; what is merged is scaled by 1.
+    np.testing.assert_allclose(merged, 2 * product, rtol=1e-5, atol=1e-8)
+    assert main(["export", str(run), *halves[2:], "--peft", str(tmp_path / "none")]) == 2
+    assert "--method, --weights: says how adapters are merged" in capsys.readouterr().err
     # Another configuration in the same directory is refused and changes nothing.
     assert main(["train", str(config_file), "optimizer.learning_rate=1e-3"]) == 2
     assert json.loads((run / "summary.json").read_text()) == summary

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from jaxtune.errors import UserError
 from jaxtune.evaluation import continuation
 from jaxtune.evaluation.generation import Generator
 from jaxtune.models import LowRankAdapter, load_model, load_tokenizer, split
+from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.tiny_task import WORDS
 
 
@@ -59,6 +62,65 @@ def test_texts_are_those_of_the_model_and_of_what_was_trained(opened, monkeypatc
     doubled = {path: dataclasses.replace(each, scale=2 * each.scale) for path, each in adapters.items()}
     jaxtune.generate(model, tokenizer, prompts, (params, doubled), max_new_tokens=3)
     assert [generator.compilations for generator in generators] == [2]
+
+
+@pytest.fixture(scope="module")
+def two_adapters(opened, tmp_path_factory):
+    """Directories of two adapters of other modules, ranks and layers."""
+    folder, (model, _) = tmp_path_factory.mktemp("adapters"), opened
+    generator = np.random.default_rng(5)
+    for name, match, rank in (("one", "layers.*.attention.{q,o}", 2), ("other", "layers.1.{attention.q,mlp.up}", 3)):
+        plan = UpdatePlan([LowRankRule(match=match, rank=rank, alpha=4 * rank)]).resolve(model)
+        shapes = jax.eval_shape(plan.init, jax.random.key(0), split(model)[1])
+        arrays = jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), jnp.float32), shapes)
+        jaxtune.save_adapter(folder / name, plan, arrays, {}, model, "base")
+    return {name: folder / name for name in ("one", "other")}
+
+
+def test_each_row_is_answered_by_its_adapter(opened, two_adapters):
+    model, tokenizer = opened
+    adapters = jaxtune.load_adapters(two_adapters, model)
+    assert list(adapters) == ["one", "other"]
+    prompts = [" ".join(WORDS[start : start + 3]) for start in range(4)]
+    names = ["other", None, "one", "one"]
+    found = jaxtune.generate(model, tokenizer, prompts, adapters, adapter_names=names, max_new_tokens=2)
+    # Of each adapter by itself, unpadded: as it is read alone.
+    expected = []
+    for prompt, name in zip(prompts, names, strict=True):
+        applied = {}
+        if name is not None:
+            plan, trainable, values = jaxtune.load_adapter(two_adapters[name], model)
+            applied = {"adapters": plan.resolve(model).apply(split(model)[1], trainable, values)[1]}
+        expected.append(by_hand(model, tokenizer, prompt, 2, **applied))
+    assert found == expected
+    assert len(set(found)) > 2
+    # One at a time: the same, and changing to another one compiles nothing.
+    for name in ("one", "other"):
+        chosen = [row for row, of in enumerate(names) if of == name]
+        asked = [prompts[row] for row in chosen]
+        alone = jaxtune.generate(model, tokenizer, asked, adapters[name], max_new_tokens=2, batch_size=1)
+        assert alone == [expected[row] for row in chosen]
+    assert jax.tree.map(jnp.shape, adapters["one"][1]) == jax.tree.map(jnp.shape, adapters["other"][1])
+
+
+def test_adapters_that_do_not_go_with_the_prompts_are_told(opened, two_adapters):
+    model, tokenizer = opened
+    adapters = jaxtune.load_adapters(two_adapters, model)
+    for trained, names, temperature, message in (
+        (adapters, ["ohter"], 0.0, "no adapter 'ohter'; did you mean 'other'"),
+        (adapters, None, 0.0, "say which one answers"),
+        (adapters, ["one", "one"], 0.0, "one for each of the 1 prompts"),
+        (adapters, ["one"], 1.0, "decoded greedily"),
+        (None, ["one"], 0.0, "they name adapters of jaxtune.load_adapters"),
+    ):
+        with pytest.raises(UserError, match=message):
+            jaxtune.generate(model, tokenizer, [WORDS[0]], trained, adapter_names=names, temperature=temperature)
+    with pytest.raises(KeyError):
+        adapters["none"]
+    with pytest.raises(UserError, match="at least one"):
+        jaxtune.load_adapters({}, model)
+    with pytest.raises(UserError, match="no such adapter directory"):
+        jaxtune.load_adapters({"x": two_adapters["one"] / "none"}, model)
 
 
 def test_what_cannot_be_continued_is_told(opened):

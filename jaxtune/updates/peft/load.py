@@ -19,9 +19,10 @@ from pydantic import ValidationError
 from jaxtune.config.hyperparameters import hyperparameters as traced_values
 from jaxtune.config.rule import RuleConfig
 from jaxtune.errors import UserError
+from jaxtune.models.adapter_set import AdapterSet
 from jaxtune.models.architectures import Layout, architectures_of
 from jaxtune.models.config import DecoderConfig
-from jaxtune.models.decoder import Decoder
+from jaxtune.models.decoder import Decoder, split
 from jaxtune.models.families import family_of
 from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_header
 from jaxtune.parallel.sharding import named_sharding
@@ -91,6 +92,27 @@ def read_adapter(directory: str | Path, model: Decoder | DecoderConfig) -> Adapt
     mesh = None if isinstance(model, DecoderConfig) else model.mesh
     trainable, fixed = _arrays(plan.resolve(config), tensors, modules, mesh)
     return Adapter(plan, trainable, traced_values(rules, "update."), fixed)
+
+
+def load_adapters(adapters: Mapping[str, str | Path], model: Decoder) -> AdapterSet:
+    """Several PEFT adapters on one base: to change between, or to answer each row of a batch with its own.
+
+    Args:
+      adapters: directories by the names that the adapters are to have.
+      model: the base.
+
+    Raises:
+      UserError: there is none, one of them is no plain LoRA, or cannot be read, or does not fit the model, as
+        :func:`load_adapter` tells.
+    """
+    if not adapters:
+        raise UserError("adapters: at least one is needed, as a name and its PEFT directory")
+    params, applied = split(model)[1], {}
+    for name, directory in adapters.items():
+        read = read_adapter(directory, model)
+        plan = read.plan.resolve(model.config)
+        applied[name] = plan.apply(params, read.trainable, read.values, fixed=read.fixed)[1]
+    return AdapterSet(params, applied)
 
 
 def adapter_rules(directory: str | Path, config: DecoderConfig) -> list[RuleConfig]:
