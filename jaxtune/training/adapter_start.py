@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +64,8 @@ def load_start(config: Config, model: Decoder) -> Adapter | None:
 
 def _check_rules(given: Sequence[Rule], rules: Sequence[Rule], decoder: DecoderConfig, directory: Path) -> None:
     """Refuses rules whose low-rank terms are not those of the adapter."""
-    here, there = _terms(given, decoder), _terms(rules, decoder)
+    themselves = {part.path for part in UpdatePlan(rules).resolve(decoder).parts if part.changes_parameters}
+    here, there = (_terms(each, decoder, themselves) for each in (given, rules))
     problems = []
     for place in sorted(here.keys() | there.keys()):
         ours, theirs = here.get(place), there.get(place)
@@ -97,12 +98,15 @@ def _told(term: _Term | None) -> str:
     return " with ".join([*([] if term[0] == "low_rank" else [term[0]]), *numbers])
 
 
-def _terms(rules: Sequence[Rule], decoder: DecoderConfig) -> dict[str, _Term]:
-    """What an adapter settles of each module of each layer that has one."""
+def _terms(rules: Sequence[Rule], decoder: DecoderConfig, themselves: Container[str]) -> dict[str, _Term]:
+    """What an adapter settles of each module of each layer that has one, and of parameters that it holds themselves.
+
+    Other parameters that rules train themselves start as the base has them.
+    """
     found = {}
     for part in UpdatePlan(rules).resolve(decoder).parts:
         for layer, index in enumerate(part.rules):
-            if index != NO_RULE and not part.changes_parameters:
+            if index != NO_RULE and (part.path in themselves or not part.changes_parameters):
                 path = part.path.replace("layers.", f"layers.{layer}.", 1) if part.layered else part.path
                 found[path] = part.store, part.settled(index)
     return found

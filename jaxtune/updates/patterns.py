@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+from collections.abc import Sequence
 from functools import cached_property
 
 from jaxtune.errors import UserError
@@ -109,3 +110,21 @@ class Pattern:
     def _malformed(self, reason: str) -> UserError:
         example = "write 'layers.*.attention.{q,v}' or 'layers.{0..3}.**'"
         return UserError(f"pattern {self.text!r} {reason}; {example}")
+
+
+def pattern_of(paths: Sequence[str], layers: tuple[int, ...], count: int) -> str:
+    """A pattern for modules in some layers of so many: ``layers.{0,2}.{attention.q,mlp.up}``.
+
+    Args:
+      paths: of stacks, ``layers.attention.q``.
+      layers: their numbers; none for what is not stacked.
+      count: of all layers.
+    """
+    if not layers:
+        return _braced(paths)
+    where = "*" if len(layers) == count else _braced([str(layer) for layer in layers])
+    return f"layers.{where}.{_braced([path.removeprefix('layers.') for path in paths])}"
+
+
+def _braced(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else "{" + ",".join(choices) + "}"

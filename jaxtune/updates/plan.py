@@ -23,6 +23,7 @@ from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
 from jaxtune.updates.treatments.base import (
+    HEAD,
     KERNEL,
     NO_RULE,
     Group,
@@ -113,7 +114,8 @@ class UpdatePlan:
             methods = " or ".join([", ".join(trains[:-1]), trains[-1]])
             raise UserError(f"update: every rule freezes; at least one must train something (method {methods})")
         _check_modules(parts)
-        return ResolvedPlan(self.rules, tuple(parts), sum(spec.size for spec in specs.values()))
+        size = sum(spec.size for spec in specs.values())
+        return ResolvedPlan(self.rules, tuple(parts), size, tied=f"{HEAD}{KERNEL}" not in specs)
 
     @property
     def _treatments(self) -> tuple[type[Treatment], ...]:
@@ -188,11 +190,13 @@ class ResolvedPlan:
       rules: the rules.
       parts: what is done to each stack of arrays that is not left alone.
       base_size: number of parameters of the model.
+      tied: the model's head is its embedding table.
     """
 
     rules: tuple[Rule, ...]
     parts: tuple[Treatment, ...]
     base_size: int
+    tied: bool = False
 
     @property
     def adapters_only(self) -> bool:
@@ -202,7 +206,25 @@ class ResolvedPlan:
     @property
     def exports(self) -> bool:
         """Whether a PEFT adapter can hold all that is trained."""
-        return all(part.exports for part in self.parts)
+        return not self.unexported
+
+    @property
+    def unexported(self) -> tuple[Treatment, ...]:
+        """What no PEFT adapter can hold.
+
+        What stands beside an adapter's own modules cannot stand in their place, or alone. PEFT copies modules that it
+        saves, so that a head that is tied to the embedding table would keep the base's.
+        """
+        adapted = {part.path: part.peft_type for part in self.parts if part.peft_type is not None}
+
+        def held(part: Treatment) -> bool:
+            if part.peft_type is not None:
+                return True
+            fits = part.beside == "any" or set(adapted.values()) == {part.beside}
+            copied = part.beside == "any" and self.tied and part.module == "embed"
+            return bool(adapted) and part.beside is not None and fits and part.module not in adapted and not copied
+
+        return tuple(part for part in self.parts if not held(part))
 
     @property
     def owned(self) -> frozenset[str]:

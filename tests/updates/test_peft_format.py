@@ -20,6 +20,7 @@ from jaxtune.updates.peft.base import follow_base
 from jaxtune.updates.treatments.base import NO_RULE
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
+from jaxtune.updates.treatments.trainable_tokens import TrainableTokensRule
 
 # Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
 MIXED = (
@@ -292,14 +293,110 @@ def test_an_adapter_is_read_onto_a_mesh(checkpoint, random_trainable, tokens, me
 
 def test_what_an_adapter_cannot_hold(checkpoint, random_trainable, tmp_path):
     model = load_model(checkpoint("llama"), dtype="float32")
-    rules = [LowRankRule(match="**.q", rank=4), FullRule(match="final_norm"), FullRule(match="layers.0.mlp.up")]
-    plan, trainable = fixed(rules, model, random_trainable)
+    whole = [FullRule(match="final_norm"), FullRule(match="layers.0.mlp.up")]
+    rules = [LowRankRule(match="**.q", rank=4)]
+    plan, trainable = fixed(whole, model, random_trainable)
+    assert not plan.exports
     with pytest.raises(UserError, match=r"cannot hold layers.mlp.up.kernel, final_norm.scale.*export --merged"):
         save_adapter(tmp_path, plan, trainable, {}, model, "base")
     assert not list(tmp_path.iterdir())
-    plan, trainable = fixed(rules[:1], model, random_trainable)
+    # Neither a bias of a layer that has an adapter, nor a table that PEFT would not give to the head.
+    for family, match, told in (
+        ("qwen2", "layers.1.attention.q.bias", "attention.q.bias"),
+        ("qwen2", "embed", "embed"),
+    ):
+        tied = load_model(checkpoint(family), dtype="float32")
+        plan, trainable = fixed([FullRule(match=match), *rules], tied, random_trainable)
+        with pytest.raises(UserError, match=rf"cannot hold \S*{told}.* method full: it takes"):
+            save_adapter(tmp_path, plan, trainable, {}, tied, "base")
+    plan, trainable = fixed(rules, model, random_trainable)
     with pytest.raises(UserError, match=r"update.0.rank: 5 is not between 1 and the capacity 4"):
         save_adapter(tmp_path, plan, trainable, {"update.0.rank": 5.0}, model, "base")
+
+
+def test_modules_that_were_trained_themselves_stand_beside_an_adapter(
+    checkpoint, random_trainable, tokens, torch_logits, tmp_path
+):
+    directory = checkpoint("llama")
+    model = load_model(directory, dtype="float32")
+    rules = [
+        LowRankRule(match="layers.*.attention.{q,v}", rank=4),
+        *(FullRule(match=match) for match in ("layers.{0,2}.mlp.up", "layers.1.mlp_norm", "final_norm")),
+        *(FullRule(match=match) for match in ("embed", "lm_head")),
+    ]
+    plan, trainable = fixed(rules, model, random_trainable)
+    save_adapter(tmp_path, plan, trainable, {}, model, str(directory))
+    told = json.loads((tmp_path / "adapter_config.json").read_text())
+    assert told["target_modules"] == ["q_proj", "v_proj"]
+    assert told["modules_to_save"] == [
+        "lm_head",
+        "model.embed_tokens",
+        "model.layers.0.mlp.up_proj",
+        "model.layers.1.post_attention_layernorm",
+        "model.layers.2.mlp.up_proj",
+        "model.norm",
+    ]
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    read, arrays, values = load_adapter(tmp_path, model)
+    assert sorted(rule.match for rule in read.rules if isinstance(rule, FullRule)) == [
+        "embed.table",
+        "final_norm.scale",
+        "layers.1.mlp_norm.scale",
+        "layers.{0,2}.mlp.up.kernel",
+        "lm_head.kernel",
+    ]
+    jax.tree.map(np.testing.assert_array_equal, arrays, trainable)
+    np.testing.assert_allclose(our_logits(model, read.resolve(model), arrays, values, tokens), ours, atol=1e-5)
+    theirs = peft_model(tmp_path, UpdatePlan(rules[:1]).resolve(model))
+    np.testing.assert_allclose(torch_logits(theirs, tokens), ours, rtol=1e-4, atol=1e-4)
+    # As PEFT writes it, by the ends of names: of a linear layer its bias too, where it has one.
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, arrays, values = load_adapter(tmp_path / "theirs", model)
+    np.testing.assert_allclose(our_logits(model, again.resolve(model), arrays, values, tokens), ours, atol=1e-5)
+
+    def told_wrong(**changes):
+        (tmp_path / "adapter_config.json").write_text(json.dumps({**told, **changes}))
+        with pytest.raises(UserError) as error:
+            load_adapter(tmp_path, model)
+        return str(error.value)
+
+    assert "modules_to_save: the model has no score" in told_wrong(modules_to_save=[*told["modules_to_save"], "score"])
+    assert "layers.1.mlp.up_proj is in modules_to_save but has no" in told_wrong(modules_to_save=["up_proj"])
+
+
+@pytest.mark.parametrize("family", ["llama", "qwen2"])
+def test_embeddings_of_some_tokens_stand_beside_an_adapter(
+    family, checkpoint, random_trainable, tokens, torch_logits, tmp_path
+):
+    directory = checkpoint(family)
+    model = load_model(directory, dtype="float32")
+    chosen = [int(token) for token in (tokens[0, 3], tokens[1, 5], 60)]
+    rules = [LowRankRule(match="layers.*.attention.v", rank=4), TrainableTokensRule(match="embed", tokens=chosen)]
+    plan, trainable = fixed(rules, model, random_trainable)
+    start = np.asarray(plan.init(jax.random.key(0), split(model)[1])["trainable_tokens"]["embed.table"])
+    np.testing.assert_array_equal(start, split(model)[1]["embed.table"][np.array(chosen)])
+    save_adapter(tmp_path, plan, trainable, {}, model, str(directory))
+    ours = our_logits(model, plan, trainable, {}, tokens)
+    # A tied head has them too.
+    differs = ours - our_logits(model, plan, {**trainable, "trainable_tokens": {"embed.table": start}}, {}, tokens)
+    assert np.all(np.abs(differs[1, 6:]).max(axis=-1) > 0.0)
+    read, arrays, values = load_adapter(tmp_path, model)
+    assert read.rules[-1].tokens == chosen
+    np.testing.assert_array_equal(
+        arrays["trainable_tokens"]["embed.table"], trainable["trainable_tokens"]["embed.table"]
+    )
+    np.testing.assert_allclose(our_logits(model, read.resolve(model), arrays, values, tokens), ours, atol=1e-5)
+    theirs = peft_model(tmp_path, UpdatePlan(rules[:1]).resolve(model))
+    np.testing.assert_allclose(torch_logits(theirs, tokens), ours, rtol=1e-4, atol=1e-4)
+    theirs.save_pretrained(tmp_path / "theirs")
+    again, arrays, values = load_adapter(tmp_path / "theirs", model)
+    np.testing.assert_allclose(our_logits(model, again.resolve(model), arrays, values, tokens), ours, atol=1e-5)
+
+
+@pytest.mark.parametrize(("ids", "told"), [([60, 61], r"not \[61\]"), ([3, 4, 3], "a token is twice")])
+def test_tokens_are_those_of_the_model(ids, told, config):
+    with pytest.raises(UserError, match=rf"update\.0\.tokens: .*{told}"):
+        UpdatePlan([TrainableTokensRule(match="embed", tokens=ids)]).resolve(config)
 
 
 def test_merging_places_what_was_trained_in_full(checkpoint, random_trainable, tokens):

@@ -228,7 +228,8 @@ def test_counts_the_active_rank_only(config):
     assert plan.flops() == {"layers.attention.q": 2.0 * 3 * (32 + 32) * 4}  # three layers of four, of rank 4
     assert plan.weight_shares() == {"layers.mlp.up.kernel": 1.0, "embed.table": 1.0}
     assert not plan.adapters_only
-    assert not plan.exports
+    assert plan.exports  # what is trained itself stands beside the adapter, and alone is none
+    assert not UpdatePlan(rules[1:]).resolve(config).exports
     rows = plan.table()
     assert len({tuple(row) for row in rows}) == 1  # the same columns throughout
     assert [(row["rule"], row["method"], row["module"], row["layers"], row["parameters"]) for row in rows] == [

@@ -9,8 +9,8 @@ model they are written in full: the ends of names, such as ``q_proj``, would mat
 
 A directory holds modules of one kind (``peft_type``). Of a LoRA it has one ``use_rslora``. Where only some rules use
 rank-stabilised scaling it is switched off, and their ``alpha_pattern`` entries are alpha · sqrt(rank), which PEFT
-divides by the rank: the same scale. Parameters that were trained themselves do not fit an adapter; they need the merged
-export.
+divides by the rank: the same scale. Modules whose parameters were trained themselves stand beside, whole
+(``modules_to_save``, by full names: PEFT takes any module whose name ends so); alone they need the merged export.
 """
 
 from __future__ import annotations
@@ -46,6 +46,7 @@ from jaxtune.updates.peft.format import (
     all_modules,
     is_named,
     matching_key,
+    other_modules,
     tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable
@@ -85,12 +86,14 @@ class _Module:
       exported: by its treatment.
       rank: of a low-rank term; 0 for others.
       alpha: as the configuration says it.
+      beside: it is no target: it is saved as it is.
     """
 
     name: str
     exported: Exported
     rank: int
     alpha: float
+    beside: bool = False
 
     @property
     def leaf(self) -> str:
@@ -132,11 +135,12 @@ def save_adapter(
       UserError: parameters were trained that an adapter does not hold, or by methods of several kinds; a rank is above
         the capacity, the family has no checkpoint format, or ``base`` is a directory with a model of another family.
     """
-    if held := [part for part in plan.parts if not part.exports]:
+    if held := plan.unexported:
         paths = ", ".join(part.path for part in held)
         methods = ", ".join(sorted({part.sections[rule].method for part in held for rule in part.used_rules}))
         raise UserError(
-            f"an adapter cannot hold {paths}, which the plan trains by method {methods}; export the merged model "
+            f"an adapter cannot hold {paths}, which the plan trains by method {methods}: it takes parameters of "
+            "modules beside those that it adapts, but no table that the head is tied to; export the merged model "
             "instead (jaxtune export --merged, or jaxtune.merge_adapters and jaxtune.save_model)"
         )
     plan.check(hyperparameters)
@@ -146,7 +150,8 @@ def save_adapter(
     base = named_base(base, directory, write=jax.process_index() == 0)
     architecture = _architecture(base, config)
     modules = all_modules(config, architecture.layout)
-    kind, exported = _exported(plan, trainable, fixed or {}, hyperparameters, modules)
+    places = modules | other_modules(config, architecture.layout)
+    kind, exported = _exported(plan, trainable, fixed or {}, hyperparameters, places)
     tensors = {tensor_name(each.name, end): value for each in exported for end, value in each.exported.tensors.items()}
     if jax.process_index() != 0:
         return
@@ -200,26 +205,32 @@ def _exported(
 ) -> tuple[str, list[_Module]]:
     """The kind of the adapter, and the modules to write, in the order of the model."""
     found: dict[tuple[str, int | None], Exported] = {}
+    beside = {part.module for part in plan.parts if part.peft_type is None}
     for part in plan.parts:
         arrays, kept = (jax.tree.map(_host, tree.get(part.store, {}).get(part.path, {})) for tree in (trainable, fixed))
         for each in part.tensors(arrays, kept, hyperparameters):
             place = each.path, each.layer
             found[place] = _joined(found[place], each) if place in found else each
-    kinds = sorted({str(part.peft_type) for part in plan.parts})
+    kinds = sorted({part.peft_type for part in plan.parts if part.peft_type is not None})
     if len(kinds) > 1:
         raise UserError(
             f"an adapter's directory holds modules of one kind, and the plan trains {' and '.join(kinds)}; export the "
             "merged model instead (jaxtune export --merged, or jaxtune.merge_adapters and jaxtune.save_model)"
         )
-    rslora = all(each.config.get("use_rslora", False) for each in found.values())
+    rslora = all(each.config.get("use_rslora", False) for (path, _), each in found.items() if path not in beside)
     ordered = {name: found[place] for name, place in modules.items() if place in found}
     once = [("", each) for (path, _), each in found.items() if not path]
-    return kinds[0], [_module(kinds[0], name, each, rslora) for name, each in (*once, *ordered.items())]
+    return kinds[0], [
+        _Module(name, each, 0, 0.0, beside=True) if each.path in beside else _module(kinds[0], name, each, rslora)
+        for name, each in (*once, *ordered.items())
+    ]
 
 
 def _joined(one: Exported, other: Exported) -> Exported:
-    """What stands once for all modules: that of the module that has most of it, of which others have a part."""
-    tensors = {name: max(one.tensors[name], other.tensors[name], key=np.size) for name in one.tensors}
+    """All tensors of a module; what stands once for all modules is that of the module that has most of it."""
+    tensors = {**one.tensors, **other.tensors}
+    for name in one.tensors.keys() & other.tensors.keys():
+        tensors[name] = max(one.tensors[name], other.tensors[name], key=np.size)
     return dataclasses.replace(one, tensors=tensors)
 
 
@@ -241,20 +252,22 @@ def _host(array: jax.Array) -> np.ndarray:
 
 def _adapter_config(kind: str, names: Mapping[str, str], exported: Sequence[_Module]) -> dict[str, Any]:
     """The configuration; ranks and alphas with the most common ones as defaults, and patterns for the rest."""
-    named = [each for each in exported if each.name]
+    named = [each for each in exported if each.name and not each.beside]
     told = {"peft_type": kind, **_common(kind, names, exported)}
     told["target_modules"] = sorted(set(names.values()))
     if kind != LORA:
         return {"task_type": "CAUSAL_LM", "inference_mode": True, **told}
+    tokens = {key: told.pop(key) for key in ("trainable_token_indices",) if key in told}
     rank = Counter(each.rank for each in named).most_common(1)[0][0]
     alpha = Counter(each.alpha for each in named).most_common(1)[0][0]
-    return AdapterConfig(
+    written = AdapterConfig(
         **told,
         r=rank,
         lora_alpha=_number(alpha),
         rank_pattern={names[each.name]: each.rank for each in named if each.rank != rank},
         alpha_pattern={names[each.name]: _number(each.alpha) for each in named if each.alpha != alpha},
-    ).model_dump()
+    )
+    return written.model_dump() | tokens
 
 
 def _common(kind: str, names: Mapping[str, str], exported: Sequence[_Module]) -> dict[str, Any]:
@@ -266,7 +279,9 @@ def _common(kind: str, names: Mapping[str, str], exported: Sequence[_Module]) ->
             if lora and key in ("r", "lora_alpha"):
                 continue
             if isinstance(value, list):
-                value = sorted({*told.get(key, []), *(names[each.name] if one == NAME else one for one in value)})
+                value = sorted(
+                    {*told.get(key, []), *(names.get(each.name, each.name) if one == NAME else one for one in value)}
+                )
             elif lora and key in ("lora_dropout", "use_rslora"):
                 value = (max if key == "lora_dropout" else min)(value, told.get(key, value))
             elif told.get(key, value) != value:
@@ -283,7 +298,7 @@ def _names(config: DecoderConfig, architecture: Architecture, exported: Sequence
 
     In full, too, where the class has other parts than the language model.
     """
-    named = [each for each in exported if each.name]
+    named = [each for each in exported if each.name and not each.beside]
     if architecture.part is not None:
         return {each.name: each.name for each in named}
     kinds = Counter(each.numbers for each in named)
@@ -308,7 +323,7 @@ def _check_written(
         for name, value in tensors.items()
         if name not in entries or not np.array_equal(entries[name].read(), value, equal_nan=True)
     ]
-    expected = {each.name for each in exported if each.name}
+    expected = {each.name for each in exported if each.name and not each.beside}
     problems += [
         f"target_modules is wrong about {name}"
         for name in modules
@@ -319,7 +334,7 @@ def _check_written(
         problems += [
             f"rank or alpha of {each.name} is wrong"
             for each in exported
-            if (read.rank(each.name), read.alpha(each.name)) != (each.rank, each.alpha)
+            if not each.beside and (read.rank(each.name), read.alpha(each.name)) != (each.rank, each.alpha)
         ]
         for patterns in (read.rank_pattern, read.alpha_pattern):
             used = {matching_key(patterns, name) for name in expected}

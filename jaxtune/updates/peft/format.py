@@ -17,7 +17,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.architectures import Layout
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import linear_modules
-from jaxtune.models.families import checkpoint_module
+from jaxtune.models.families import checkpoint_module, weight_names
 
 LORA = "LORA"
 """The kind of adapters whose modules may differ in their numbers."""
@@ -86,10 +86,11 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     init_lora_weights: bool | str = True
     use_dora: bool = False
-    # PEFT can do these, and they are not read here.
+    # PEFT can do more than this, which is not read here.
     bias: Literal["none"] = "none"
     fan_in_fan_out: Literal[False] = False
-    modules_to_save: None = None
+    modules_to_save: list[str] | None = None
+    trainable_token_indices: list[int] | dict[str, list[int]] | None = Field(default=None, exclude=True)
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put an adapter on a linear module, by its name in transformers."""
@@ -103,6 +104,17 @@ class AdapterConfig(BaseModel):
             if self._layer(module) not in (chosen if isinstance(chosen, list) else [chosen]):
                 return False
         return is_named(module, self.target_modules)
+
+    def saves(self, module: str) -> bool:
+        """Whether PEFT would hold a copy of a module, of any kind, by its name in transformers."""
+        return any(module.endswith(name) for name in self.modules_to_save or ())
+
+    def tokens(self, module: str) -> list[int] | None:
+        """The tokens whose embeddings PEFT would hold of a table, by its name in transformers."""
+        told = self.trainable_token_indices
+        if isinstance(told, dict):
+            return next((tokens for name, tokens in told.items() if is_named(module, [name])), None)
+        return told
 
     def _layer(self, module: str) -> int | None:
         """The number after the first of ``layers_pattern``, or the first number that is part of a name."""
@@ -151,6 +163,19 @@ def all_modules(config: DecoderConfig, layout: Layout) -> dict[str, tuple[str, i
         for layer in range(config.num_layers):
             name = checkpoint_module(config, path.replace("layers.", f"layers.{layer}.", 1))
             found[layout.spell(name)] = (path, layer)
+    return found
+
+
+def other_modules(config: DecoderConfig, layout: Layout) -> dict[str, tuple[str, int | None]]:
+    """Norms and embeddings, as :func:`all_modules` has the linear ones."""
+    found: dict[str, tuple[str, int | None]] = {}
+    linear = linear_modules(config)
+    for path, name in weight_names(config).items():
+        ours = path.rpartition(".")[0]
+        if ours not in linear:
+            for layer in range(config.num_layers) if name.stacked else (None,):
+                module = name.of(layer or 0).rpartition(".")[0]
+                found[layout.spell(module)] = (ours, layer)
     return found
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,16 @@ from jaxtune.models.families import family_of
 from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_header
 from jaxtune.parallel.sharding import named_sharding
 from jaxtune.updates import treatments
-from jaxtune.updates.peft.format import LORA, AdapterConfig, adapter_files, all_modules, parse_tensor_name
+from jaxtune.updates.patterns import pattern_of
+from jaxtune.updates.peft.beside import beside_names, beside_rules
+from jaxtune.updates.peft.format import (
+    LORA,
+    AdapterConfig,
+    adapter_files,
+    all_modules,
+    other_modules,
+    parse_tensor_name,
+)
 from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
 from jaxtune.updates.treatments.base import Shape, Treatment
 
@@ -135,17 +144,25 @@ def _read(directory: Path, config: DecoderConfig) -> tuple[list[RuleConfig], Ten
     entries, problems = read_header(tensor_file)
     if problems:
         raise UserError("; ".join([f"{directory}: the adapter cannot be read", *problems]))
-    modules = all_modules(config, _layout(entries, config))
-    tensors, problems = _sorted(entries, adapter, modules)
+    layout = _layout(entries, config)
+    modules, others = all_modules(config, layout), other_modules(config, layout)
+    beside, problems = beside_names(entries, adapter, modules | others, config)
+    names = {name for names in beside.values() for name in names.values()}
+    rest = {name: entry for name, entry in entries.items() if name not in names}
+    tensors, more = _sorted(rest, adapter, {name: place for name, place in modules.items() if name not in beside})
+    problems += more
     treatment = _treatment(config_file, values)
     rules = _rules(treatment, values, tensors, modules, config)
-    if rules:
-        problems += _misfits(UpdatePlan(rules).resolve(config), tensors, modules)
-    elif not problems:
+    if not rules and not problems:
         problems.append("it has no tensors")
+    rules += beside_rules(beside, adapter, modules | others, config)
+    held = {module: {end: entries[name] for end, name in ends.items()} for module, ends in beside.items()}
+    tensors = {**tensors, **held}
+    if rules:
+        problems += _misfits(UpdatePlan(rules).resolve(config), tensors, modules | others)
     if problems:
         raise UserError(f"{directory}: the adapter does not fit the model: " + "; ".join(problems))
-    return rules, tensors, modules
+    return rules, tensors, modules | others
 
 
 def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
@@ -162,7 +179,8 @@ def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
 
 def _readers() -> list[type[Treatment]]:
     """The methods that read adapters; other packages' behind our own."""
-    return [one for one in treatments.known() if one.restored is not Treatment.restored]
+    readers = (one for one in treatments.known() if one.peft_type is not None)
+    return [one for one in readers if one.restored is not Treatment.restored]
 
 
 def _treatment(file: Path, values: Mapping[str, Any]) -> type[Treatment]:
@@ -183,7 +201,7 @@ def read_adapter_config(file: Path) -> AdapterConfig:
 
 
 def _targets(values: Mapping[str, Any]) -> dict[str, Any]:
-    names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
     names += ("base_model_name_or_path", "revision")
     return {name: values[name] for name in names if values.get(name) is not None}
 
@@ -211,7 +229,10 @@ def read_adapter_values(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: " + "; ".join(problems)) from error
     if problems:
         raise UserError(f"{file}: " + "; ".join(problems))
-    return values if kind != LORA else read.model_dump() | {"exclude_modules": read.exclude_modules}
+    if kind != LORA:
+        return values
+    unwritten = ("exclude_modules", "trainable_token_indices")
+    return read.model_dump() | {name: getattr(read, name) for name in unwritten}
 
 
 def _checked(values: Mapping[str, Any]) -> tuple[AdapterConfig, list[str]]:
@@ -258,7 +279,7 @@ def _sorted(entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules:
 def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str]:
     """What the tensors are not that the method would write."""
     names = {place: name for name, place in modules.items()} | {("", None): ""}
-    kinds = {str(part.peft_type) for part in plan.parts}
+    kinds = {part.peft_type for part in plan.parts if part.peft_type is not None}
     expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in plan.parts:
         for each in part.tensors(_zeros(part.arrays()), _zeros(part.fixed()), {}):
@@ -300,21 +321,9 @@ def _rules(
     for (path, section), chosen in layers.items():
         paths[section, tuple(chosen)].append(path)
     return [
-        treatment.Section(match=_match(together, chosen, config.num_layers), weight_decay=None, **numbers[section])
+        treatment.Section(match=pattern_of(together, chosen, config.num_layers), weight_decay=None, **numbers[section])
         for (section, chosen), together in paths.items()
     ]
-
-
-def _match(paths: Sequence[str], layers: tuple[int, ...], count: int) -> str:
-    """A pattern for modules in some layers: ``layers.{0,2}.{attention.q,mlp.up}``."""
-    if not layers:
-        return _braced(paths)
-    where = "*" if len(layers) == count else _braced([str(layer) for layer in layers])
-    return f"layers.{where}.{_braced([path.removeprefix('layers.') for path in paths])}"
-
-
-def _braced(choices: Sequence[str]) -> str:
-    return choices[0] if len(choices) == 1 else "{" + ",".join(choices) + "}"
 
 
 def _arrays(
@@ -328,7 +337,7 @@ def _arrays(
     for part in plan.parts:
         held: dict[int, dict[str, np.ndarray]] = {}
         for layer in range(len(part.rules)):
-            entries = tensors.get(places[part.path, layer if part.layered else None], {})
+            entries = tensors.get(places[part.module, layer if part.layered else None], {})
             if entries:
                 held[layer] = {end: entry.read() for end, entry in {**once, **entries}.items()}
         arrays, kept = part.restored(held)

@@ -85,6 +85,8 @@ class Treatment:
     """The kind of PEFT adapter that holds it; None where there is none."""
     changes_parameters: ClassVar[bool] = False
     """Whether it gives arrays in place of the model's: then there is no base that all states have in common."""
+    beside: ClassVar[str | None] = None
+    """The kind of PEFT adapter that holds it beside modules of its own, in ``modules_to_save`` say; "any" for any."""
 
     path: str
     rules: tuple[int, ...]
@@ -251,9 +253,9 @@ class Treatment:
         raise NotImplementedError
 
     @property
-    def exports(self) -> bool:
-        """Whether a PEFT adapter can hold it."""
-        return self.peft_type is not None
+    def module(self) -> str:
+        """The path of the module that :meth:`tensors` are of."""
+        return self.path
 
     @property
     def layered(self) -> bool:

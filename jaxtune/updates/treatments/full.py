@@ -10,11 +10,14 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from jaxtune.config.rule import RuleConfig
-from jaxtune.late import TYPES, jnp
+from jaxtune.late import TYPES, jnp, np
 from jaxtune.updates.treatments.base import (
+    KERNEL,
+    NAME,
     NO_RULE,
     Arrays,
     Effect,
+    Exported,
     Group,
     Matched,
     Shape,
@@ -46,6 +49,7 @@ class Full(Treatment):
     Section = FullRule
     needs = "parameters"
     changes_parameters = True
+    beside = "any"
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
@@ -113,6 +117,29 @@ class Full(Treatment):
         for rule, layers in self.layers_by_rule():
             size = math.prod(self.shape[1:]) * len(layers) if self.layered else math.prod(self.shape)
             yield Trained(rule, self.path, layers if self.layered else None, size, self.sections[rule].method, False)
+
+    @property
+    def module(self) -> str:
+        """The module that has the parameter."""
+        return self.path.rpartition(".")[0]
+
+    def tensors(self, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """The parameter of each trained layer, as checkpoints have it."""
+        del fixed, values
+        for place, layer in enumerate(self.layers or (None,)):
+            value = arrays if layer is None else arrays[place]
+            held = np.ascontiguousarray(value.T if self.path.endswith(KERNEL) else value)
+            yield Exported(self.module, layer, {self._end: held}, {"modules_to_save": [NAME]})
+
+    def restored(self, tensors: Mapping[int, Mapping[str, np.ndarray]]) -> tuple[Arrays, Arrays]:
+        """The trained layers."""
+        held = [tensors[layer][self._end].astype(np.float32) for layer in self.layers or (0,)]
+        held = [value.T if self.path.endswith(KERNEL) else value for value in held]
+        return np.stack(held) if self.layered else held[0], {}
+
+    @property
+    def _end(self) -> str:
+        return "bias" if self.path.endswith(".bias") else "weight"
 
     def weight_share(self) -> dict[str, float]:
         """Of this parameter."""

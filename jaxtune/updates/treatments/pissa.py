@@ -67,7 +67,9 @@ class FromWeights(LowRank):
         a, b = self.of_layers(a / root), self.of_layers(b / root)
         return {"a": a, "b": b}, {"a0": a, "b0": b}
 
-    def beside(self, arrays: Arrays, fixed: Arrays, values: Values, seed: UInt32[Array, ""] | None) -> LowRankAdapter:
+    def difference(
+        self, arrays: Arrays, fixed: Arrays, values: Values, seed: UInt32[Array, ""] | None
+    ) -> LowRankAdapter:
         """[A A₀] and [B; −B₀]."""
         now = self.adapter(arrays, values, seed)
         begun = self.adapter({"a": fixed["a0"], "b": fixed["b0"]}, values, None)
@@ -85,7 +87,7 @@ class FromWeights(LowRank):
     ) -> Effect:
         """The difference of two terms."""
         del base
-        return Effect(adapters={self.path: self.beside(arrays, fixed, values, seed)})
+        return Effect(adapters={self.path: self.difference(arrays, fixed, values, seed)})
 
     def check(self, values: Values) -> None:
         """Every rank lies within the sides of the matrix, which has no more parts."""

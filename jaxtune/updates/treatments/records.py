@@ -136,9 +136,9 @@ class Exported:
       path: of the module, ours; empty for what stands once for all modules.
       layer: its number; None if it is not stacked.
       tensors: by the end of their names, ``lora_A.weight``, shaped as in the file.
-      config: what ``adapter_config.json`` says of it beside its ``peft_type``. All modules are targets. Of a LoRA ranks
-        and alphas may differ; of lists the union is written, with the module's name for :data:`NAME`. All else is the
-        same for all modules.
+      config: what ``adapter_config.json`` says of it beside its ``peft_type``. All modules are targets, but those that
+        stand beside these. Of a LoRA ranks and alphas may differ; of lists the union is written, with the module's name
+        for :data:`NAME`. All else is the same for all modules.
     """
 
     path: str

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxtune.errors import UserError
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.models.decoder import split
 from jaxtune.models.linear import FrozenLayer
@@ -18,6 +19,7 @@ from jaxtune.updates.treatments.base import Matched
 from jaxtune.updates.treatments.lora_fa import LoraFa, LoraFaRule
 from jaxtune.updates.treatments.lora_plus import LoraPlusRule
 from jaxtune.updates.treatments.miss import MissRule
+from jaxtune.updates.treatments.oft import Oft, OftRule
 from jaxtune.updates.treatments.olora import Olora, OloraRule
 from jaxtune.updates.treatments.orthogonal import Orthogonal, OrthogonalRule
 from jaxtune.updates.treatments.pissa import Pissa, PissaRule
@@ -115,11 +117,48 @@ def test_vera_scales_a_term_that_all_modules_share():
     d, b, w, bias, x = (generator.standard_normal(shape) for shape in [(60,), (12,), (16, 12), (12,), (7, 16)])
     arrays = {"d": jnp.stack([q["d"][0], jnp.asarray(d, jnp.float32)]), "b": jnp.stack([q["b"][0], jnp.asarray(b)])}
     adapter = made[1].apply({}, arrays, q_fixed, {"update.0.rank": 40.0}, None).adapters["layers.attention.q"]
-    one = jax.tree.map(lambda leaf: leaf[1], adapter.scanned()).joined(adapter.unscanned())
-    ours = one.product(FrozenLayer(jnp.asarray(x, jnp.float32), jnp.asarray(w, jnp.float32), jnp.asarray(bias)))
+    ours = layer_of(adapter, 1, x, w, bias)
     a, c = (np.asarray(q_fixed[name], np.float64) for name in "ab")
     term = b * ((d[:40] * (x @ a[:, :40])) @ c[:40]) / 40**0.5
     np.testing.assert_allclose(ours, x @ w + term + bias, rtol=1e-4, atol=1e-4)
+
+
+def layer_of(adapter, layer, x, w, bias):
+    """What an adapter of a stack makes in one layer."""
+    one = jax.tree.map(lambda leaf: leaf[layer], adapter.scanned()).joined(adapter.unscanned())
+    return one.product(FrozenLayer(*(jnp.asarray(each, jnp.float32) for each in (x, w, bias))))
+
+
+@pytest.mark.parametrize("exact", [True, False])
+def test_oft_turns_the_inputs(exact):
+    (made,) = Oft.treat([KERNEL], {0: OftRule(match="**", block_size=6, exact=exact)}, {})
+    generator = np.random.default_rng(1)
+    entries, bias, x = (generator.standard_normal(shape) for shape in [(2, 4, 15), (40,), (7, 24)])
+    entries *= 0.02
+    turn = np.zeros((24, 24))
+    for block, values in enumerate(entries[0]):
+        q = np.zeros((6, 6))
+        q[np.triu_indices(6, 1)] = values
+        q, i = q - q.T, np.eye(6)
+        series = i + 2 * q + 2 * q @ q + 2 * q @ q @ q + q @ q @ q @ q
+        place = slice(6 * block, 6 * block + 6)
+        turn[place, place] = (i - q) @ np.linalg.inv(i + q) if exact else series
+        np.testing.assert_allclose((i + q) @ np.linalg.inv(i - q), series, atol=1e-3)  # what the series is of
+    np.testing.assert_allclose(turn @ turn.T, np.eye(24), atol=1e-12 if exact else 1e-3)
+    arrays = {"r": jnp.asarray(entries, jnp.float32)}
+    adapter = made.apply({}, arrays, {}, {}, None).adapters["layers.mlp.up"]
+    np.testing.assert_allclose(layer_of(adapter, 0, x, W[0], bias), x @ turn @ W[0] + bias, rtol=1e-4, atol=1e-5)
+
+
+def test_oft_s_blocks_fit():
+    (made,) = Oft.treat([KERNEL], {0: OftRule(match="**", block_size=7)}, {})
+    with pytest.raises(UserError, match=r"update\.0\.block_size: 7 does not divide the 24 inputs of .* is 6"):
+        made.check({})
+    both = dataclasses.replace(KERNEL, rules=(0, 1))
+    rules = {0: OftRule(match="**", block_size=6), 1: OftRule(match="**", block_size=8)}
+    (made,) = Oft.treat([both], rules, {})
+    with pytest.raises(UserError, match="have other blocks"):
+        made.check({})
 
 
 def test_an_orthogonal_start_is_zero_at_any_rank():

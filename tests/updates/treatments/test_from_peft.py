@@ -18,6 +18,8 @@ KINDS = [
     ("MissConfig", {"r": 4}),
     ("IA3Config", {"feedforward_modules": ["down_proj"]}),
     ("VeraConfig", {"r": 20, "save_projection": True}),
+    ("OFTConfig", {"oft_block_size": 8, "use_cayley_neumann": False}),
+    ("OFTConfig", {"oft_block_size": 4}),
 ]
 
 
@@ -28,7 +30,7 @@ def base(tmp_path_factory):
     return directory
 
 
-@pytest.mark.parametrize(("kind", "numbers"), KINDS, ids=[kind for kind, _ in KINDS])
+@pytest.mark.parametrize(("kind", "numbers"), KINDS)
 def test_what_peft_made_computes_the_same(kind, numbers, base, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")

@@ -42,7 +42,9 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-SMALL = {"rank": 2, "block_size": 4}
+SMALL = {"rank": 2, "block_size": 4, "tokens": [20, 5]}
+OWN = {"trainable_tokens": "embed", "bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
+"""What the methods match that are not for linear layers."""
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -87,9 +89,8 @@ def rule(method: str, match: str, **numbers: Any) -> Any:
 def rules_of(methods: list[str]) -> list[Any]:
     """A rule for each method, each on modules of its own: one program has them all."""
     places = iter(LINEAR)
-    own = {"bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
-    first = [rule(method, match) for method, match in own.items() if method in methods]
-    return first + [rule(method, next(places)) for method in methods if method not in own]
+    first = [rule(method, match) for method, match in OWN.items() if method in methods]
+    return first + [rule(method, next(places)) for method in methods if method not in OWN]
 
 
 linear_methods = [name for name in TRAINED if issubclass(treatments.own()[name], LinearTreatment)] + list(OTHERS)
@@ -289,7 +290,7 @@ def test_bad_input_is_told(method, written_outside):
         if not treatment.serves_head:
             with pytest.raises(UserError, match=f"update.0: method {method} does not serve lm_head"):
                 UpdatePlan([rule(method, "lm_head")]).resolve(CONFIG)
-    plan = UpdatePlan([rule(method, "layers.**")]).resolve(CONFIG)
+    plan = UpdatePlan([rule(method, OWN.get(method, "layers.**"))]).resolve(CONFIG)
     for key in plan.rooms():
         with pytest.raises(UserError, match=f"{key}: 3 is not between 1 and the capacity 2"):
             plan.check({key: 3})
