@@ -132,6 +132,7 @@ class StudySummary(Summary):
       pareto: the trials on their front at the fraction.
       where: the bounds on them; None where there are none.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
+      model: the winner as a whole model, where no adapter holds all that is trained; else None.
     """
 
     __slots__ = ()
@@ -178,6 +179,11 @@ class StudySummary(Summary):
     def adapter(self) -> AdapterFiles | None:
         """The winner's PEFT adapter."""
         return self.get("adapter")
+
+    @property
+    def model(self) -> AdapterFiles | None:
+        """The winner as a whole model."""
+        return self.get("model")
 
     def _repr_html_(self) -> str:
         best, direction = self.best, self.objective["direction"]
