@@ -10,6 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jaxtune.config.schema import Config
+from jaxtune.config.section import Section
 from jaxtune.config.update_rules import LowRankRule
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -60,6 +61,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "optimizer.warmup": ("warmup_ratio", "warmup_steps", "num_warmup_steps", "lr_warmup_steps"),
     "optimizer.final_scale": ("min_lr", "min_lr_ratio", "lr_end", "final_lr"),
     "optimizer.weight_decay": ("wd", "decay", "l2"),
+    "optimizer.kind": ("optim", "optimizer_name", "optimizer_type"),
     "optimizer.beta1": ("adam_beta1", "b1", "betas"),
     "optimizer.beta2": ("adam_beta2", "b2"),
     "optimizer.epsilon": ("adam_epsilon", "eps"),
@@ -100,7 +102,7 @@ def our_keys(name: str) -> list[str]:
 def _by_last_part() -> dict[str, list[str]]:
     """Our keys by their last part, those of a first low-rank rule among them."""
     found: dict[str, list[str]] = {}
-    for key in _keys(Config, ""):
+    for key in dict.fromkeys(_keys(Config, "")):
         found.setdefault(key.rpartition(".")[2], []).append(key)
     return found
 
@@ -119,7 +121,7 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The configuration sections among the alternatives of a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [*annotation.choices()] if issubclass(annotation, Section) else [annotation]
     origin = typing.get_origin(annotation)
     if origin in (list, dict, tuple) or annotation is None:
         return []

@@ -11,19 +11,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
 
 from jaxtune.errors import UserError
-from jaxtune.models import Params, merge
+from jaxtune.models import Params
+from jaxtune.models.decoder import Detached
 from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel
 from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
-from jaxtune.training.optimizer import AdamW
+from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
-from jaxtune.training.transformation import Transformation
 from jaxtune.updates import ResolvedPlan
 
 Metrics = dict[str, Float[Array, ""]]
@@ -37,7 +36,7 @@ class Program:
     """What a compiled step is specialised to; everything else it takes as an argument.
 
     Attributes:
-      static: the decoder without its arrays.
+      decoder: without its arrays.
       plan: what is trained.
       objective: terms from model and batch.
       schedule: the shape of the learning rate.
@@ -46,13 +45,13 @@ class Program:
       dropout: whether dropout is compiled in (its rates are traced).
       kernels: what computes products with adapters and the update, one of :data:`jaxtune.models.linear.KERNELS`.
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
-      transformation: what moves the parameters instead of AdamW, learning rate included; the schedule then counts only
-        where it is a function.
+      optimizer: what moves the trainable parameters; where it has a rate of its own, the schedule counts only where it
+        is a function.
       start: the low-rank arrays that the run began from, on the host; None where terms began at nothing. Constants of
         the program, where the objective asks for the reference.
     """
 
-    static: Any
+    decoder: Detached
     plan: ResolvedPlan
     objective: Objective
     schedule: Schedule
@@ -61,15 +60,8 @@ class Program:
     dropout: bool
     kernels: str
     mesh: jax.sharding.Mesh
-    transformation: optax.GradientTransformation | None = None
+    optimizer: Optimizer
     start: Mapping[str, Mapping[str, np.ndarray]] | None = None
-
-    @property
-    def optimizer(self) -> AdamW | Transformation:
-        """What moves the trainable parameters."""
-        if self.transformation is not None:
-            return Transformation(self.plan, self.transformation)
-        return AdamW(self.plan, self.kernels)
 
     def forward(
         self, params: Params, trainable: Any, batch: Batch, hyperparameters: Hyperparameters, seed: Array | None
@@ -90,7 +82,8 @@ class Program:
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
         return BoundModel(
-            merge(self.static, merged),
+            self.decoder,
+            merged,
             adapters,
             rows,
             self.remat,
@@ -100,9 +93,9 @@ class Program:
 
     def reference(self, params: Params) -> BoundModel:
         """The model as the run began: the base itself, and the adapter that it began from; no dropout, no gradient."""
-        base = merge(self.static, jax.lax.stop_gradient(dict(params)))
+        base = jax.lax.stop_gradient(dict(params))
         adapters = {} if self.start is None else self.plan.adapters(jax.tree.map(jnp.asarray, dict(self.start)), {})
-        return BoundModel(base, adapters, None, "none", self.kernels)
+        return BoundModel(self.decoder, base, adapters, None, "none", self.kernels)
 
     def terms(
         self,
@@ -156,7 +149,8 @@ class Program:
 
         # The backward pass is traced here, so this too needs the mesh.
         with self._mesh_in_context():
-            (loss, (denominator, weight, further)), gradients = self._accumulated(summed, state, batch)
+            point = self.optimizer.point(state.trainable, state.moments, hyperparameters)
+            (loss, (denominator, weight, further)), gradients = self._accumulated(summed, point, batch)
         # A batch without a single weighted token must not turn the parameters into NaN.
         denominator = jnp.maximum(denominator, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient / denominator, gradients)
@@ -167,7 +161,7 @@ class Program:
             )
         after = TrainState(step=state.step + 1, trainable=trainable, moments=moments, seed=state.seed)
         metrics = {"loss": loss / denominator, "grad_norm": norm, "weight": weight}
-        if self.transformation is None:
+        if self.optimizer.scheduled:
             metrics["learning_rate"] = rate
         if "segment_ids" in batch:
             metrics["tokens"] = jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32)
@@ -175,7 +169,7 @@ class Program:
 
     def _rate(self, state: TrainState, hyperparameters: Hyperparameters) -> Float[Array, ""]:
         """What the optimizer's step is multiplied by."""
-        if self.transformation is None:
+        if self.optimizer.scheduled:
             return learning_rate(state.step, hyperparameters, self.schedule)
         return scale_of(self.schedule, state.step) if callable(self.schedule) else jnp.float32(1.0)
 
@@ -185,11 +179,11 @@ class Program:
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-    def _accumulated(self, summed: Callable[[Any, Batch], Any], state: TrainState, batch: Batch) -> Any:
-        """Sums of what ``summed`` gives, and of its gradients, over the microbatches."""
+    def _accumulated(self, summed: Callable[[Any, Batch], Any], point: Any, batch: Batch) -> Any:
+        """Sums of what ``summed`` gives, and of its gradients at a point, over the microbatches."""
         value_and_grad = jax.value_and_grad(summed, has_aux=True)
         if self.accumulate == 1:
-            return value_and_grad(state.trainable, batch)
+            return value_and_grad(point, batch)
 
         def cut(array: Array) -> Array:
             # Row i goes to microbatch i mod n: each device cuts its own rows, and none move between devices.
@@ -197,12 +191,12 @@ class Program:
             return jnp.swapaxes(rows, 0, 1)
 
         def body(sums: Any, microbatch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, value_and_grad(state.trainable, microbatch)), None
+            return jax.tree.map(jnp.add, sums, value_and_grad(point, microbatch)), None
 
         microbatches = jax.tree.map(cut, dict(batch))
         # Which metrics there are is the objective's to say.
         sums = jax.eval_shape(
-            lambda: summed(state.trainable, jax.tree.map(lambda rows: rows[0], microbatches)),
+            lambda: summed(point, jax.tree.map(lambda rows: rows[0], microbatches)),
         )
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, state.trainable))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, point))
         return jax.lax.scan(body, zeros, microbatches)[0]

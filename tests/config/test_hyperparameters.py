@@ -12,8 +12,9 @@ from jaxtune.config import schema as schema_module
 from jaxtune.config.roles import mark_of
 from jaxtune.config.schema import Config
 from jaxtune.config.section import Traced
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 
 YAML = """\
 model: {path: somewhere}

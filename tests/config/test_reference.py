@@ -7,7 +7,16 @@ from pathlib import Path
 
 import pytest
 
-from jaxtune.config import data_section, reference, schema, search_section, studies, training_sections, update_rules
+from jaxtune.config import (
+    data_section,
+    optimizer_section,
+    reference,
+    schema,
+    search_section,
+    studies,
+    training_sections,
+    update_rules,
+)
 from jaxtune.config.reference import markdown
 from jaxtune.config.section import Section, default_text
 
@@ -25,6 +34,7 @@ SECTIONS = {
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and issubclass(kind, Section) and kind is not Section
 }
+SECTIONS |= {section.__name__: section for section in optimizer_section.OPTIMIZERS.builtin.values()}
 FIELDS = [(name, key) for name, kind in SECTIONS.items() for key in kind.model_fields]
 # What a number counts or is a part of.
 UNITS = re.compile(
@@ -46,7 +56,8 @@ def numeric(annotation: typing.Any) -> bool:
 
 def test_the_sections_are_those_of_the_page():
     shown = {section for _, section in reference.sections()}
-    assert set(SECTIONS.values()) - shown == {update_rules.RuleConfig}, "a base class, whose keys each rule shows"
+    bases = {update_rules.RuleConfig, optimizer_section.OptimizerSection}
+    assert set(SECTIONS.values()) - shown == bases, "base classes, whose keys each of their sections shows"
     assert len(FIELDS) > 100
 
 
