@@ -11,6 +11,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from landscapes import Landscape, Trials
 from replay import INITIAL
 
@@ -31,13 +32,17 @@ PROPOSERS = {
 }
 
 
+MEAN_THEN_SCORE = "mean, then score"
+
+
 @dataclass(frozen=True)
 class Ending:
     """How the best trials are finished.
 
     Attributes:
       finish: shares of the steps after the fraction; the last one is 1.
-      by: what promotes at each: the ``score`` itself, or the ``mean`` of the Gaussian process at the trial.
+      by: what promotes at each: the ``score`` itself, or the ``mean`` of the Gaussian process at the trial, or
+        one after the other.
     """
 
     finish: tuple[float, ...]
@@ -48,6 +53,10 @@ class Ending:
         """For tables."""
         rungs = "straight" if len(self.finish) == 1 else "rungs " + ", ".join(f"{share:g}" for share in self.finish)
         return f"{rungs}, by {self.by}"
+
+    def by_mean(self, share: float) -> bool:
+        """Whether trials scored at a share are promoted by posterior mean."""
+        return self.by == "mean" or (self.by == MEAN_THEN_SCORE and share == FRACTION)
 
     def counts(self, budget: float) -> tuple[int, ...]:
         """How many trials are trained on to each share."""
@@ -61,6 +70,8 @@ class Ending:
 
 
 ENDINGS = tuple(Ending(finish, by) for finish in ((1.0,), (0.4, 1.0)) for by in ("mean", "score"))
+# What studies did before promotion was compared: worth knowing of what proposes best alone.
+FURTHER = {"gp, thompson": (Ending((0.4, 1.0), MEAN_THEN_SCORE),)}
 
 
 def propose(landscape: Landscape, proposer: str, seed: int, budget: float) -> Trials:
@@ -79,7 +90,7 @@ def propose(landscape: Landscape, proposer: str, seed: int, budget: float) -> Tr
     return trials
 
 
-Means = dict[tuple[float, tuple[int, ...]], Sequence[float] | None]
+Means = dict[tuple[float, tuple[int, ...]], Sequence[float] | np.ndarray | None]
 """Posterior means of trials scored at a share, which several endings ask for."""
 
 
@@ -92,7 +103,7 @@ def winner(trials: Trials, ending: Ending, budget: float, surrogate: Surrogate, 
             break
         kept.append(trial)
     for share, count in zip((FRACTION, *ending.finish[:-1]), ending.counts(budget), strict=True):
-        kept = _ranked(trials, kept, share, means if ending.by == "mean" else None, surrogate)[:count]
+        kept = _ranked(trials, kept, share, means if ending.by_mean(share) else None, surrogate)[:count]
     sound = [trial for trial in kept if math.isfinite(trials.final(trial))]
     return min(sound, key=trials.final) if sound else None
 
@@ -100,7 +111,7 @@ def winner(trials: Trials, ending: Ending, budget: float, surrogate: Surrogate, 
 def _ranked(trials: Trials, kept: Sequence[int], share: float, means: Means | None, surrogate: Surrogate) -> list[int]:
     """Trials scored at a share that did not diverge, the most promising first, by score or by posterior mean."""
     told = [trials.observation(trial, share) for trial in kept]
-    worth: Sequence[float | None] | None = None
+    worth: Sequence[float | None] | np.ndarray | None = None
     if means is not None:
         at = share, tuple(sorted(kept))
         if at not in means:
@@ -118,7 +129,7 @@ def cell(landscape: Landscape, proposer: str, seed: int) -> dict[str, dict[str, 
     trials = propose(landscape, proposer, seed, longest)
     surrogate, means = Surrogate(landscape.space, seed=seed, initial=INITIAL), {}
     regrets: dict[str, dict[str, list[float]]] = {}
-    for ending in ENDINGS:
+    for ending in (*ENDINGS, *FURTHER.get(proposer, ())):
         found = [trials.regret(winner(trials, ending, budget, surrogate, means)) for budget in BUDGETS]
         regrets[ending.name] = {split: [round(one[split], 5) for one in found] for split in found[0]}
     return regrets

@@ -40,6 +40,7 @@ ROWS = (
     "gp, thompson: straight, by mean",
     "gp, thompson: straight, by score",
     "gp, thompson: rungs 0.4, 1, by mean",
+    "gp, thompson: rungs 0.4, 1, by mean, then score",
     "gp, thompson: rungs 0.4, 1, by score",
 )
 
@@ -91,26 +92,28 @@ def gathered(cells: Mapping[tuple[str, int, str], Mapping[str, Any]]) -> dict[st
     regrets: dict[str, dict[str, list[list[float] | None]]] = {"validation": {}, "test": {}}
     for split, rows in regrets.items():
         for proposer in PROPOSERS:
-            for ending in cells[(*whole[0], proposer)]["regret"]:
-                found = [cells[(*key, proposer)]["regret"][ending].get(split) for key in whole]
-                rows[f"{proposer}: {ending}"] = found
+            measured = [cells[(*key, proposer)]["regret"] for key in whole]
+            for ending in measured[0]:
+                if all(ending in one for one in measured):
+                    rows[f"{proposer}: {ending}"] = [one[ending].get(split) for one in measured]
     return {"instances": [list(key) for key in whole], "families": families, "regrets": regrets}
 
 
 def summarised(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Means with 95 % bootstrap intervals, and paired differences from the old default, over instances."""
+    """Means with 95 % bootstrap intervals, and paired differences from the old default and ours, over instances."""
     summary: dict[str, Any] = {}
     for split, rows in result["regrets"].items():
         has = [at for at, one in enumerate(rows[OLD]) if one is not None]
         if not has:
             continue
         landscape = np.array([result["instances"][at][0] for at in has])
-        old = np.array([rows[OLD][at] for at in has])
+        old, ours = (np.array([rows[name][at] for at in has]) for name in (OLD, OURS))
         summary[split] = {"instances": len(has), "strategies": {}}
-        for name in ROWS:
+        for name in (name for name in ROWS if name in rows):
             values = np.array([rows[name][at] for at in has])
             low, high = interval(values, landscape)
             ahead_low, ahead_high = interval(values - old, landscape)
+            ours_low, ours_high = interval(values - ours, landscape)
             families = np.array([result["families"][one] for one in landscape])
             summary[split]["strategies"][name] = {
                 "mean": values.mean(0).tolist(),
@@ -119,6 +122,9 @@ def summarised(result: Mapping[str, Any]) -> dict[str, Any]:
                 "against_old": (values - old).mean(0).tolist(),
                 "against_old_low": ahead_low,
                 "against_old_high": ahead_high,
+                "against_ours": (values - ours).mean(0).tolist(),
+                "against_ours_low": ours_low,
+                "against_ours_high": ours_high,
                 "families": {one: values[families == one].mean(0).tolist() for one in dict.fromkeys(families.tolist())},
             }
     return summary
@@ -187,6 +193,23 @@ def as_markdown(summary: Mapping[str, Any], split: str) -> str:
     return "\n".join(lines)
 
 
+def promotions_as_markdown(summary: Mapping[str, Any]) -> str:
+    """Rows for a page: promotion other than ours, all else the same, less ours, with its 95 % interval."""
+    columns = [f"{split if not at else ''} {budget}".strip() for split in summary for at, budget in enumerate(BUDGETS)]
+    lines = [f"| promoted by | {' | '.join(columns)} |", "|---|" + "---|" * len(columns)]
+    same = f"{OURS.split(', by ')[0]}, by "
+    others = [name for name in ROWS if name.startswith(same) and name != OURS]
+    for name in (name for name in others if name in next(iter(summary.values()))["strategies"]):
+        cells = ""
+        for row in (one["strategies"][name] for one in summary.values()):
+            for mean, low, high in zip(
+                row["against_ours"], row["against_ours_low"], row["against_ours_high"], strict=True
+            ):
+                cells += f" {mean:+.3f} [{low:+.3f}, {high:+.3f}] |"
+        lines.append(f"| {name.removeprefix(same)} |{cells}")
+    return "\n".join(lines)
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """All splits, and the verdict where there is one."""
     summary = result["summary"]
@@ -206,7 +229,7 @@ def require_commit(commit: str) -> str:
     """The full name of the commit that made the default, which confirmation is to judge.
 
     Raises:
-      SystemExit: it is no commit that the tree at hand goes back to, or the search has been changed since.
+      SystemExit: it is no commit that the tree at hand goes back to.
     """
 
     def git(*words: str) -> subprocess.CompletedProcess[str]:

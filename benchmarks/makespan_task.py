@@ -48,6 +48,7 @@ class Setting:
       length: positions in a row; None for the configuration's.
       shape: a random model of :data:`train_step.SHAPES` over random words; None for the pretrained model and its task.
       dtype: of computation.
+      model: directory of the pretrained model; None for the configuration's.
     """
 
     name: str
@@ -56,6 +57,7 @@ class Setting:
     length: int | None = None
     shape: str | None = None
     dtype: str = "float32"
+    model: str | None = None
 
     @property
     def with_peer(self) -> bool:
@@ -100,6 +102,8 @@ def prepare(setting: Setting, search: Mapping[str, int | float], steps: int, val
         "data.test": None,
         "model.dtype": setting.dtype,
         "telemetry.tensorboard": False,
+        # As the peer does that stops at the same fraction: as many are finished, straight to the end.
+        "search.finish": [1.0],
         **{f"search.{name}": value for name, value in search.items()},
     }
     config = with_overrides(config, common)
@@ -158,6 +162,7 @@ def _pretrained(setting: Setting, validation: int, folder: Path) -> Any:
         "evaluation.task": "none",
         "data.validation": {**source.model_dump(), **part},
         **({} if setting.length is None else {"train.sequence_length": setting.length}),
+        **({} if setting.model is None else {"model.path": str(Path(setting.model).resolve())}),
     }
     if setting.rows == "full":
         overrides |= _full_rows(with_overrides(config, overrides), folder)

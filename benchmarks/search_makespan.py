@@ -9,6 +9,7 @@ step. Each way runs in a process of its own, with all cores; ways take turns, me
 - ``peer_at_fraction``: the same, but every trial stops at the fraction and as many are finished as jaxtune promotes, so
   that early stopping and the engine are told apart.
 
+Where a way's time goes (:mod:`makespan_parts`): start-up, compiling, steps, evaluation, waiting for proposals.
 jaxtune's time holds its imports, reading and packing the data, compiling (from an empty cache), checkpoints and the
 journal. The peer is given tokens ready made, and its loop is leaner than transformers' own trainer. Settings:
 
@@ -17,6 +18,8 @@ journal. The peer is given tokens ready made, and its loop is leaner than transf
 
     python benchmarks/search_makespan.py                        # two settings on CPU, some ten minutes
     python benchmarks/search_makespan.py --preset h200 --json   # a Llama of 1B, random weights, on a GPU
+    python benchmarks/search_makespan.py --settings real --model models/smollm2-135m-instruct --promote 2 \
+        --trials 8 --steps 40 --examples 8 --repeats 1    # a pretrained model of 135M parameters
 
 Needs the extra ``peers`` and Optuna for the peer; without them its columns stay empty.
 """
@@ -24,6 +27,7 @@ Needs the extra ``peers`` and Optuna for the peer; without them its columns stay
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import importlib.util
 import json
 import math
@@ -38,10 +42,10 @@ from pathlib import Path
 from typing import Any
 
 from common import machine
+from makespan_parts import PARTS
 from makespan_task import PRESETS, ROOT, Setting, prepare
-from train_step import process_peak
+from makespan_ways import WAYS, alone
 
-WAYS = ("population", "single", "peer", "peer_at_fraction")
 # By preset: trials, promoted, steps of a whole trial, population, rows of the validation source.
 SIZES = {"cpu": (16, 3, 100, 4, 20), "h200": (16, 3, 100, 8, 32), "tiny": (3, 1, 10, 2, 8)}
 FRACTION = 0.2
@@ -53,87 +57,6 @@ WITHIN = 0.01
 
 class WayFailed(Exception):
     """A way's process ended in an error; the text is the end of what it printed."""
-
-
-# One way, in its own process
-
-
-def alone(way: str, folder: Path, started: float) -> dict[str, Any]:
-    """Runs one way and returns its events, each with the seconds since the process was started."""
-    events: list[dict[str, Any]] = []
-
-    def tell(trial: int, event: str, step: int, score: float | None) -> None:
-        seconds = time.time() - started
-        score = score if score is not None and math.isfinite(score) else None
-        events.append({"seconds": seconds, "trial": trial, "event": event, "step": step, "score": score})
-
-    if way.startswith("peer"):
-        from makespan_peer import Peer, peak_device_memory
-
-        peer = Peer(folder)
-        if way == "peer_untuned":
-            return {"untuned_loss": peer.untuned()}
-        (peer.pruned if way == "peer" else peer.at_fraction)(tell)
-        found, on_device = {"steps_run": peer.steps_run, "compile_seconds": None, "mfu": None}, peak_device_memory()
-    else:
-        from jaxtune.parallel.platform import device_memory_peak
-
-        found = jaxtune_study(folder, tell, population=way == "population")
-        on_device = device_memory_peak()
-    seconds = time.time() - started
-    used = os.times()
-    return {
-        **found,
-        "seconds": seconds,
-        # Of all cores: what other processes take from the machine does not count.
-        "cpu_seconds": used.user + used.system,
-        "events": events,
-        "peak_bytes": on_device or process_peak(),
-    }
-
-
-def jaxtune_study(folder: Path, tell: Any, *, population: bool) -> dict[str, Any]:
-    """The study by jaxtune, as ``jaxtune search`` runs it."""
-    import jax
-
-    from jaxtune.cli.common import start_devices
-    from jaxtune.config import load_config
-    from jaxtune.search.run import search
-
-    compiling = 0.0
-
-    def measured(name: str, seconds: float, **_: Any) -> None:
-        nonlocal compiling
-        compiling += seconds if name == "/jax/core/compile/backend_compile_duration" else 0.0
-
-    def on_event(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
-        if trial is not None and event in ("scored", "finished", "failed"):
-            score = details["score"]
-            # Lower is better in every figure: of answers, the share that is wrong.
-            tell(trial, event, details["step"], score if lower or score is None else 1 - score)
-
-    jax.monitoring.register_event_duration_secs_listener(measured)
-    start_devices()
-    config = load_config(folder / "config.yaml", [] if population else ["search.population=1"])
-    assert config.search is not None
-    lower = config.search.objective == "loss"
-    summary = search(config, on_event=on_event)
-    assert summary is not None
-    return {
-        "steps_run": summary["budget"]["steps_run"],
-        "compile_seconds": compiling,
-        "mfu": _mfu(Path(config.directory)),
-    }
-
-
-def _mfu(run: Path) -> float | None:
-    """The median MFU of the logged steps of all trials; None where the device's peak is not known."""
-    records = [json.loads(line) for file in run.glob("**/metrics.jsonl") for line in file.read_text().splitlines()]
-    shares = [record["mfu"] for record in records if "mfu" in record]
-    return statistics.median(shares) if shares else None
-
-
-# All ways of a setting
 
 
 def child(way: str, folder: Path, arguments: argparse.Namespace, setting: int) -> dict[str, Any] | None:
@@ -148,6 +71,8 @@ def child(way: str, folder: Path, arguments: argparse.Namespace, setting: int) -
     command += ["--preset", arguments.preset, "--steps", str(arguments.steps), "--trials", str(arguments.trials)]
     command += ["--promote", str(arguments.promote), "--population", str(arguments.population)]
     command += ["--validation", str(arguments.validation)]
+    for key in ("model", "examples"):
+        command += [] if (value := getattr(arguments, key)) is None else [f"--{key}", str(value)]
     with tempfile.TemporaryDirectory() as cache:
         environment = {
             # One GPU for either side, where there are more.
@@ -301,6 +226,8 @@ def _way(runs: Sequence[Mapping[str, Any]], goal: float) -> dict[str, Any]:
         "steps_run": median([run["steps_run"] for run in runs]),
         "trials_finished": median([sum(event["event"] == "finished" for event in run["events"]) for run in runs]),
         "compile_seconds": median([run["compile_seconds"] for run in runs]),
+        "step_seconds": median([run["step_seconds"] for run in runs]),
+        "parts": {part: median([run["parts"][part] for run in runs]) for part in PARTS},
         "mfu": median([run["mfu"] for run in runs]),
         "peak_bytes": median([run["peak_bytes"] for run in runs]),
         "seconds_of_repeats": [run["seconds"] for run in runs],
@@ -336,7 +263,7 @@ def as_text(result: Mapping[str, Any]) -> str:
         "cpu_seconds": ("seconds of all cores", 1),
         "steps_run": ("steps run", 1),
         "trials_finished": ("trials finished", 1),
-        "compile_seconds": ("compiling, seconds", 1),
+        "step_seconds": ("a step, seconds", 1),
         "peak_bytes": ("peak memory, MiB", 2**20),
     }
     for name, found in result["settings"].items():
@@ -345,10 +272,10 @@ def as_text(result: Mapping[str, Any]) -> str:
             continue
         lines.append(f"{name:<30}" + "".join(f"{way.replace('peer_at_', '@'):>12}" for way in WAYS))
         for key, (label, unit) in names.items():
-            cells = [found["ways"][way][key] if found["ways"][way] else None for way in WAYS]
-            digits = 4 if key == "best_final_loss" else 1 if "seconds" in key else 0
-            shown = ("–" if cell is None else f"{cell / unit:,.{digits}f}" for cell in cells)
-            lines.append(f"  {label:<28}" + "".join(f"{cell:>12}" for cell in shown))
+            digits = {"best_final_loss": 4, "step_seconds": 3}.get(key, 1 if "seconds" in key else 0)
+            lines.append(_row(label, [found["ways"][way] and found["ways"][way][key] for way in WAYS], digits, unit))
+        for part in PARTS:
+            lines.append(_row(f"  {part}, seconds", [_part(found["ways"][way], part) for way in WAYS], 1))
         ratios = {
             "peer": "speedup_over_peer",
             "peer at fraction": "speedup_over_peer_at_fraction",
@@ -361,6 +288,15 @@ def as_text(result: Mapping[str, Any]) -> str:
     return "\n".join(lines).rstrip()
 
 
+def _part(way: Mapping[str, Any] | None, part: str) -> float | None:
+    return None if way is None else way["parts"][part]
+
+
+def _row(label: str, cells: Sequence[float | None], digits: int, unit: float = 1) -> str:
+    shown = ("–" if cell is None else f"{cell / unit:,.{digits}f}" for cell in cells)
+    return f"  {label:<28}" + "".join(f"{cell:>12}" for cell in shown)
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -370,9 +306,11 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="of a whole trial")
     parser.add_argument("--population", type=int, help="trials in one step")
     parser.add_argument("--validation", type=int, help="rows of the validation source")
+    parser.add_argument("--model", help="directory of a pretrained model, instead of the configuration's")
+    parser.add_argument("--examples", type=int, help="of a step, on average where they are packed")
     parser.add_argument("--settings", nargs="*", help="names of the preset's settings; all by default")
     parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS))
-    parser.add_argument("--repeats", type=int, default=1)
+    parser.add_argument("--repeats", type=int, default=3, help="runs of each way, in turns")
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--alone", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -382,7 +320,7 @@ def main() -> None:
     sizes = zip(("trials", "promote", "steps", "population", "validation"), SIZES[arguments.preset], strict=True)
     for key, value in sizes:
         setattr(arguments, key, getattr(arguments, key) or value)
-    settings = PRESETS[arguments.preset]
+    settings = [_changed(setting, arguments) for setting in PRESETS[arguments.preset]]
     if arguments.alone:
         _alone(arguments, settings)
         return
@@ -401,11 +339,17 @@ def main() -> None:
         raise SystemExit("\n".join(failed))
 
 
+def _changed(setting: Setting, arguments: argparse.Namespace) -> Setting:
+    """The setting with what the command line says of it."""
+    wanted = {"model": arguments.model, "examples": arguments.examples}
+    return dataclasses.replace(setting, **{key: value for key, value in wanted.items() if value is not None})
+
+
 def report(arguments: argparse.Namespace, measured: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """The headline, which is the first setting's; all settings; what it was measured with and on."""
     first = next((one for one in measured.values() if "ways" in one), {})
     headline = ("seconds", *(key for key in first if key.startswith("speedup")), "bound_over_single", "share_of_bound")
-    keys = ("preset", "trials", "promote", "steps", "population", "validation", "repeats")
+    keys = ("preset", "trials", "promote", "steps", "population", "validation", "repeats", "model", "examples")
     packages = ("jax", "jaxlib", "flax", "scikit-optimize", "torch", "transformers", "peft", "optuna")
     return {
         **{key: first.get(key) for key in headline},

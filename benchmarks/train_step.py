@@ -1,8 +1,10 @@
 """Training steps of jaxtune and of PEFT + transformers, side by side: tokens per second and peak memory.
 
 Both train the same Llama shape from the same weights with LoRA on all linear layers, on the same batches, in float32 on
-CPU or bfloat16 on an accelerator. Steps are interleaved, so that whatever else the machine does disturbs both alike;
-medians and minima are reported. Two settings are measured:
+CPU or bfloat16 on an accelerator. Each side has a process of its own, so that neither's threads or memory are in the
+other's way; the two take turns of a few steps, so that whatever else the machine does disturbs both alike. Medians and
+minima over all turns are reported, each turn's ratio, and the processor time of a step, which other programs change
+less. Two settings are measured:
 
 - ``full``: every position of every row is a token of one document;
 - ``useful``: examples of real lengths. PEFT pads each batch to its longest row, as its users do; jaxtune packs. Tokens
@@ -10,6 +12,7 @@ medians and minima are reported. Two settings are measured:
 
     python benchmarks/train_step.py                    # a 30M-parameter shape, batch 8 × 256
     python benchmarks/train_step.py --shape 1b --dtype bfloat16 --batch 4 --length 512 --json
+    python benchmarks/train_step.py --into benchmarks/results/train_step-cpu.json   # beside other processors' results
 
 Needs the extra ``peers`` for the comparison; without torch the peer's columns stay empty.
 """
@@ -17,8 +20,11 @@ Needs the extra ``peers`` for the comparison; without torch the peer's columns s
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import os
 import statistics
+import subprocess
 import sys
 import tempfile
 import time
@@ -78,6 +84,10 @@ def real_rows(rng: np.random.Generator, vocab: int, batch: int, length: int) -> 
     return [rng.integers(0, vocab, size + 1).astype(np.int32) for size in sizes]
 
 
+SETTINGS: dict[str, Callable[..., list[np.ndarray]]] = {"full": full_rows, "useful": real_rows}
+"""What makes the rows of a batch."""
+
+
 def jaxtune_step(
     directory: Path, dtype: str, rows: Iterator[list[np.ndarray]], batch: int, length: int, pack: bool
 ) -> Callable[[], int]:
@@ -85,12 +95,12 @@ def jaxtune_step(
     import jax
 
     from jaxtune.config.training_sections import TrainConfig
-    from jaxtune.config.update_rules import LowRankRule
     from jaxtune.data import Example, train_batches
     from jaxtune.models import load_model
     from jaxtune.training import Trainer
     from jaxtune.training.optimizers.adamw import OptimizerConfig
     from jaxtune.updates import UpdatePlan
+    from jaxtune.updates.treatments.low_rank import LowRankRule
 
     examples = [
         Example(
@@ -151,14 +161,12 @@ def peft_loss(model: Any, batch: tuple[Any, Any, Any]) -> Any:
     return model(input_ids=ids, attention_mask=None if whole else mask, labels=labels, use_cache=False).loss
 
 
-def peft_step(directory: Path, dtype: str, rows: Iterator[list[np.ndarray]]) -> Callable[[], int] | None:
-    """The same for PEFT over transformers, or None without torch."""
-    try:
-        import torch
-        from peft import LoraConfig, get_peft_model
-        from transformers import AutoModelForCausalLM
-    except ImportError:
-        return None
+def peft_step(directory: Path, dtype: str, rows: Iterator[list[np.ndarray]]) -> Callable[[], int]:
+    """The same for PEFT over transformers."""
+    import torch
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), attn_implementation="sdpa")
     model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).to(device)
@@ -186,67 +194,112 @@ def endless(make: Callable[..., list[np.ndarray]], seed: int, *arguments: int) -
         yield make(rng, *arguments)
 
 
-def measure(sides: dict[str, Callable[[], int] | None], steps: int, warmup: int) -> dict[str, Any]:
-    """Interleaved steps of all sides: median and minimum seconds, tokens per second."""
-    seconds: dict[str, list[float]] = {name: [] for name in sides}
-    tokens: dict[str, list[int]] = {name: [] for name in sides}
-    for number in range(warmup + steps):
-        for name, step in sides.items():
-            if step is None:
-                continue
-            begin = time.perf_counter()
-            count = step()
-            if number >= warmup:
-                seconds[name].append(time.perf_counter() - begin)
-                tokens[name].append(count)
-    return {
-        name: None
-        if not seconds[name]
-        else {
-            "seconds_median": statistics.median(seconds[name]),
-            "seconds_minimum": min(seconds[name]),
-            "tokens_per_step": statistics.mean(tokens[name]),
-            "tokens_per_second": statistics.mean(tokens[name]) / statistics.median(seconds[name]),
-            "tokens_per_second_best": statistics.mean(tokens[name]) / min(seconds[name]),
-        }
-        for name in sides
-    }
-
-
-def peak_memory(arguments: argparse.Namespace) -> dict[str, int | None]:
-    """Peak bytes of each side alone, each in a process of its own: of the device, or of the process on CPU."""
-    import subprocess
-
-    peaks: dict[str, int | None] = {}
-    for side in ("jaxtune", "peft"):
-        command = [sys.executable, __file__, "--alone", side, "--shape", arguments.shape, "--dtype", arguments.dtype]
-        command += ["--batch", str(arguments.batch), "--length", str(arguments.length), "--steps", "3"]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-        peaks[side] = json.loads(done.stdout)["peak"] if done.returncode == 0 and done.stdout else None
-    return peaks
-
-
-def alone(arguments: argparse.Namespace, directory: Path) -> int | None:
-    """Runs one side for a few steps and returns its peak memory in bytes."""
+def serve(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None]) -> None:
+    """What a side's process does: as many steps as each line of standard input says, and at its end the peak memory."""
     shape = SHAPES[arguments.shape]
-    rows = endless(full_rows, 0, shape["vocab_size"], arguments.batch, arguments.length)
+    make = SETTINGS[arguments.setting]
+    rows = endless(make, 0, shape["vocab_size"], arguments.batch, arguments.length)
     if arguments.alone == "jaxtune":
-        step = jaxtune_step(directory, arguments.dtype, rows, arguments.batch, arguments.length, pack=False)
+        from jaxtune.cli.common import start_devices
+
+        # What every command begins with.
+        start_devices()
+        pack = arguments.setting == "useful"
+        step = jaxtune_step(arguments.folder, arguments.dtype, rows, arguments.batch, arguments.length, pack)
     else:
-        step = peft_step(directory, arguments.dtype, rows)
-    if step is None:
-        return None
-    for _ in range(arguments.steps):
-        step()
-    if arguments.alone == "jaxtune":
+        step = peft_step(arguments.folder, arguments.dtype, rows)
+    for line in sys.stdin:
+        seconds, processor, tokens = [], [], []
+        for _ in range(int(line)):
+            begin, used = time.perf_counter(), time.process_time()
+            tokens.append(step())
+            seconds.append(time.perf_counter() - begin)
+            processor.append(time.process_time() - used)
+        tell({"seconds": seconds, "processor_seconds": processor, "tokens": tokens})
+    tell({"peak": device_peak(arguments.alone) or process_peak()})
+
+
+def device_peak(side: str) -> int | None:
+    """Most bytes in use on the accelerator; None on CPU."""
+    if side == "jaxtune":
         from jaxtune.parallel.platform import device_memory_peak
 
-        on_device = device_memory_peak()
-    else:
-        import torch
+        return device_memory_peak()
+    import torch
 
-        on_device = torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
-    return on_device if on_device is not None else process_peak()
+    return torch.cuda.max_memory_allocated() if torch.cuda.is_available() else None
+
+
+class Side:
+    """A side's process: it does nothing between its turns.
+
+    Args:
+      name: ``jaxtune`` or ``peft``.
+      setting: one of :data:`SETTINGS`.
+      folder: of the model.
+      arguments: of the command line.
+    """
+
+    def __init__(self, name: str, setting: str, folder: Path, arguments: argparse.Namespace):
+        command = [sys.executable, __file__, "--alone", name, "--setting", setting, "--folder", str(folder)]
+        for key in ("shape", "dtype", "batch", "length"):
+            command += [f"--{key}", str(getattr(arguments, key))]
+        self._command = " ".join(command)
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.seconds: list[list[float]] = []
+        self.processor: list[float] = []
+        self.tokens: list[int] = []
+
+    def turn(self, steps: int, *, counts: bool = True) -> None:
+        """So many steps, while the other side waits; those of warming up do not count."""
+        done = self._asked(f"{steps}\n")
+        if counts:
+            self.seconds.append(done["seconds"])
+            self.processor += done["processor_seconds"]
+            self.tokens += done["tokens"]
+
+    def close(self) -> int | None:
+        """Ends the process; its peak memory in bytes."""
+        return self._asked(None)["peak"]
+
+    def _asked(self, line: str | None) -> dict[str, Any]:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        if line is None:
+            self._process.stdin.close()
+        else:
+            self._process.stdin.write(line)
+            self._process.stdin.flush()
+        answer = self._process.stdout.readline()
+        if not answer:
+            raise SystemExit(f"{self._command} ended with {self._process.wait()}")
+        return json.loads(answer)
+
+    def result(self) -> dict[str, Any]:
+        """Of all steps that count; ``turns`` has the median of each turn."""
+        seconds = [value for turn in self.seconds for value in turn]
+        tokens = statistics.mean(self.tokens)
+        return {
+            "seconds_median": statistics.median(seconds),
+            "seconds_minimum": min(seconds),
+            "processor_seconds_median": statistics.median(self.processor),
+            "tokens_per_step": tokens,
+            "tokens_per_second": tokens / statistics.median(seconds),
+            "tokens_per_second_best": tokens / min(seconds),
+            "turns": [statistics.median(turn) for turn in self.seconds],
+        }
+
+
+def measure(names: Sequence[str], setting: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
+    """All sides of a setting, in turns: what :meth:`Side.result` has, and the peak memory."""
+    sides = {name: Side(name, setting, folder, arguments) for name in names}
+    for side in sides.values():
+        side.turn(arguments.warmup, counts=False)
+    for number in range(arguments.turns):
+        # Every other time in reverse, so that neither is always the first.
+        for side in list(sides.values())[:: 1 if number % 2 == 0 else -1]:
+            side.turn(arguments.steps)
+    return {name: {**side.result(), "peak_bytes": side.close()} for name, side in sides.items()}
 
 
 def process_peak() -> int | None:
@@ -258,6 +311,44 @@ def process_peak() -> int | None:
     return int(line.split()[1]) * 1024
 
 
+def compare(arguments: argparse.Namespace) -> dict[str, Any]:
+    """Both settings of both sides, and the ratios of their medians."""
+    names = ["jaxtune"] + ["peft"] * all(importlib.util.find_spec(name) for name in ("torch", "peft", "transformers"))
+    load = os.getloadavg()[0]
+    with tempfile.TemporaryDirectory() as folder:
+        make_model(Path(folder), SHAPES[arguments.shape], arguments.length)
+        found = {setting: measure(names, setting, Path(folder), arguments) for setting in SETTINGS}
+    result: dict[str, Any] = {
+        side: {
+            **found["full"][side],
+            **{f"useful_{key}": found["useful"][side][key] for key in ("tokens_per_second", "seconds_median", "turns")},
+        }
+        if side in names
+        else None
+        for side in ("jaxtune", "peft")
+    }
+    ours, theirs = result["jaxtune"], result["peft"]
+
+    def ratio(key: str) -> float | None:
+        return None if theirs is None else ours[key] / theirs[key]
+
+    result["ratio"], result["useful_ratio"] = ratio("tokens_per_second"), ratio("useful_tokens_per_second")
+    result["peak_ratio"] = ratio("peak_bytes")
+    result["ratio_by_turn"] = theirs and [b / a for a, b in zip(ours["turns"], theirs["turns"], strict=True)]
+    keys = ("shape", "dtype", "batch", "length", "turns", "steps", "warmup")
+    result["setting"] = {**{key: getattr(arguments, key) for key in keys}, "rank": RANK}
+    result["load_before"] = load
+    result["machine"] = machine(("jax", "jaxlib", "torch", "transformers", "peft"))
+    return result
+
+
+def add_to(path: Path, result: dict[str, Any]) -> None:
+    """Writes the result beside those of other processors, in place of the same one's."""
+    runs = json.loads(path.read_text(encoding="utf-8"))["runs"] if path.exists() else []
+    others = [run for run in runs if run["machine"]["processor"] != result["machine"]["processor"]]
+    path.write_text(json.dumps({"runs": [*others, result]}, indent=4) + "\n", encoding="utf-8")
+
+
 def main() -> None:
     """Measures and prints."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -265,59 +356,21 @@ def main() -> None:
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--length", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=10)
-    parser.add_argument("--warmup", type=int, default=2)
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--steps", type=int, default=4, help="of a turn")
+    parser.add_argument("--warmup", type=int, default=2, help="steps before the first turn, which do not count")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--into", type=Path, metavar="FILE", help="add the result to this file, by processor")
     parser.add_argument("--alone", choices=("jaxtune", "peft"), help=argparse.SUPPRESS)
+    parser.add_argument("--setting", choices=SETTINGS, help=argparse.SUPPRESS)
+    parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
-    shape = SHAPES[arguments.shape]
-    batch, length, vocab = arguments.batch, arguments.length, shape["vocab_size"]
-    with tempfile.TemporaryDirectory() as folder:
-        directory = Path(folder)
-        make_model(directory, shape, length)
-        if arguments.alone:
-            print(json.dumps({"peak": alone(arguments, directory)}))
-            return
-        found: dict[str, Any] = {}
-        for setting, make in (("full", full_rows), ("useful", real_rows)):
-            sides = {
-                "jaxtune": jaxtune_step(
-                    directory,
-                    arguments.dtype,
-                    endless(make, 0, vocab, batch, length),
-                    batch,
-                    length,
-                    pack=setting == "useful",
-                ),
-                "peft": peft_step(directory, arguments.dtype, endless(make, 0, vocab, batch, length)),
-            }
-            found[setting] = measure(sides, arguments.steps, arguments.warmup)
-    peaks = peak_memory(arguments)
-    result: dict[str, Any] = {
-        side: None
-        if found["full"][side] is None
-        else {
-            **found["full"][side],
-            "useful_tokens_per_second": found["useful"][side]["tokens_per_second"],
-            "peak_bytes": peaks[side],
-        }
-        for side in ("jaxtune", "peft")
-    }
-    both = result["peft"] is not None
-    ours, theirs = result["jaxtune"], result["peft"]
-    result["ratio"] = ours["tokens_per_second"] / theirs["tokens_per_second"] if both else None
-    result["useful_ratio"] = ours["useful_tokens_per_second"] / theirs["useful_tokens_per_second"] if both else None
-    result["peak_ratio"] = ours["peak_bytes"] / theirs["peak_bytes"] if both else None
-    result["setting"] = {
-        "shape": arguments.shape,
-        "dtype": arguments.dtype,
-        "batch": batch,
-        "length": length,
-        "rank": RANK,
-        "steps": arguments.steps,
-        "warmup": arguments.warmup,
-    }
-    result["machine"] = machine(("jax", "jaxlib", "torch", "transformers", "peft"))
+    if arguments.alone:
+        serve(arguments, lambda answer: print(json.dumps(answer), flush=True))
+        return
+    result = compare(arguments)
+    if arguments.into is not None:
+        add_to(arguments.into, result)
     print(json.dumps(result) if arguments.json else as_text(result))
 
 

@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from jaxtune.config import Config, load_config
     from jaxtune.config.data_section import DataConfig, SourceConfig
     from jaxtune.config.training_sections import TrainConfig
-    from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
     from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
     from jaxtune.errors import UserError
     from jaxtune.evaluation import LossResult, generate
@@ -38,6 +37,9 @@ if TYPE_CHECKING:
     from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Terms
     from jaxtune.training.optimizers.adamw import OptimizerConfig
     from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
+    from jaxtune.updates.treatments.frozen import FrozenRule
+    from jaxtune.updates.treatments.full import FullRule
+    from jaxtune.updates.treatments.low_rank import LowRankRule
 
     __version__: str
 
@@ -64,9 +66,9 @@ _HOMES = {
     "Config": "config",
     "load_config": "config",
     "DataConfig": "config.data_section",
-    "FrozenRule": "config.update_rules",
-    "FullRule": "config.update_rules",
-    "LowRankRule": "config.update_rules",
+    "FrozenRule": "updates.treatments.frozen",
+    "FullRule": "updates.treatments.full",
+    "LowRankRule": "updates.treatments.low_rank",
     "OptimizerConfig": "training.optimizers.adamw",
     "SourceConfig": "config.data_section",
     "TrainConfig": "config.training_sections",

@@ -120,7 +120,7 @@ def arm(place: Place) -> None:
     from jaxtune.search.journal import Journal
     from jaxtune.training.checkpoints import Checkpoints
     from jaxtune.training.trainer import Trainer
-    from jaxtune.updates import peft_export
+    from jaxtune.updates.peft import export as peft_export
 
     if place.what == "checkpoint":
         save = Checkpoints.save

@@ -85,6 +85,7 @@ def tables(page: str) -> list[str]:
     return [
         priors.text(held("benchmarks/results/priors.json")["summary"]),
         *(landscape_study.as_markdown(one["summary"], split) for one in wide for split in one["summary"]),
+        landscape_study.promotions_as_markdown(wide[0]["summary"]),
         *(surrogates.as_markdown(result, names, tasks=[task]) for task in result["tasks"]),
         surrogates.as_markdown(result, names, prefix="test_", bands=False),
         surrogates.as_markdown(result, [surrogates.OURS, *extras], bands=False),
@@ -126,7 +127,7 @@ def test_pages_of_experiments_are_written_from_their_summaries(folder, tmp_path)
 
 def test_a_number_that_is_not_the_results_is_found(monkeypatch):
     """The comparison can fail: with another number in the file, and with one that no file has."""
-    template = "| peak memory, MiB | {jaxtune/peak_bytes|MiB:,.0f} |"
+    template = "| peak memory, MiB | {runs/0/jaxtune/peak_bytes|MiB:,.0f} |"
     assert filled(template, "benchmarks/results/train_step-cpu.json") == "| peak memory, MiB | 1,580 |"
     for text in ("it took 2 min", "0.96 against", "40 % saved", "3.45 × as long", "1,580 tokens", "12 s"):
         assert _NUMBER.search(prose(text)), text

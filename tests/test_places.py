@@ -14,13 +14,13 @@ from jaxtune.cli import main
 from jaxtune.config import load_config
 from jaxtune.config.data_section import SourceConfig
 from jaxtune.config.reference import sections
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import open_source
 from jaxtune.data.messages import read_conversations
 from jaxtune.errors import UserError
 from jaxtune.files import user_path
 from jaxtune.models import load_tokenizer
 from jaxtune.remote_paths import local_path
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 YAML = """\
 model: {path: jaxtune:nano}

@@ -78,9 +78,16 @@ def start_devices() -> None:
     logging.getLogger("jax").setLevel(logging.ERROR)
 
     from jaxtune.parallel.distributed import start as join
-    from jaxtune.parallel.platform import enable_compilation_cache, leave_out_absent_accelerators
+    from jaxtune.parallel.platform import (
+        cpu_alone,
+        enable_compilation_cache,
+        keep_freed_memory,
+        leave_out_absent_accelerators,
+    )
 
     leave_out_absent_accelerators()
+    if cpu_alone():
+        keep_freed_memory()
     join()
     enable_compilation_cache()
 

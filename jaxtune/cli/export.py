@@ -46,7 +46,9 @@ def run(arguments: argparse.Namespace) -> int:
     trainer, trainable = subject.trainer, subject.state.trainable
     with whole_or_nothing(target):
         if arguments.merged:
-            merged = merge_adapters(experiment.model, trainer.plan, trainable, trainer.hyperparameters)
+            merged = merge_adapters(
+                experiment.model, trainer.plan, trainable, trainer.hyperparameters, subject.state.fixed
+            )
             source, revision = located(config).model.tokenizer_source
             save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
         else:

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, time_taken
+from jaxtune.cli.common import add_config_arguments, add_data_argument, emit, say, start, table, tell, time_taken
 from jaxtune.cli.trained import next_steps
 from jaxtune.layout import RunFiles
 
@@ -47,6 +47,7 @@ def run_study(config: Config, *, as_json: bool, accept_changed_data: bool = Fals
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.signals import stop_signals
 
+    tell("jaxtune.search.run")
     begun: list[bool] = []
 
     def planned(rows: Sequence[Mapping[str, Any]]) -> None:
@@ -90,24 +91,23 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
     elif event == "stopped":
         say(f"  trial {trial} stopped at step {details['step']}: others did better there")
     elif event == "enough":
-        say(f"  no further trial: {_enough(details)}")
+        from jaxtune.search.enough import why_enough
+
+        say(f"  no further trial: {why_enough(details)}")
     elif event == "tested":
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
-
-
-def _enough(record: Mapping[str, Any]) -> str:
-    """Why a study proposes no further trial."""
-    if record["reason"] == "budget":
-        needed, limit = _short(float(record["with_another"])), _short(float(record["limit"]))
-        return f"with another one the study would take {needed} {record['budget']}, finishing included, of {limit}"
-    return f"it would gain {record['gain']:.2g} at most, and noise is {record['noise']:.2g}"
 
 
 def _rungs(summary: Mapping[str, Any]) -> list[str]:
     """How many trials came to each rung after the fraction, the reference among them; nothing without such a rung."""
     rungs = summary.get("finish") or []
-    told = ", ".join(f"{len(rung['trials'])} trials at {rung['share']:.0%}" for rung in rungs)
-    return [f"finished in rungs: {told} of the steps"] if rungs else []
+    return [f"finished in rungs: {', '.join(map(_rung, rungs))} of the steps"] if rungs else []
+
+
+def _rung(rung: Mapping[str, Any]) -> str:
+    """One rung: ``9 trials at 40% (step 48)``; the step is not there where trials differ in length."""
+    step = "" if rung.get("step") is None else f" (step {rung['step']})"
+    return f"{len(rung['trials'])} trials at {rung['share']:.0%}{step}"
 
 
 def _finalists(summary: Mapping[str, Any]) -> list[str]:
@@ -197,6 +197,11 @@ def _promotions(finish: Sequence[Mapping[str, Any]]) -> str:
     return ", ".join([*(f"{rung['trials']} on to step {rung['step']}" for rung in rungs), f"{end['trials']} finished"])
 
 
+def _by(rule: str) -> str:
+    """By what trials are promoted, in words."""
+    return {"mean": "posterior mean"}.get(rule, rule)
+
+
 def _searched(key: str, dimension: Mapping[str, Any]) -> dict[str, Any]:
     """A row of the space: what is tried of a key, and what is believed of it."""
     kind, held = next(iter(dimension.items()))
@@ -212,6 +217,25 @@ def _repeats(repeats: Mapping[str, Any]) -> str:
     return f", the best {repeats['trials']} with {further} more seeds each ({repeats['steps']:,} steps)"
 
 
+def _paid(checked: Mapping[str, Any]) -> list[str]:
+    """How many of the trials the budget pays for; nothing without one."""
+    if not (budget := checked["budget"]):
+        return []
+    trials, lines = budget["trials"], []
+    if trials is not None:
+        given = " and ".join(f"{value:,.6g} {name}" for name, value in budget.items() if name in ("steps", "flops"))
+        how = "all" if trials == checked["trials"] else f"{trials}"
+        lines.append(
+            f"search.budget of {given} pays for {how} of {checked['trials']} trials like the reference, finishing "
+            f"included; the steps above are of {how}"
+        )
+    if "seconds" in budget:
+        lines.append(
+            f"search.budget of {budget['seconds']:,.6g} seconds: how many trials it pays for shows once steps are timed"
+        )
+    return lines
+
+
 def _dry_text(checked: Mapping[str, Any]) -> str:
     return "\n".join(
         [
@@ -219,7 +243,10 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
             table([_searched(key, dimension) for key, dimension in checked["space"].items()], title="what is searched"),
             f"{checked['trials']} trials of {checked['steps_per_trial']} steps "
             f"({checked['early_steps']} at first), {checked['population']} at a time, "
-            f"{_promotions(checked['finish'])}{_repeats(checked['repeats'])}: {checked['steps']:,} steps in all",
+            f"{_promotions(checked['finish'])} by {_by(checked['promote_by'])}{_repeats(checked['repeats'])}: "
+            f"{checked['steps']:,} steps in all",
+            *([f"finishing straight to the end: {checked['straight']}"] if checked["straight"] else []),
+            *_paid(checked),
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
             *(
                 f"the winner's {name} takes {checked['disk'][name] / 2**20:,.0f} MiB on the disk"

@@ -10,8 +10,8 @@ from typing import Any
 from pydantic import BaseModel
 
 from jaxtune.config.schema import Config
-from jaxtune.config.section import Section
-from jaxtune.config.update_rules import LowRankRule
+from jaxtune.config.section import Section, Sections
+from jaxtune.config.update_rules import rule_sections
 
 _ALIASES: dict[str, tuple[str, ...]] = {
     "run_dir": ("output_dir", "out_dir", "save_dir", "logdir", "log_dir"),
@@ -100,7 +100,7 @@ def our_keys(name: str) -> list[str]:
 
 @functools.cache
 def _by_last_part() -> dict[str, list[str]]:
-    """Our keys by their last part, those of a first low-rank rule among them."""
+    """Our keys by their last part, those of a first rule of any method among them."""
     found: dict[str, list[str]] = {}
     for key in dict.fromkeys(_keys(Config, "")):
         found.setdefault(key.rpartition(".")[2], []).append(key)
@@ -112,7 +112,8 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
         key = f"{prefix}{name}"
         yield key
         if key == "update":
-            yield from _keys(LowRankRule, "update.0.")
+            for rule in rule_sections():
+                yield from _keys(rule, "update.0.")
         elif not prefix.startswith("study."):
             for inner in sections_of(field.annotation):
                 yield from _keys(inner, f"{key}.")
@@ -123,6 +124,8 @@ def sections_of(annotation: Any) -> list[type[BaseModel]]:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [*annotation.choices()] if issubclass(annotation, Section) else [annotation]
     origin = typing.get_origin(annotation)
+    if marks := [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Sections)]:
+        return list(marks[0].of())
     if origin in (list, dict, tuple) or annotation is None:
         return []
     return [section for argument in typing.get_args(annotation) for section in sections_of(argument)]

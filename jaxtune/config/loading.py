@@ -16,9 +16,10 @@ from pydantic import BaseModel, ValidationError
 
 from jaxtune.config.aliases import our_keys, sections_of
 from jaxtune.config.paths import with_folders
+from jaxtune.config.rule import RuleConfig
 from jaxtune.config.schema import Config
 from jaxtune.config.section import Section
-from jaxtune.config.update_rules import REFERENCE_UPDATE, Rule
+from jaxtune.config.update_rules import Rule, method_names, reference_update, section_of
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import CONFIG_FILE, RunFiles
 
@@ -266,7 +267,7 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             return
         child = node.get(part)
         if child is None:
-            child = [rule.model_dump() for rule in REFERENCE_UPDATE] if here == "update" else {}
+            child = [rule.model_dump() for rule in reference_update()] if here == "update" else {}
         elif isinstance(child, str) and parts[0] == "data":
             child = {"path": child}
         elif child == "own" and here == "search.reference":
@@ -361,6 +362,8 @@ def _resolve(
         kind = raw.get("kind") if isinstance(raw, dict) else None
         sections = [item for item in sections if len(sections) > 1 and _tag(item) == kind] or sections
         tagged = [item for item in sections if _tag(item) == part]
+        if not tagged and any(issubclass(item, RuleConfig) for item in sections) and isinstance(part, str):
+            tagged = [found for found in [section_of(part)] if found is not None]
         if tagged:
             current = tagged[0]
             continue
@@ -418,10 +421,9 @@ def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str
     if kind == "missing":
         return f"{key}: this {'entry' if keys[-1].isdigit() else 'key'} is required"
     if kind in ("union_tag_invalid", "union_tag_not_found"):
-        tags = [tag for rule in sections_of(Rule) if (tag := _tag(rule))]
         given = item["input"].get("method") if isinstance(item["input"], dict) else None
         wrong = "method is required" if given is None else f"unknown method {given!r}"
-        return f"{key}: {wrong}{nearest(given, tags)}"
+        return f"{key}: {wrong}{nearest(given, method_names())}"
     if kind == "literal_error":
         # pydantic words the choices "'a', 'b' or 'c'".
         choices = re.findall(r"'([^']*)'", item["ctx"]["expected"])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
@@ -46,7 +46,7 @@ class OptimizerSection(Section):
     )
 
     @model_validator(mode="after")
-    def _own_kind(self) -> Self:
+    def _own_kind(self) -> OptimizerSection:
         own = type(self).model_fields["kind"].default
         if self.kind != own and OPTIMIZERS.builtin.get(own) is type(self):
             raise located(("kind",), self.kind, f"{type(self).__name__} is the section of {own}")

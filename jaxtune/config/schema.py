@@ -37,7 +37,7 @@ from jaxtune.config.section import (
 )
 from jaxtune.config.studies import StudiesConfig
 from jaxtune.config.training_sections import ParallelConfig, TrainConfig
-from jaxtune.config.update_rules import REFERENCE_UPDATE, Rule
+from jaxtune.config.update_rules import Rule, reference_update
 
 LONGEST_NAME = 240
 """Bytes of a folder's name: file systems take 255, and names are made from it."""
@@ -156,7 +156,7 @@ class Config(Section):
     update: Annotated[Parsed[list[Rule], Sequence[Rule | Mapping[str, Any]]], Compiled(), PerTrial()] = parsed(
         "What is trained: rules, the first that matches a parameter decides; by default a low-rank term of the "
         "queries and values (rank 16, alpha 32, dropout 0.1).",
-        default_factory=lambda: list(REFERENCE_UPDATE),
+        default_factory=lambda: list(reference_update()),
         min_length=1,
     )
     parallel: Annotated[Parsed[ParallelConfig, Mapping[str, Any]], Compiled()] = parsed(

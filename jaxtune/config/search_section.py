@@ -207,14 +207,23 @@ class SearchConfig(Section):
         "better half at each goes on: more trials for the same steps (docs/surrogates.md).",
     )
     promote: Annotated[PositiveInt, Recorded(), Amendable()] = Field(
-        default=5, description="How many of the best trials are finished, where they go straight to the end."
+        default=5,
+        description="How many of the best trials are finished if they go straight to the end; in rungs (finish) the "
+        "numbers are others, at the same price.",
     )
     finish: Annotated[list[Annotated[float, Field(gt=0, le=1)]] | None, Recorded()] = Field(
         default=None,
         description="Shares of the steps after fraction, ascending to 1: the trials that are best at fraction go on to "
         "the first, the better half there to the next, at the price of promote trials that go straight to the end. "
-        "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [1.0]; a study that has begun keeps "
-        "what it began with.",
+        "With [0.4, 1.0], promote 5 and fraction 0.2 that is 8, then 4. Unset: [0.4, 1.0], or straight to the end, "
+        "[1.0], where fraction is 0.4 or more, promote 1, a trial too short for a step in between, or where a ladder "
+        "or hyperband stops trials; a study that has begun keeps what it began with.",
+    )
+    promote_by: Annotated[Literal["score", "mean"] | None, Recorded()] = Field(
+        default=None,
+        description="What ranks the trials that are to go on at fraction and on the ladder: their scores, or the "
+        "posterior mean of a Gaussian process at them. At the rungs of finish it is the score. Unset: score, with a "
+        "ladder or hyperband mean; a study that has begun keeps what it began with.",
     )
     seeds: Annotated[PositiveInt, Recorded()] = Field(
         default=1,

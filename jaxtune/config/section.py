@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import typing
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Generic, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -92,6 +93,17 @@ class Later(Role):
     """
 
     before: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class Sections:
+    """Marks a type whose values are each of one of several sections, which are known by name and not by the type.
+
+    Attributes:
+      of: gives the sections.
+    """
+
+    of: Callable[[], Sequence[type[BaseModel]]]
 
 
 Value = TypeVar("Value")

@@ -1,65 +1,72 @@
-"""The ``update`` section: rules that say what is trained."""
+"""The ``update`` section: rules that say what is trained, each of the section that its method has."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+import functools
+import importlib
+import operator
+from collections.abc import Mapping
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, TypeAdapter, WrapValidator
+from pydantic.functional_serializers import SerializeAsAny
 
-from jaxtune.config.section import (
-    BesideAdapter,
-    PositiveInt,
-    Probability,
-    Section,
-    Traced,
-)
-
-
-class RuleConfig(Section):
-    """What every rule has: which parameters, and how fast they move."""
-
-    match: str = Field(
-        description="Path pattern: 'layers.*.attention.{q,v}', 'layers.{0..3}.**'; '*' is one part, '**' any number."
-    )
-    learning_rate_scale: Annotated[float, Field(ge=0), Traced(), BesideAdapter()] = Field(
-        default=1.0, description="Factor on optimizer.learning_rate for these parameters."
-    )
-    weight_decay: Annotated[Annotated[float, Field(ge=0), Traced()] | None, BesideAdapter()] = Field(
-        default=None, description="Share, as optimizer.weight_decay, which holds if this is unset."
-    )
+from jaxtune.config.rule import RuleConfig
+from jaxtune.config.section import Sections
+from jaxtune.errors import UserError
 
 
-class FrozenRule(RuleConfig):
-    """Parameters that do not change."""
-
-    method: Literal["frozen"] = Field(default="frozen", description="These parameters do not change.")
-
-
-class FullRule(RuleConfig):
-    """Parameters that are trained themselves."""
-
-    method: Literal["full"] = Field(default="full", description="These parameters are trained themselves.")
+def _treatments() -> Any:
+    # By name and at the first use: methods are code, above the configuration, and their sections are made of its parts.
+    return importlib.import_module("jaxtune.updates.treatments")
 
 
-class LowRankRule(RuleConfig):
-    """Linear layers that get a trained low-rank term (LoRA, arXiv:2106.09685; rsLoRA, arXiv:2312.03732)."""
-
-    method: Literal["low_rank"] = Field(
-        default="low_rank", description="These linear layers get a trained low-rank term."
-    )
-    rank: Annotated[PositiveInt, Traced(capacity=True)] = Field(
-        default=16, description="Rank of the term: columns of A and rows of B."
-    )
-    alpha: Annotated[float, Field(gt=0), Traced()] = Field(
-        default=32.0, description="The term is scaled by alpha / rank, or as use_rslora says."
-    )
-    dropout: Annotated[Probability, Traced(), BesideAdapter()] = Field(
-        default=0.0, description="Share of the term's inputs that are left out of a training step."
-    )
-    use_rslora: bool = Field(default=False, description="Scale by alpha / sqrt(rank) instead of alpha / rank.")
+def rule_sections() -> list[type[RuleConfig]]:
+    """The sections of the package's methods."""
+    return [treatment.Section for treatment in _treatments().own().values()]
 
 
-Rule = Annotated[FrozenRule | FullRule | LowRankRule, Field(discriminator="method")]
+def method_names() -> list[str]:
+    """What a rule can give as its method, apart from ``module:Name``."""
+    return _treatments().names()
 
 
-REFERENCE_UPDATE = (LowRankRule(match="layers.*.attention.{q,v}", rank=16, alpha=32.0, dropout=0.1),)
+def section_of(method: str) -> type[RuleConfig] | None:
+    """The section of a method's rules, whoever brings it; None where there is no such method.
+
+    Raises:
+      UserError: what was named cannot be imported, or is no treatment.
+    """
+    found = _treatments().find(method)
+    return None if found is None else found.Section
+
+
+@functools.cache
+def _validator(method: str | None) -> Any:
+    """Makes rules: of the package's methods, and of another one that is named."""
+    other = None if method is None else section_of(method)
+    sections = [*rule_sections(), *([] if other is None else [other])]
+    union: Any = functools.reduce(operator.or_, sections)
+    return TypeAdapter(Annotated[union, Field(discriminator="method")])
+
+
+def _validated(value: Any, _: Any) -> RuleConfig:
+    if isinstance(value, RuleConfig):
+        return value
+    method = value.get("method") if isinstance(value, Mapping) else None
+    other = method if isinstance(method, str) and method not in _treatments().own() else None
+    try:
+        validator = _validator(other)
+    except UserError as error:
+        raise ValueError(str(error)) from error
+    return validator.validate_python(value)
+
+
+Rule = Annotated[RuleConfig, SerializeAsAny(), WrapValidator(_validated), Sections(rule_sections)]
+
+
+@functools.cache
+def reference_update() -> tuple[RuleConfig, ...]:
+    """What is trained where a configuration does not say (arXiv:2407.13906)."""
+    rule = {"match": "layers.*.attention.{q,v}", "method": "low_rank", "rank": 16, "alpha": 32.0, "dropout": 0.1}
+    return (_validated(rule, None),)

@@ -13,14 +13,14 @@ from jaxtune.data import chat_prompt, encode_prompts, one_turn
 from jaxtune.errors import UserError
 from jaxtune.evaluation.generation import Generator
 from jaxtune.evaluation.text import answer_texts, stop_token_ids
-from jaxtune.models import Decoder, LowRankAdapter, Params, end_tokens, split
+from jaxtune.models import Adapter, Decoder, Params, end_tokens, split
 
 
 def generate(
     model: Decoder,
     tokenizer: PreTrainedTokenizerBase,
     prompts: Sequence[str],
-    trained: tuple[Params, Mapping[str, LowRankAdapter]] | None = None,
+    trained: tuple[Params, Mapping[str, Adapter]] | None = None,
     *,
     chat: bool = False,
     max_new_tokens: int = 64,

@@ -21,7 +21,7 @@ from jaxtune.evaluation.text import answer_texts, stop_token_ids
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import Decoder, split
 from jaxtune.models.end_tokens import end_tokens
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.linear import Adapter
 
 ATTRIBUTE = ExplodeConfig.model_fields["key"].default
 ABSENT = ExplodeConfig.model_fields["absent"].default
@@ -151,7 +151,7 @@ class Evaluator:
                     f"data.completion: ' {{{explode.value}}}'"
                 )
 
-    def evaluate(self, params: Params, adapters: dict[str, LowRankAdapter] | None = None) -> EvaluatorResult:
+    def evaluate(self, params: Params, adapters: dict[str, Adapter] | None = None) -> EvaluatorResult:
         """Generates all answers greedily and scores them.
 
         Args:
@@ -166,9 +166,7 @@ class Evaluator:
         size = self._generator.batch_size
         return len(self.examples) / (-(-len(self.examples) // size) * size)
 
-    def evaluate_side_by_side(
-        self, params: Params, adapters: dict[str, LowRankAdapter], states: int
-    ) -> list[EvaluatorResult]:
+    def evaluate_side_by_side(self, params: Params, adapters: dict[str, Adapter], states: int) -> list[EvaluatorResult]:
         """What :meth:`evaluate` gives for each of several states, all of whose answers are generated in one loop.
 
         Args:

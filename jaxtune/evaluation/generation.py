@@ -21,7 +21,8 @@ from jaxtune.evaluation.sampling import Sampling, sample
 from jaxtune.models.cache import Cache
 from jaxtune.models.declarations import Params
 from jaxtune.models.decoder import merge
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.linear import Adapter
+from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.sharding import TRIAL_AXIS, named_sharding, replicated
 
 logger = logging.getLogger(__name__)
@@ -107,6 +108,7 @@ class Generator:
         self._program = jax.jit(
             functools.partial(self._generate, static),
             out_shardings=None if mesh is None else replicated(mesh),
+            compiler_options=compiler_options(mesh),
         )
 
     @property
@@ -117,7 +119,7 @@ class Generator:
     def __call__(
         self,
         params: Params,
-        adapters: dict[str, LowRankAdapter] | None,
+        adapters: dict[str, Adapter] | None,
         prompts: Sequence[Sequence[int]],
         *,
         temperature: float = 0.0,
@@ -173,7 +175,7 @@ class Generator:
         return results
 
     def side_by_side(
-        self, params: Params, adapters: dict[str, LowRankAdapter], prompts: Sequence[Sequence[Sequence[int]]]
+        self, params: Params, adapters: dict[str, Adapter], prompts: Sequence[Sequence[Sequence[int]]]
     ) -> list[list[list[int]]]:
         """Greedy continuations by several states of one model at once: the tokens that each gives by itself.
 
@@ -288,7 +290,7 @@ class Generator:
         self,
         static: nnx.GraphDef,
         params: Params,
-        adapters: dict[str, LowRankAdapter],
+        adapters: dict[str, Adapter],
         prompts: Int32[Array, "*rows s"],
         lengths: Int32[Array, "*rows"],
         rows: Int32[Array, "*rows"],

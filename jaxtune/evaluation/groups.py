@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int32
 
 from jaxtune.models.cache import Cache, init_cache
 from jaxtune.models.decoder import Decoder
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.linear import Adapter
 from jaxtune.parallel.sharding import TRIAL_AXIS
 
 _CACHE_AXES = Cache(keys=1, values=1, segment_ids=0, lengths=0, index=None)
@@ -26,7 +26,7 @@ class Rows:
       adapters: by module path.
     """
 
-    def __init__(self, model: Decoder, adapters: dict[str, LowRankAdapter]):
+    def __init__(self, model: Decoder, adapters: dict[str, Adapter]):
         self._model, self._adapters = model, adapters
 
     def empty_cache(self, rows: int, length: int) -> Cache:
@@ -60,16 +60,20 @@ class GroupedRows:
     def __init__(
         self,
         model: Decoder,
-        adapters: dict[str, LowRankAdapter],
+        adapters: dict[str, Adapter],
         owners: Int32[Array, " groups"],
         mesh: jax.sharding.Mesh | None,
     ):
         self._model, self._owners = model, owners
         self._axis = TRIAL_AXIS if mesh is not None and mesh.shape.get(TRIAL_AXIS, 1) > 1 else None
         # Behind the layers as well, once for the whole loop.
-        self._axes = {path: int(path.startswith("layers.")) for path in adapters}
+        self._axes = {path: one.batch_axes(int(path.startswith("layers."))) for path, one in adapters.items()}
         self._adapters = {
-            path: jax.tree.map(lambda leaf, axis=self._axes[path]: jnp.moveaxis(leaf[owners], 0, axis), adapter)
+            path: jax.tree.map(
+                lambda axis, leaves: jax.tree.map(lambda leaf: jnp.moveaxis(leaf[owners], 0, axis), leaves),
+                self._axes[path],
+                adapter,
+            )
             for path, adapter in adapters.items()
         }
 

@@ -7,12 +7,13 @@ from jaxtune.models.decoder import Adapters, Decoder, merge, split
 from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.head import Head
 from jaxtune.models.hf_config import read_config
-from jaxtune.models.linear import LowRankAdapter
+from jaxtune.models.linear import Adapter, LowRankAdapter
 from jaxtune.models.loading import check_model, load_model, random_model, resolve_path
 from jaxtune.models.saving import save_model
 from jaxtune.models.tokenizer import load_tokenizer
 
 __all__ = [
+    "Adapter",
     "Adapters",
     "ArraySpec",
     "Cache",

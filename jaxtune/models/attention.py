@@ -13,6 +13,9 @@ from jaxtyping import Array, Float, Int32
 # Far below any score, and finite: adding it to a score gives itself exactly, and no difference of two is NaN.
 MASKED = -1e30
 
+HEADS = "attention_heads"
+"""Name, for remat policies, of queries, keys and values as attention takes them: rotated, heads before slots."""
+
 RESIDUALS = "attention_residuals"
 """Name, for remat policies, of what attention keeps for its backward pass beside its inputs."""
 

@@ -10,18 +10,19 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Bool, Float, Int32, UInt32
 
-from jaxtune.models.attention import attend
+from jaxtune.models.attention import HEADS, attend
 from jaxtune.models.cache import write_slots
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare
-from jaxtune.models.linear import LowRankAdapter, linear
+from jaxtune.models.linear import Adapter, linear
 from jaxtune.models.rotary import rotate
 from jaxtune.models.splash import splash_applies, splash_attend
 from jaxtune.parallel.sharding import projection_axes
 
-Adapters = Mapping[str, LowRankAdapter]
+Adapters = Mapping[str, Adapter]
 
 _ACTIVATIONS = {
     "silu": jax.nn.silu,
@@ -109,7 +110,7 @@ class Linear(nnx.Module):
         self.axes = declare(config)[f"{path}.kernel"].axes[-2:]
 
     def __call__(
-        self, x: Float[Array, "b s inputs"], adapter: LowRankAdapter | None, shared: Shared
+        self, x: Float[Array, "b s inputs"], adapter: Adapter | None, shared: Shared
     ) -> Float[Array, "b s outputs"]:
         """See :func:`jaxtune.models.linear.linear`."""
         bias = None if self.bias is None else self.bias[...]
@@ -157,6 +158,7 @@ class Attention(nnx.Module):
             first = shared.query_slots[0]
             k, v = (write_slots(old, new, first) for old, new in zip(cached, written, strict=True))
 
+        q, k, v = (checkpoint_name(array, HEADS) for array in (q, k, v))
         mixed = self._mixed(q, k, v, layer, shared)
         merged = mixed.transpose(0, 3, 1, 2, 4).reshape(batch, length, config.num_heads * config.head_dim)
         return self.o(merged, adapters.get("attention.o"), shared), written

@@ -16,21 +16,24 @@ from jaxtune_kernels import LOW_RANK_STATES
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import nearest
-from jaxtune.models.attention import RESIDUALS
+from jaxtune.models.attention import HEADS, RESIDUALS
 from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, check_params, declare, linear_modules
 from jaxtune.models.head import Head
-from jaxtune.models.linear import KERNELS, PROJECTION, LowRankAdapter
+from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
 from jaxtune.models.rotary import rotary_table
+from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import constrain
 
 REMAT = ("none", "dots", "full")
 """What the backward pass recomputes, beside elementwise functions and attention weights, which it always does: nothing;
 all but projections and attention; all but the layers' inputs."""
 
-Adapters = Mapping[str, LowRankAdapter]
+_PRODUCTS = (PROJECTION, LOW_RANK_STATES, RESIDUALS)
+
+Adapters = Mapping[str, Adapter]
 Integers = Array | np.ndarray
 ACTIVATION_AXES = ("batch", "sequence", None)
 
@@ -93,7 +96,7 @@ class Decoder(nnx.Module):
             positions: Position of each token in its own document. By default counted from the start of each segment.
             segment_ids: The document of each token: tokens see only their own document. 0 is padding. By default all
                 tokens of a row are one document.
-            adapters: Low-rank adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
+            adapters: Adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
             rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
             remat: What the backward pass recomputes, one of :data:`REMAT`.
             kernels: What computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
@@ -216,15 +219,21 @@ class Decoder(nnx.Module):
         XLA copies them whole in every layer.
         """
         block, weights = nnx.split(self.layers)
+        own = subtree(adapters, "layers")
+        whole = {path: adapter.unscanned() for path, adapter in own.items()}
         layers = Layer(local=jnp.array([window is not None for window in self.config.windows]))
 
         def body(x: Array, scanned: tuple[Any, Layer, Adapters, Any]) -> tuple[Array, Any]:
             layer_weights, layer, layer_adapters, cached = scanned
+            layer_adapters = {path: adapter.joined(whole[path]) for path, adapter in layer_adapters.items()}
             x, written = nnx.merge(block, layer_weights)(x, layer, shared, layer_adapters, cached)
             return constrain(x, ACTIVATION_AXES, self.mesh), None if cached is None else written
 
         cached = None if cache is None else (cache.keys, cache.values)
-        return lax.scan(_remat(body, remat), x, (weights, layers, subtree(adapters, "layers"), cached))
+        # Nothing is differentiated through a cache.
+        body = body if cached else _remat(body, remat, platform(self.mesh))
+        stacks = {path: adapter.scanned() for path, adapter in own.items()}
+        return lax.scan(body, x, (weights, layers, stacks, cached))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -319,11 +328,8 @@ def _check_adapters(config: DecoderConfig, adapters: Adapters | None) -> None:
         if path not in modules:
             raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
         *layers, inputs, outputs = specs[f"{path}.kernel"].shape
-        rank = adapter.a.shape[-1]
-        shapes = (*layers, inputs, rank), (*layers, rank, outputs)
-        if (adapter.a.shape, adapter.b.shape) != shapes:
-            found = f"A {adapter.a.shape} and B {adapter.b.shape}"
-            raise ValueError(f"the adapter of {path} has {found}, not A {shapes[0]} and B {shapes[1]}")
+        if (misfit := adapter.misfit(tuple(layers), inputs, outputs)) is not None:
+            raise ValueError(f"the adapter of {path} has {misfit}")
 
 
 def _check_shapes(tokens: Integers, **others: Integers | None) -> None:
@@ -332,16 +338,21 @@ def _check_shapes(tokens: Integers, **others: Integers | None) -> None:
             raise ValueError(f"{name} has shape {value.shape}, but tokens has {tokens.shape}")
 
 
-def _remat(body: Callable, policy: str) -> Callable:
+def _remat(body: Callable, policy: str, platform: str) -> Callable:
     """Wrap the body of the scan over the layers so that its backward pass recomputes what the policy drops.
 
     ``dots`` keeps the results of projections and of attention: that is all the arithmetic worth keeping. They are named
     rather than found among the matmuls, which would keep both terms of a projection with an adapter and not their sum.
+
+    ``none`` leaves it to jax what is kept, but for CPUs: there, what is made of projections element by element (norms,
+    the MLP's product of gate and up) is made again, as the backward pass makes most of it for its own derivatives
+    anyway. Written to the scan's stacks and read from them it takes a tenth of a step there, and a quarter of its
+    memory. What attention takes, which is rotated and transposed, is kept.
     """
-    if policy == "none":
+    if policy == "none" and platform != "cpu":
         return body
-    names = (PROJECTION, LOW_RANK_STATES, RESIDUALS)
-    saved = jax.checkpoint_policies.save_only_these_names(*names) if policy == "dots" else None
+    kept = {"none": (*_PRODUCTS, HEADS), "dots": _PRODUCTS, "full": ()}[policy]
+    saved = jax.checkpoint_policies.save_only_these_names(*kept) if kept else None
     # A scan's body is compiled on its own, so there is nothing for common-subexpression elimination to undo.
     return jax.checkpoint(body, policy=saved, prevent_cse=False)
 
@@ -353,7 +364,7 @@ def _hidden(
     tokens: Int32[Array, "b s"],
     positions: Int32[Array, "b s"] | None,
     segment_ids: Int32[Array, "b s"] | None,
-    adapters: dict[str, LowRankAdapter],
+    adapters: dict[str, Adapter],
     rows: UInt32[Array, "b s"] | None,
     cache: Cache | None,
     remat: str,

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from jaxtune_kernels import linear_cross_entropy
 from jaxtyping import Array, Float, Int32, UInt32
 
-from jaxtune.models.linear import LowRankAdapter, linear, low_rank_states
+from jaxtune.models.linear import Adapter, linear
 from jaxtune.parallel.sharding import RULES
 
 
@@ -21,7 +21,7 @@ class Head:
         matrix: ``[d, vocab]``, or the embedding table ``[vocab, d]`` where it is tied.
         tied: Whether the matrix is the embedding table.
         soft_cap: Logits become ``soft_cap * tanh(logits / soft_cap)`` (Gemma 2); None means no cap.
-        adapter: The head's low-rank adapter, or None.
+        adapter: The head's adapter, or None.
         rows: Identity of each position, for the adapter's dropout.
         mesh: The mesh that the matrix lies on, or None.
     """
@@ -29,7 +29,7 @@ class Head:
     matrix: Float[Array, "_ _"]
     tied: bool
     soft_cap: float | None = None
-    adapter: LowRankAdapter | None = None
+    adapter: Adapter | None = None
     rows: UInt32[Array, "b s"] | None = None
     mesh: jax.sharding.Mesh | None = None
 
@@ -62,7 +62,7 @@ class Head:
         """
         low_rank = None
         if self.adapter is not None:
-            low_rank = low_rank_states(states, self.adapter, self.rows), self.adapter.b
+            low_rank = self.adapter.head_term(states, self.rows)
         return linear_cross_entropy(
             states,
             self.matrix,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,8 +22,97 @@ PROJECTION = "projection"
 """Name, for remat policies, of a linear layer's result."""
 
 
+class FrozenLayer(NamedTuple):
+    """A linear layer whose weights stay as they are, and what it is given: an adapter makes the result of it.
+
+    Attributes:
+        x: Input, in the compute dtype.
+        kernel: W, (in, out).
+        bias: Added to the result, or None.
+        rows: An identity for each row of x, from which dropout is drawn; by default its index.
+        kernels: One of :data:`KERNELS`, for products that there is a kernel of.
+        axes: Mesh axes that ``rows``, ``inputs`` and ``outputs`` are cut over.
+    """
+
+    x: Float[Array, "*rows inputs"]
+    kernel: Float[Array, "inputs outputs"]
+    bias: Float[Array, " outputs"] | None = None
+    rows: UInt32[Array, "*rows"] | None = None
+    kernels: str = "auto"
+    axes: Mapping[Any, Sequence[str]] | None = None
+
+    def product(self, x: Float[Array, "*rows inputs"] | None = None) -> Float[Array, "*rows outputs"]:
+        """``x W``, without the bias, of the layer's own input or of another one."""
+        x = self.x if x is None else x
+        # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result
+        # in float32 would make the gradient's matmuls mix float32 with bfloat16.
+        return jnp.dot(x, self.kernel.astype(x.dtype))
+
+    def biased(self, y: Float[Array, "*rows outputs"]) -> Float[Array, "*rows outputs"]:
+        """``y + bias``."""
+        return y if self.bias is None else y + self.bias.astype(y.dtype)
+
+
+class Adapter:
+    """What changes the result of a linear layer: a pytree of what one module has in one layer, or in all of them.
+
+    In a stack every array, scalars too, has the layer axis first and is scanned beside the weights; but for those that
+    are ``whole``, which every layer is given as they are.
+    """
+
+    def product(self, layer: FrozenLayer) -> Float[Array, "*rows outputs"]:
+        """The layer's result, in the input's dtype; :func:`kept` names what the backward pass needs of it."""
+        raise NotImplementedError
+
+    def head_term(
+        self, states: Float[Array, "*rows inputs"], rows: UInt32[Array, "*rows"] | None
+    ) -> tuple[Float[Array, "*rows rank"], Float[Array, "rank outputs"]]:
+        """Two factors of what is added to the head's result, whose own product is made elsewhere."""
+        raise NotImplementedError(f"{type(self).__name__} does not serve the head")
+
+    def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
+        """What does not fit a module, of so many layers if it is stacked; None where nothing is known to be wrong."""
+        del layers, inputs, outputs
+        return None
+
+    def unscanned(self) -> Any:
+        """What is whole; None for nothing."""
+        return None
+
+    def scanned(self) -> Adapter:
+        """Without what is whole."""
+        return self
+
+    def joined(self, whole: Any) -> Adapter:
+        """With it again."""
+        del whole
+        return self
+
+    def batch_axes(self, axis: int) -> Any:
+        """Where the arrays of a stack of adapters have its axis, if that is behind the layers' where they have one."""
+        return axis
+
+    def merged(
+        self, kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"] | None
+    ) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"] | None]:
+        """The weights, float32, of a plain layer with the same result: of one layer, without dropout.
+
+        By default they are what it makes of the rows of the identity, less what it makes of nothing.
+
+        Args:
+            kernel: Of the layer, float32.
+            bias: Of the layer, float32.
+        """
+        with jax.default_matmul_precision("highest"):
+            nothing, each = (
+                self.product(FrozenLayer(x, kernel, bias))
+                for x in (jnp.zeros((1, kernel.shape[0])), jnp.eye(kernel.shape[0]))
+            )
+        return each - nothing, None if bias is None else nothing[0]
+
+
 @dataclasses.dataclass(frozen=True, init=False)
-class LowRankAdapter:
+class LowRankAdapter(Adapter):
     """A low-rank update of one module, ``scale · A B`` (LoRA, arXiv:2106.09685), or of one module in all layers.
 
     A pytree. In a stack every array, the scalars too, has the layer axis first and is scanned beside the weights.
@@ -53,23 +142,123 @@ class LowRankAdapter:
         ):
             object.__setattr__(self, name, value)
 
+    def product(self, layer: FrozenLayer) -> Float[Array, "*rows outputs"]:
+        """``x W + bias + scale · (dropout(x) A) B``."""
+        y = low_rank_matmul(
+            layer.x,
+            layer.kernel.astype(layer.x.dtype),
+            self.a,
+            self.b,
+            self.scale,
+            bias=layer.bias,
+            dropout_rate=self.dropout_rate,
+            dropout_seed=self.dropout_seed,
+            rows=layer.rows,
+            implementation=None if layer.kernels == "auto" else layer.kernels,
+            axes=layer.axes,
+        )
+        return kept(y)
+
+    def head_term(
+        self, states: Float[Array, "*rows inputs"], rows: UInt32[Array, "*rows"] | None
+    ) -> tuple[Float[Array, "*rows rank"], Float[Array, "rank outputs"]]:
+        """``scale · dropout(x) A`` and B."""
+        return low_rank_states(states, self, rows), self.b
+
+    def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
+        """The shapes of A and B, where they are others."""
+        rank = self.a.shape[-1]
+        shapes = (*layers, inputs, rank), (*layers, rank, outputs)
+        if (self.a.shape, self.b.shape) == shapes:
+            return None
+        return f"A {self.a.shape} and B {self.b.shape}, not A {shapes[0]} and B {shapes[1]}"
+
+    def merged(
+        self, kernel: Float[Array, "inputs outputs"], bias: Float[Array, " outputs"] | None
+    ) -> tuple[Float[Array, "inputs outputs"], Float[Array, " outputs"] | None]:
+        """``W + scale · A B``."""
+        product = jnp.matmul(self.a, self.b, precision=jax.lax.Precision.HIGHEST)
+        return kernel + self.scale * product, bias
+
 
 jax.tree_util.register_dataclass(
     LowRankAdapter, data_fields=["a", "b", "scale", "dropout_rate", "dropout_seed"], meta_fields=[]
 )
 
 
+class AdaptedLayer(NamedTuple):
+    """What the product of an :class:`ArraysAdapter` is made of.
+
+    Attributes:
+        frozen: The layer and its input.
+        arrays: Of this layer, by name.
+        whole: What all layers have in common, by name.
+    """
+
+    frozen: FrozenLayer
+    arrays: Mapping[str, Any]
+    whole: Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class ArraysAdapter(Adapter):
+    """An adapter that is a function of arrays.
+
+    Attributes:
+        function: Makes the layer's result, see :meth:`Adapter.product`. One and the same at each call, as programs are
+            compiled for it.
+        arrays: By name; in a stack with the layer axis first.
+        whole: By name; every layer is given them as they are.
+    """
+
+    function: Callable[[AdaptedLayer], Array]
+    arrays: Mapping[str, Any]
+    whole: Mapping[str, Any]
+
+    def __init__(self, function: Callable[[AdaptedLayer], Array], arrays: Any, whole: Any = None) -> None:
+        for name, value in (("function", function), ("arrays", arrays), ("whole", {} if whole is None else whole)):
+            object.__setattr__(self, name, value)
+
+    def product(self, layer: FrozenLayer) -> Float[Array, "*rows outputs"]:
+        """What the function makes."""
+        return self.function(AdaptedLayer(layer, self.arrays, self.whole))
+
+    def unscanned(self) -> Any:
+        """The arrays that are whole."""
+        return self.whole
+
+    def scanned(self) -> Adapter:
+        """Without what is whole."""
+        return ArraysAdapter(self.function, self.arrays)
+
+    def joined(self, whole: Any) -> Adapter:
+        """With it again."""
+        return ArraysAdapter(self.function, self.arrays, whole)
+
+    def batch_axes(self, axis: int) -> Any:
+        """What is whole has no layers."""
+        return ArraysAdapter(self.function, axis, 0)
+
+
+jax.tree_util.register_dataclass(ArraysAdapter, data_fields=["arrays", "whole"], meta_fields=["function"])
+
+
+def kept(y: Float[Array, "*rows outputs"]) -> Float[Array, "*rows outputs"]:
+    """Names a result for remat policies: what the backward pass needs and a matmul would have to make again."""
+    return checkpoint_name(y, PROJECTION)
+
+
 def linear(
     x: Float[Array, "*rows inputs"],
     kernel: Float[Array, "inputs outputs"],
     bias: Float[Array, " outputs"] | None = None,
-    adapter: LowRankAdapter | None = None,
+    adapter: Adapter | None = None,
     rows: UInt32[Array, "*rows"] | None = None,
     *,
     kernels: str = "auto",
     axes: Mapping[Any, Sequence[str]] | None = None,
 ) -> Float[Array, "*rows outputs"]:
-    """``x W + bias``, and ``+ scale · (dropout(x) A) B`` with an adapter; the result has x's dtype.
+    """``x W + bias``, or what an adapter makes of them; the result has x's dtype.
 
     Args:
         x: Input, in the compute dtype.
@@ -80,26 +269,8 @@ def linear(
         kernels: One of :data:`KERNELS`, for the product with an adapter.
         axes: Mesh axes that ``rows``, ``inputs`` and ``outputs`` are cut over, for kernels that XLA does not partition.
     """
-    kernel = kernel.astype(x.dtype)
-    if adapter is not None:
-        y = low_rank_matmul(
-            x,
-            kernel,
-            adapter.a,
-            adapter.b,
-            adapter.scale,
-            bias=bias,
-            dropout_rate=adapter.dropout_rate,
-            dropout_seed=adapter.dropout_seed,
-            rows=rows,
-            implementation=None if kernels == "auto" else kernels,
-            axes=axes,
-        )
-        return checkpoint_name(y, PROJECTION)
-    # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result in
-    # float32 would make the gradient's matmuls mix float32 with bfloat16.
-    y = jnp.dot(x, kernel)
-    return checkpoint_name(y if bias is None else y + bias.astype(y.dtype), PROJECTION)
+    layer = FrozenLayer(x, kernel, bias, rows, kernels, axes)
+    return kept(layer.biased(layer.product())) if adapter is None else adapter.product(layer)
 
 
 @functools.partial(jax.checkpoint, prevent_cse=False)

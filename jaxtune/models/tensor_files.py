@@ -27,7 +27,11 @@ DTYPES: dict[str, np.dtype] = {
 }
 """Dtypes of weights, by their name in the file. Others (integers, 8-bit floats) belong to quantized checkpoints."""
 
-_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+INDICES: dict[str, np.dtype] = {"I32": np.dtype(np.int32)}
+"""Dtypes of what is no weight, in adapters that say where theirs belong."""
+
+_HELD = DTYPES | INDICES
+_NAMES = {dtype: name for name, dtype in _HELD.items()}
 _LARGEST_HEADER = 100_000_000
 
 
@@ -56,7 +60,7 @@ class TensorEntry:
             rows: Of the first axis; step 1.
             columns: Of the second axis; step 1.
         """
-        dtype = DTYPES[self.dtype]
+        dtype = _HELD[self.dtype]
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         left, right, _ = columns.indices(self.shape[1]) if len(self.shape) > 1 else (0, width, 1)
@@ -124,7 +128,7 @@ def read_header(path: Path) -> tuple[dict[str, TensorEntry], list[str]]:
     if end > size:
         problems.append(f"{path.name} is truncated: its header promises {end} bytes, it has {size}")
     for name, entry in entries.items():
-        dtype = DTYPES.get(entry.dtype)
+        dtype = _HELD.get(entry.dtype)
         if dtype is not None and entry.nbytes != math.prod(entry.shape) * dtype.itemsize:
             problems.append(
                 f"{path.name}: {name} has {entry.nbytes} bytes, which is not {entry.dtype} of {entry.shape}"
@@ -145,7 +149,7 @@ class TensorToWrite:
 
     Attributes:
         name: Its name in the file.
-        dtype: A dtype of :data:`DTYPES`.
+        dtype: A dtype of :data:`DTYPES` or :data:`INDICES`.
         shape: Its shape.
         fetch: Gives the array, of that dtype and shape.
     """

@@ -17,6 +17,8 @@ logger = logging.getLogger(__name__)
 
 WHOLE = "tokenizer.json"
 FIELDS = "tokenizer_config.json"
+# The class of transformers that does nothing beside reading the file, by its names in releases before 5 and since.
+_AS_IT_IS = ("PreTrainedTokenizerFast", "TokenizersBackend")
 
 
 def load_tokenizer(path: str | Path, revision: str | None = None) -> PreTrainedTokenizerBase:
@@ -66,12 +68,15 @@ def differing_parts(one: PreTrainedTokenizerBase, other: PreTrainedTokenizerBase
 
 def _read(directory: Path) -> tuple[PreTrainedTokenizerBase, str]:
     """The tokenizer, and what transformers' own choice would have changed of it."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast  # takes a second, and only this function needs it
+    from transformers import PreTrainedTokenizerFast  # takes a second, and only this function needs it
+
+    if (directory / WHOLE).is_file() and _is_all_there_is(directory):
+        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), ""
+
+    from transformers import AutoTokenizer  # takes another one, and two more where there is torch, which it imports
 
     if not (directory / WHOLE).is_file():
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True), ""
-    if not any((directory / name).is_file() for name in (FIELDS, "config.json")):
-        return PreTrainedTokenizerFast.from_pretrained(directory, local_files_only=True), ""
     try:
         chosen = AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception:
@@ -86,6 +91,14 @@ def _read(directory: Path) -> tuple[PreTrainedTokenizerBase, str]:
     if not parts:
         return chosen, ""
     return from_file, f"transformers' {type(chosen).__name__} has its own {', '.join(parts)} in place of {WHOLE}'s"
+
+
+def _is_all_there_is(directory: Path) -> bool:
+    """Whether no file names a class beyond the one that reads ``tokenizer.json`` as it is."""
+    if not any((directory / name).is_file() for name in (FIELDS, "config.json")):
+        return True
+    fields = read_fields(directory / FIELDS)
+    return fields.get("tokenizer_class") in _AS_IT_IS and "auto_map" not in fields
 
 
 def _part(tokenizer: Any, name: str) -> Any:

@@ -10,6 +10,7 @@ from typing import Any
 from jaxtune.reports import formatting
 from jaxtune.reports.records import StudyRecord, TrialRecord
 from jaxtune.search.directory import export_command, train_command
+from jaxtune.search.enough import why_enough
 from jaxtune.search.header import lookup
 
 
@@ -136,23 +137,48 @@ def comparison(study: StudyRecord, winner: Winner | None) -> list[Contestant]:
     ]
 
 
+def ended_sentence(study: StudyRecord) -> str:
+    """Why no further trial was proposed; "" while there may be another one."""
+    history, planned = study.recorded.history, study.planned
+    tried = len(study.trials)
+    if history.enough is not None:
+        ended = {"budget": "the budget is spent", "terminator": "another one promised less than noise would show"}
+        why = ended.get(history.enough["reason"], history.enough["reason"])
+        return f"Proposals ended after {tried} of {planned} trials, as {why}: {why_enough(history.enough)}."
+    if is_running(study) or tried < planned or not study.recorded.header.get("trials"):
+        return ""
+    return f"No further trial was proposed, as the study has all of its {tried} (search.trials)."
+
+
 def seeds_sentence(study: StudyRecord) -> str:
-    """What the best came to with other seeds; "" where none was repeated."""
+    """What the table of the finalists shows; "" where none was repeated."""
+    repeats = study.summary.get("seeds") or {}
+    if not repeats.get("trials"):
+        return ""
+    confidence = formatting.percentage(repeats["confidence"])
+    return f"Means of {repeats['count']} seeds each, with {confidence} intervals. The best mean wins."
+
+
+def finalists(study: StudyRecord, winner: Winner | None) -> tuple[list[str], list[list[str]]]:
+    """The best with other seeds: column names, and a row for each, the best mean first; no rows where there is none."""
     repeats = study.summary.get("seeds") or {}
     rows = []
     for one in repeats.get("trials") or []:
-        name = "the reference" if one["trial"] == 0 else f"trial {one['trial']}"
+        name = "Reference (trial 0)" if one["trial"] == 0 else f"Trial {one['trial']}"
+        if winner is not None and winner.decided and winner.trial.id == one["trial"]:
+            name = f"{name.split(' (')[0]} ({winner.word})"
         mean, low, high = (formatting.finite(one.get(key)) for key in ("mean", "low", "high"))
-        if mean is None or low is None or high is None:
-            rows.append(f"{name} diverged with one of them")
-            continue
-        ends = " to ".join(formatting.score(end, study.objective) for end in (low, high))
-        rows.append(f"{name} {formatting.score(mean, study.objective)} ({ends})")
-    if not rows:
-        return ""
-    confidence = formatting.percentage(repeats["confidence"])
-    told = "; ".join(rows)
-    return f"Means of {repeats['count']} seeds each, with {confidence} intervals: {told}. The best mean wins."
+        scores = [formatting.finite(score) for score in one["scores"]]
+        shown = ["diverged" if score is None else formatting.score(score, study.objective) for score in scores]
+        told = [formatting.ABSENT] * 2
+        if mean is not None:
+            ends = [formatting.score(end, study.objective) for end in (low, high)]
+            told = [formatting.score(mean, study.objective), " to ".join(ends)]
+        rows.append([name, *told, *shown])
+    seeds = max((len(row) - 3 for row in rows), default=0)
+    # A finalist that was found later may have been trained less often.
+    padded = [row + [formatting.ABSENT] * (3 + seeds - len(row)) for row in rows]
+    return ["Finalist", "Mean", "Interval", *(f"Seed {place}" for place in range(1, seeds + 1))], padded
 
 
 def test_sentence(study: StudyRecord, winner: Winner | None) -> str:

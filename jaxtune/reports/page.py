@@ -12,6 +12,7 @@ import base64
 import dataclasses
 import functools
 import hashlib
+from collections.abc import Callable
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -114,7 +115,9 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         winner=winner,
         verdict=headline.verdict(study, winner),
         comparison=headline.comparison(study, winner),
+        ended_sentence=headline.ended_sentence(study),
         seeds_sentence=headline.seeds_sentence(study),
+        finalists=headline.finalists(study, winner),
         test_sentence=headline.test_sentence(study, winner),
         measures=headline.test_measures(study, winner),
         settings=headline.settings(study, winner) if winner else [],
@@ -134,6 +137,8 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         curves=figures.learning_curves(study, leader),
         short_key=space_figures.short_key,
         trials=[trial_row(study, trial, leader) for trial in study.trials],
+        score_names=[name for name, _ in score_columns(study)],
+        stopped=any(trial.status == "stopped" for trial in study.trials),
         failures=[trial for trial in study.trials if trial.status == "failed"],
         percent=formatting.percentage,
         metric=formatting.metric_name(study.objective),
@@ -185,6 +190,7 @@ def facts(study: StudyRecord) -> list[tuple[str, str]]:
         ("Data", source),
         ("Objective", f"{formatting.metric_name(study.objective)}, {study.goal.words}"),
         ("Trials", told),
+        ("Ladder", ", ".join(map(formatting.percentage, study.recorded.shares.ladder))),
         ("Scored after", f"{formatting.percentage(study.fraction)} of the steps"),
         ("Going on", going_on(study)),
     ]
@@ -200,9 +206,24 @@ def going_on(study: StudyRecord) -> str:
     return ", ".join(f"{number} to {formatting.percentage(share)}" for number, share in numbers)
 
 
+def score_columns(study: StudyRecord) -> list[tuple[str, Callable[[TrialRecord], float | None]]]:
+    """The scores in the table of all trials, each by its name, in the order in which a trial comes to them."""
+
+    def at(step: int) -> tuple[str, Callable[[TrialRecord], float | None]]:
+        return f"At step {step:,}", lambda trial: trial.rungs.get(step, trial.finishing.get(step))
+
+    rungs, finishing = (
+        [at(step) for step in sorted({step for trial in study.trials for step in getattr(trial, name)})]
+        for name in ("rungs", "finishing")
+    )
+    early, final = ("Early score", lambda trial: trial.early_score), ("Final score", lambda trial: trial.final_score)
+    return [*rungs, early, *finishing, final]
+
+
 def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str, Any]:
     """A row of the table of all trials: cells as text, with the numbers to sort by."""
     score, number = study.objective, formatting.number
+    scores = [of(trial) for _, of in score_columns(study)]
     cells: list[tuple[str, Any]] = [
         (formatting.setting(trial.configuration.get(key)), trial.configuration.get(key)) for key in study.keys
     ]
@@ -214,8 +235,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dic
         "reason": trial.reason,
         "settings": [(text, sort_key(value)) for text, value in cells],
         "scores": [
-            (formatting.score(trial.early_score, score), sort_key(trial.early_score)),
-            (formatting.score(trial.final_score, score), sort_key(trial.final_score)),
+            *((formatting.score(value, score), sort_key(value)) for value in scores),
             (number(trial.steps, 9) if trial.steps else formatting.ABSENT, trial.steps),
             (formatting.seconds(trial.seconds), sort_key(trial.seconds)),
         ],

@@ -22,7 +22,7 @@ from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
 from jaxtune.search.durations import Durations, durations, trials_at_work
 from jaxtune.search.header import searched_values
-from jaxtune.search.status import Recorded, read_recorded
+from jaxtune.search.status import Recorded, read_recorded, score_of
 from jaxtune.search.trial import TrialState
 
 
@@ -45,6 +45,8 @@ class TrialRecord:
       seconds: how long it trained; its share of the time where several trials trained together.
       curve: (step, training loss) pairs.
       validation: (step, validation loss) pairs.
+      rungs: validation scores before the fraction, by step.
+      finishing: those between the fraction and the end.
     """
 
     id: int
@@ -60,6 +62,8 @@ class TrialRecord:
     seconds: float | None
     curve: Curve
     validation: Curve
+    rungs: Mapping[int, float | None] = dataclasses.field(default_factory=dict)
+    finishing: Mapping[int, float | None] = dataclasses.field(default_factory=dict)
 
     @property
     def reference(self) -> bool:
@@ -196,6 +200,8 @@ def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, tra
         seconds=sum(outcome.seconds for outcome in state.outcomes) if state.outcomes else None,
         curve=files.training,
         validation=_validation(state, files),
+        rungs={step: score_of(outcome) for step, outcome in state.rungs.items()},
+        finishing={step: score_of(outcome) for step, outcome in state.finishing.items()},
     )
 
 

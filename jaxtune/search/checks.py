@@ -69,7 +69,7 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
       UserError: a value does not fit the model, its context, the devices or the data, a rung or the fraction of its
         steps is less than a step, or two of them are the same step.
     """
-    settings = Settings.of(config).begun(first_record(config.directory))
+    settings = Settings.of(config).begun(first_record(config.directory), runner.steps)
     trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
     trials += [("--add: ", dict(configuration)) for configuration in added]
     for dimension in settings.space.dimensions:

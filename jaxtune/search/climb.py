@@ -28,12 +28,13 @@ class Climb:
       ledger: opened.
       loop: trains the trials.
       scores: of the study's space.
-      surrogate: weighs scores by their standard errors.
+      surrogate: weighs scores by their standard errors, where they are not compared as they are.
     """
 
     def __init__(self, settings: Settings, ledger: Ledger, loop: TrialLoop, scores: Scores, surrogate: Surrogate):
         self._settings, self._ledger, self._history = settings, ledger, ledger.history
-        self._loop, self._scores, self._surrogate = loop, scores, surrogate
+        self._loop, self._scores = loop, scores
+        self._surrogate = surrogate if settings.search.promote_by == "mean" else None
 
     def to_the_fraction(self) -> None:
         """Takes the better half of the trials that wait at each rung of the ladder to the next one; the others end.
@@ -57,8 +58,8 @@ class Climb:
     def to_the_end(self) -> None:
         """Takes the most promising trials to each share of ``search.finish``; the next in line replaces one that fails.
 
-        At the fraction they are ranked by what the surrogate says of their scores, at a later rung by the scores
-        themselves, of which there are too few to fit anything to.
+        At the fraction they are ranked as ``search.promote_by`` says, at a later rung by the scores themselves, of
+        which there are too few to fit anything to.
         """
         for leg, wanted in enumerate(self._settings.promotions):
             self._finish(leg, wanted)

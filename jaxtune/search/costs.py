@@ -37,8 +37,8 @@ def counted_costs(config: Config, model: DecoderConfig) -> dict[str, float]:
         model,
         tokens=config.train.batch_size * config.train.sequence_length,
         sequence_length=config.train.sequence_length,
-        low_rank=plan.mean_ranks(values),
-        full=plan.full_shares(),
+        added=plan.flops(values),
+        full=plan.weight_shares(),
     )
     costs = {"adapter_bytes": float(_FLOAT32 * plan.trainable_parameters(values))}
     return costs if config.train.steps is None else {**costs, "flops": step.total * config.train.steps}

@@ -27,8 +27,9 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
     Returns:
       ``trial``, ``status``, ``source`` with the trials ``told`` and ``pending`` when it was proposed,
       ``configuration``, ``costs`` (counted ones that the study names), ``early``, ``final`` and ``test`` (None where
-      there is no such outcome), ``promoted`` (``rank``, ``estimate``), ``curve`` and ``validation_curve`` as
-      ``[step, loss]`` pairs, ``directory`` and ``command``.
+      there is no such outcome), ``rungs`` (the outcomes at other steps on the way, in their order), ``repeats`` (those
+      at the end with other seeds, by seed), ``promoted`` (``rank``, ``estimate``), ``curve`` and ``validation_curve``
+      as ``[step, loss]`` pairs, ``directory`` and ``command``.
 
     Raises:
       UserError: there is no study or no such trial, or the journal is damaged.
@@ -54,7 +55,9 @@ def trial_details(run_dir: str | os.PathLike[str], trial: int | str) -> dict[str
             "costs": dict(state.costs),
             "total_steps": state.total_steps,
             "early": _outcome(state.early),
+            "rungs": [_outcome(outcome) for outcome in state.between],
             "final": _outcome(state.final),
+            "repeats": {seed: _outcome(outcome) for seed, outcome in sorted(state.repeats.items())},
             "test": None
             if state.test is None
             else {"score": state.test.score, "metrics": state.test.metrics, "seconds": state.test.seconds},

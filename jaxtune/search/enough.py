@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,11 +21,25 @@ from jaxtune.search.durations import recorded_work
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.proposals import Request
 from jaxtune.search.repeats import FINALISTS
+from jaxtune.search.runner import CountsFlops, TrialRunner
+from jaxtune.search.settings import Settings
 from jaxtune.search.surrogate import Surrogate
 from jaxtune.search.trial import History, Trial, TrialState
 
 # Scores without which a surrogate's gain is a guess, and how many trials in a row have to promise less than noise.
 _FEWEST_SCORES, _IN_A_ROW = 10, 2
+
+
+def why_enough(record: Mapping[str, Any]) -> str:
+    """Why a study proposes no further trial, in words.
+
+    Args:
+      record: of its journal (``enough``).
+    """
+    if record["reason"] == "budget":
+        needed, limit = (f"{float(record[name]):,.6g}" for name in ("with_another", "limit"))
+        return f"with another one the study would take {needed} {record['budget']}, finishing included, of {limit}"
+    return f"it would gain {record['gain']:.2g} at most, and noise is {record['noise']:.2g}"
 
 
 @dataclass(frozen=True)
@@ -41,6 +55,29 @@ class Budget:
     search: SearchConfig
     milestones: Callable[[Trial], Milestones]
     flops: Callable[[Trial], float] | None = None
+
+    @classmethod
+    def of(cls, settings: Settings, runner: TrialRunner) -> Budget:
+        """Of a study that has begun or is to begin, over a runner."""
+        counted = runner.step_flops if isinstance(runner, CountsFlops) else None
+        return cls(settings.search, lambda trial: settings.milestones(runner.total_steps(trial)), counted)
+
+    def trials(self, reference: Trial) -> int | None:
+        """How many trials it pays for, if each costs what the reference does, ``search.trials`` at most.
+
+        Returns:
+          None where there is no budget, or one of seconds alone: nobody knows beforehand how long a step takes.
+        """
+        given = {} if self.search.budget is None else self.search.budget.model_dump(exclude_none=True)
+        limits = {name: limit for name, limit in given.items() if name != "seconds"}
+        if not limits:
+            return None
+        history = History({0: TrialState(reference)})
+        for count in range(1, self.search.trials):
+            cost = self.spent(history, (), count + 1)
+            if any(cost[name] > limit for name, limit in limits.items()):
+                return count
+        return self.search.trials
 
     def check(self, reference: Trial) -> None:
         """Refuses a budget that does not pay for the reference.

@@ -92,7 +92,7 @@ def extend(
         if header.get("experiment"):
             raise UserError(f"{directory}: the trials of the experiment {header['experiment']}, which end with it")
         config = _recorded_config(directory, header)
-        settings = Settings.of(config).begun(header)
+        settings = Settings.of(config).begun(header, lambda overrides: 0)  # a study that has begun asks for no length
         search = settings.search
         # "auto" is what the study began with.
         population = header["population"] if search.population == "auto" else search.population

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.section import Amendable, HostOnly, Recorded
 from jaxtune.errors import UserError, nearest
 from jaxtune.layout import RunFiles
+from jaxtune.search.beginning import UNSET, beginning
 from jaxtune.search.journal import difference, read_journal
 from jaxtune.search.objectives import recorded_where
 from jaxtune.search.space import Point, Space
@@ -34,6 +35,7 @@ _BEFORE: dict[str, Any] = {
     "acquisition": "ei",
     "ladder": [],
     "finish": [1.0],
+    "promote_by": "mean",
     "seeds": 1,
     "budget": None,
     "terminate": "never",
@@ -43,9 +45,6 @@ _BEFORE: dict[str, Any] = {
     "objectives": [],
     "where": {},
 }
-
-# What a study begins with where the configuration leaves it unset.
-_NEW: dict[str, Any] = {"acquisition": "thompson", "finish": [1.0]}
 
 
 def deciding(config: Config) -> dict[str, Any]:
@@ -143,7 +142,7 @@ def first_record(run_dir: str | Path) -> dict[str, Any] | None:
     return None
 
 
-def settled(search: SearchConfig, begun: Mapping[str, Any] | None) -> SearchConfig:
+def settled(search: SearchConfig, begun: Mapping[str, Any] | None, shortest: Callable[[], int]) -> SearchConfig:
     """The settings with what is unset filled in: as a study began, or as a new one begins.
 
     A later version may begin studies with another choice; one that has begun goes on with its own.
@@ -151,9 +150,10 @@ def settled(search: SearchConfig, begun: Mapping[str, Any] | None) -> SearchConf
     Args:
       search: as configured.
       begun: the first record of the study's journal; None where it has not begun.
+      shortest: tells the steps of the shortest trial; asked only of a new study, and only if it matters.
     """
-    known = _NEW if begun is None else {**_BEFORE, **begun}
-    return search.model_copy(update={name: known[name] for name in _NEW if getattr(search, name) is None})
+    known = beginning(search, shortest) if begun is None else {**_BEFORE, **begun}
+    return search.model_copy(update={name: known[name] for name in UNSET if getattr(search, name) is None})
 
 
 def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, with_overrides
-from jaxtune.config.update_rules import LowRankRule, Rule
+from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
 from jaxtune.models import DecoderConfig, read_config
 from jaxtune.search.header import first_record
 from jaxtune.training.model_directory import model_directory
+from jaxtune.updates.treatments.low_rank import RankRule
 
 # Of the full fine-tuning's rate at a width of 2000, and how many times that a low-rank term takes.
 _FULL_RATE, _TIMES, _WIDTH = 5e-5, 10.0, 2000
@@ -73,7 +74,7 @@ def lora_space(rules: Sequence[Rule], model: DecoderConfig, *, settled: bool = F
     Raises:
       UserError: none of the rules is low-rank.
     """
-    low_rank = {index: rule for index, rule in enumerate(rules) if isinstance(rule, LowRankRule)}
+    low_rank = {index: rule for index, rule in enumerate(rules) if isinstance(rule, RankRule)}
     if not low_rank:
         raise UserError(
             f"search.space: lora searches over rank, alpha and dropout of low-rank rules, and update has none "
@@ -87,7 +88,7 @@ def lora_space(rules: Sequence[Rule], model: DecoderConfig, *, settled: bool = F
     }
     for index, rule in low_rank.items():
         if not settled:
-            alpha = 8.0 if rule.use_rslora else 32.0
+            alpha = 8.0 if rule.rooted else 32.0
             space[f"update.{index}.rank"] = {"power_of_two": [4, 64], "prior": 16, "confidence": "low"}
             space[f"update.{index}.alpha"] = {"log_uniform": [alpha / 4, alpha * 4], "prior": alpha}
         space[f"update.{index}.dropout"] = {"uniform": [0.0, 0.2], "prior": 0.05, "confidence": "low"}

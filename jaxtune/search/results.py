@@ -66,9 +66,13 @@ class RungScore(TypedDict):
 
 
 class FinishRung(TypedDict):
-    """A share of the steps after the fraction: how many were to go on to it beside the reference, and who did."""
+    """A share of the steps after the fraction: how many were to go on to it beside the reference, and who did.
+
+    ``step`` is None where trials differ in length; summaries of earlier versions have none.
+    """
 
     share: float
+    step: NotRequired[int | None]
     promoted: int
     trials: Sequence[RungScore]
 

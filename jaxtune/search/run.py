@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Literal
@@ -16,7 +17,8 @@ from jaxtune.search.checks import check_space, checked_runner
 from jaxtune.search.costs import Count
 from jaxtune.search.directory import train_command
 from jaxtune.search.distributed import check_distributed, is_distributed
-from jaxtune.search.header import first_record, read_data
+from jaxtune.search.enough import Budget
+from jaxtune.search.header import read_data
 from jaxtune.search.journal import check_free, read_journal
 from jaxtune.search.lora_space import with_space
 from jaxtune.search.memory import check_memory
@@ -39,10 +41,12 @@ from jaxtune.training.memory import check_base
 from jaxtune.training.preflight import examine
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
-from jaxtune.updates.peft_base import follow_base
+from jaxtune.updates.peft.base import follow_base
 
 if TYPE_CHECKING:
     from jaxtune.search.distributed.runner import RayRunner
+
+logger = logging.getLogger(__name__)
 
 
 def search(
@@ -95,6 +99,8 @@ def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> S
         study = make_study(config, runner, hooks, keep=runner.save_winner, data=data, costs=runner.costs)
         if on_plan:
             on_plan(plan)
+        if study.settings.straight is not None:
+            logger.info("finishing straight to the end: %s", study.settings.straight)
         directory.claim(config)
         summary = study.run()
     finally:
@@ -218,26 +224,30 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     experiment = runner.experiment
     what = f"the study in {directory.path}"
     read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
-    make_study(config, runner, costs=runner.costs)
+    settings = make_study(config, runner, costs=runner.costs).settings
     checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
-    settings = Settings.of(config).begun(first_record(directory.path))
     search, stops = settings.search, settings.milestones(checked.steps)
+    paid = Budget.of(settings, runner).trials(Trial(0, dict(settings.reference), directory.path))
+    trials = search.trials if paid is None else paid
     legs = [
-        {"share": share, "step": step, "trials": min(number, search.trials - 1)}
+        {"share": share, "step": step, "trials": min(number, trials - 1)}
         for share, step, number in zip(settings.shares.finish, stops.legs, settings.promotions, strict=True)
     ]
     repeated = min(FINALISTS, legs[-1]["trials"] + 1) if search.seeds > 1 else 0
     further = repeated * (search.seeds - 1) * stops.total
-    steps = _first_steps(search.trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
+    steps = _first_steps(trials, stops) + _last_steps([leg["trials"] for leg in legs], stops) + further
     return {
         **checked.as_dict(),
         "space": {key: dimension.model_dump(exclude_none=True) for key, dimension in search.space.items()},
         "trials": search.trials,
+        "budget": search.budget and {**search.budget.model_dump(exclude_none=True), "trials": paid},
         "population": runner.capacity,
         "promote": search.promote,
+        "promote_by": search.promote_by,
         "steps_per_trial": checked.steps,
         "early_steps": stops.early,
         "finish": legs,
+        "straight": settings.straight,
         "repeats": {"trials": repeated, "seeds": search.seeds, "steps": further},
         "steps": steps,
     }

@@ -12,14 +12,19 @@ from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.config.metrics import METRICS, Direction, Goal, check_measured
 from jaxtune.config.optimizer_section import default_optimizer
 from jaxtune.config.search_section import SearchConfig
-from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule
+from jaxtune.config.update_rules import reference_update
 from jaxtune.errors import UserError
+from jaxtune.search.beginning import Total, why_straight
 from jaxtune.search.header import lookup, recorded_reference, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.objectives import Objectives
 from jaxtune.search.space import Point, Space
+from jaxtune.updates.treatments.low_rank import RankRule
 
 PAPER_BATCH_SIZE = 16
+
+# Sections of the configuration that decide how many steps a trial takes.
+_LENGTHS = ("train", "data")
 
 
 @dataclass(frozen=True)
@@ -36,6 +41,7 @@ class Settings:
         a missing one puts it outside the space. None: it follows from ``config``, or else they are looked up in
         ``reference`` and then in ``base``.
       config: that all of this is of, where there is one.
+      straight: why a new study finishes trials straight to the end, which it is not told to; else None.
     """
 
     search: SearchConfig
@@ -45,6 +51,7 @@ class Settings:
     base: Mapping[str, Any]
     reference_config: Mapping[str, Any] | None = None
     config: Config | None = None
+    straight: str | None = None
 
     @classmethod
     def of(cls, config: Config) -> Settings:
@@ -91,13 +98,29 @@ class Settings:
         space = Space(search.space, known_keys, search.fixed)
         return cls(search, space, dict(reference or {}), Goal(direction), dict(base or {}), reference_config)
 
-    def begun(self, record: Mapping[str, Any] | None) -> Settings:
+    def begun(self, record: Mapping[str, Any] | None, total: Total) -> Settings:
         """These settings with what is unset as a study began with it, or as a new one begins.
 
         Args:
           record: the first one of the study's journal; None where it has not begun.
+          total: the steps of a trial with some overrides; asked only of a new study, and only if it matters.
         """
-        return dataclasses.replace(self, search=settled(self.search, record))
+        shortest = functools.cache(functools.partial(self._shortest, total))
+        unsaid = record is None and self.search.finish is None
+        return dataclasses.replace(
+            self,
+            search=settled(self.search, record, shortest),
+            straight=why_straight(self.search, shortest) if unsaid else None,
+        )
+
+    def _shortest(self, total: Total) -> int:
+        """The steps of the shortest trial that the space holds, or of the reference."""
+        values = {
+            one.key: min(one.samples(), key=lambda value, key=one.key: total({key: value}))
+            for one in self.space.dimensions
+            if one.key.partition(".")[0] in _LENGTHS
+        }
+        return min(total(self.reference), total(values))
 
     @functools.cached_property
     def reference_point(self) -> Point | None:
@@ -200,7 +223,8 @@ def reference_overrides(config: Config) -> dict[str, Any]:
             return recorded
         values = dotted(config)
         return {key: values[key] for key in config.search.space if key in values}
-    paper, optimizer = REFERENCE_UPDATE[0], default_optimizer()
+    paper, optimizer = reference_update()[0], default_optimizer()
+    assert isinstance(paper, RankRule)
     overrides: dict[str, Any] = {
         "optimizer.learning_rate": optimizer.learning_rate,
         "optimizer.warmup": optimizer.warmup,
@@ -209,7 +233,7 @@ def reference_overrides(config: Config) -> dict[str, Any]:
         "train.batch_size": PAPER_BATCH_SIZE,
     }
     for index, rule in enumerate(config.update):
-        if isinstance(rule, LowRankRule):
+        if isinstance(rule, RankRule):
             overrides |= {
                 f"update.{index}.rank": paper.rank,
                 f"update.{index}.alpha": paper.alpha,

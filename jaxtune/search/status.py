@@ -80,6 +80,7 @@ class StudyStatus:
       planned: ``search.trials``; how many there are where that is not fixed beforehand.
       promote: ``search.promote``; None for an experiment.
       shares: of a trial's steps, at which it is looked at.
+      length: of every trial, in steps; None where they differ, or where none was scored yet.
       fixed: searched keys that are held fast.
       trials: in order.
       best: number of the trial that is ahead (see :func:`~jaxtune.search.leader.leader`).
@@ -101,6 +102,7 @@ class StudyStatus:
     planned: int
     promote: int | None
     shares: Shares
+    length: int | None
     fixed: dict[str, Any]
     trials: list[TrialStatus]
     best: int | None
@@ -130,6 +132,7 @@ class StudyStatus:
             "ladder": list(self.shares.ladder),
             "fraction": self.shares.fraction,
             "finish": list(self.shares.finish),
+            "length": self.length,
             "fixed": self.fixed,
             "proposed": len(self.trials),
             **{state: self.count(state) for state in STATES},
@@ -236,6 +239,7 @@ def read_status(run_dir: str | os.PathLike[str]) -> StudyStatus:
         planned=header.get("trials") or len(trials),
         promote=header.get("promote"),
         shares=recorded.shares,
+        length=history.length,
         fixed=header["fixed"],
         trials=trials,
         best=None if best is None else best.trial.id,

@@ -28,7 +28,7 @@ from jaxtune.search.methods.several import Several
 from jaxtune.search.proposals import Proposals, Proposed, Request
 from jaxtune.search.repeats import repeat
 from jaxtune.search.results import StudySummary, trial_table
-from jaxtune.search.runner import CountsFlops, Interrupted, TrialRunner
+from jaxtune.search.runner import Interrupted, TrialRunner
 from jaxtune.search.scores import Scores
 from jaxtune.search.settings import Settings
 from jaxtune.search.space import Point
@@ -104,7 +104,9 @@ class Study:
                 known_keys=known_keys,
             )
         )
-        self.settings = settings.begun(first_record(self.run_dir))
+        self.settings = settings.begun(
+            first_record(self.run_dir), lambda overrides: runner.total_steps(Trial(0, dict(overrides), self.run_dir))
+        )
         self.search, self.space, seed = self.settings.search, self.settings.space, self.settings.search.seed
         self.start = [dict(one) for one in start]
         # The first trials are proposed before anything is scored: they are all design.
@@ -115,8 +117,7 @@ class Study:
         )
         # Whatever proposes, scores are weighed by the Gaussian process.
         self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
-        counted = runner.step_flops if isinstance(runner, CountsFlops) else None
-        budget = Budget(self.search, lambda trial: self.settings.milestones(runner.total_steps(trial)), counted)
+        budget = Budget.of(self.settings, runner)
         budget.check(Trial(0, dict(self.settings.reference), self.run_dir))
         self._enough = Enough(budget, self._surrogate)
         self._allowance = allowance(self.space, self.search, costs)

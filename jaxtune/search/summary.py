@@ -71,15 +71,16 @@ def _finish(history: History, shares: Shares, promote: int) -> dict[str, Any]:
     """How many were to go on to each rung after the fraction, and their scores there; nothing without such a rung."""
     if len(shares.finish) == 1:
         return {}
-    rungs = []
-    for leg, (share, number) in enumerate(zip(shares.finish, shares.promotions(promote), strict=True)):
+    rungs, length = [], history.length
+    steps = [None] * len(shares.finish) if length is None else shares.steps(length).legs
+    for leg, (share, step, number) in enumerate(zip(shares.finish, steps, shares.promotions(promote), strict=True)):
         outcomes = {trial: state.went(leg) for trial, state in sorted(history.trials.items())}
         scores = [
             {"trial": trial, "score": outcome.score}
             for trial, outcome in outcomes.items()
             if outcome is not None and not outcome.failed
         ]
-        rungs.append({"share": share, "promoted": number, "trials": scores})
+        rungs.append({"share": share, "step": step, "promoted": number, "trials": scores})
     return {"finish": rungs}
 
 

@@ -14,8 +14,8 @@ def trials(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
     All rows have the same keys: ``trial``, ``status``, ``source``, the configuration by its dotted keys,
     ``early_score``, ``early_standard_error``, ``final_score``, ``final_standard_error``, ``test_score``, ``steps``,
-    ``total_steps``, ``seconds``, every metric as ``early.…``, ``final.…`` and ``test.…``, and counted costs that the
-    study names as ``costs.…``. What is not known is None.
+    ``total_steps``, ``seconds``, the scores at rungs on the way as ``rung.STEP``, every metric as ``early.…``,
+    ``final.…`` and ``test.…``, and counted costs that the study names as ``costs.…``. What is not known is None.
 
     Args:
       run_dir: the study's run directory.
@@ -31,6 +31,8 @@ def trials(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
     # The same columns in every row, whichever trial has something to put there.
     keys = dict.fromkeys(key for configuration in configurations for key in configuration)
     metrics = sorted({name for values in measured for name in values})
+    rungs = [{outcome.steps_run: score_of(outcome) for outcome in state.between} for state in states]
+    steps = sorted({step for scores in rungs for step in scores})
     return [
         {
             "trial": state.trial.id,
@@ -38,9 +40,10 @@ def trials(run_dir: str | os.PathLike[str]) -> list[dict[str, Any]]:
             "source": sources.get(state.trial.id),
             **{key: configuration.get(key) for key in keys},
             **_outcomes(state),
+            **{f"rung.{step}": scores.get(step) for step in steps},
             **{name: values.get(name) for name in metrics},
         }
-        for state, configuration, values in zip(states, configurations, measured, strict=True)
+        for state, configuration, scores, values in zip(states, configurations, rungs, measured, strict=True)
     ]
 
 

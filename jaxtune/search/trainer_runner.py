@@ -22,7 +22,6 @@ from jaxtune.config import (
     with_overrides,
 )
 from jaxtune.config.paths import recorded
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
@@ -109,7 +108,11 @@ class TrainerRunner:
 
     def total_steps(self, trial: Trial) -> int:
         """The trial's full length in optimizer steps."""
-        steps = self.configuration(trial.configuration).train.steps
+        return self.steps(trial.configuration)
+
+    def steps(self, overrides: Mapping[str, Any]) -> int:
+        """The full length of a trial with these overrides, in optimizer steps."""
+        steps = self.configuration(overrides).train.steps
         assert steps is not None
         return steps
 
@@ -202,7 +205,7 @@ class TrainerRunner:
         its batches: it computes as many rows of one state in less time.
         """
         evaluator = self._evaluators["validation"]
-        if evaluator is None or not trainer.plan.is_low_rank_only or self.slots_of(trainer) == 1:
+        if evaluator is None or not trainer.plan.adapters_only or self.slots_of(trainer) == 1:
             return False
         spread = platform(trainer.mesh) != "cpu" or trainer.mesh.shape[TRIAL_AXIS] > 1
         return spread or evaluator.filled <= 0.5
@@ -340,7 +343,7 @@ class TrainerRunner:
         """Whether any trial may use dropout."""
         searched = any(key.endswith(".dropout") for key in self._space.keys)
         return searched or any(
-            isinstance(rule, LowRankRule) and rule.dropout > 0 for variant in self._variants for rule in variant.update
+            getattr(rule, "dropout", 0.0) > 0 for variant in self._variants for rule in variant.update
         )
 
     def _answer(self, trainer: Trainer, values: Mapping[str, float], state: TrainState) -> EvaluatorResult:

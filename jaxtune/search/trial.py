@@ -77,6 +77,12 @@ class TrialState:
         scored = [*rungs, self.early, *finishing, self.final]
         return [outcome for outcome in scored if outcome is not None]
 
+    @property
+    def between(self) -> list[Outcome]:
+        """The outcomes at rungs, before the fraction and after, in the order of their steps."""
+        at = {**self.rungs, **self.finishing}
+        return [at[step] for step in sorted(at)]
+
     def at(self, step: int) -> Outcome | None:
         """The outcome at a rung, before the fraction or after."""
         return self.rungs.get(step, self.finishing.get(step))
@@ -241,6 +247,12 @@ class History:
     def compiled(self, program: str) -> dict[str, Any]:
         """What the record of an outcome tells of the trial's program, however many processes compile that one."""
         return {"program": program, "compilations": int(program not in self.programs)}
+
+    @property
+    def length(self) -> int | None:
+        """The steps of every trial; None where they differ, or where none has an outcome yet."""
+        lengths = {state.total_steps for state in self.trials.values()} - {None}
+        return lengths.pop() if len(lengths) == 1 else None
 
     def apply(self, record: Mapping[str, Any], run_dir: Path) -> None:
         """Takes in one record after the first.

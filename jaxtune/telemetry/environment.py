@@ -11,12 +11,19 @@ from typing import Any
 
 
 def processor() -> str:
-    """The processor's name; platform tells no more than the architecture on Linux."""
+    """The processor's name, on Linux from the kernel: platform tells no more than the architecture there.
+
+    Virtual machines leave the name vague, so that family and model, where there are such numbers, follow it.
+    """
     information = Path("/proc/cpuinfo")
     if information.exists():
-        for line in information.read_text().splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
+        lines = (line.partition(":") for line in information.read_text().splitlines())
+        told: dict[str, str] = {}
+        for key, _, value in lines:
+            told.setdefault(key.strip(), value.strip())
+        if "model name" in told:
+            numbers = [f"{key.removeprefix('cpu ')} {told[key]}" for key in ("cpu family", "model") if key in told]
+            return told["model name"] + (f" ({', '.join(numbers)})" if numbers else "")
     return platform.processor() or platform.machine()
 
 

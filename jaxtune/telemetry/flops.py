@@ -32,13 +32,13 @@ def step_flops(
     *,
     tokens: int,
     sequence_length: int,
-    low_rank: Mapping[str, float] | None = None,
+    added: Mapping[str, float] | None = None,
     full: Mapping[str, float] | None = None,
 ) -> StepFlops:
     """Counts one training step over rows of ``sequence_length``.
 
     A frozen matrix costs ``2·in·out`` per token forward and as much again for the gradient of its input; a trained one
-    the same once more for its own gradient. A low-rank term of rank r costs ``2·r·(in + out)`` three times. Attention
+    the same once more for its own gradient. What adapters add costs three times what it costs forward. Attention
     multiplies queries with keys and scores with values over half of the square, because it is causal, or over the
     window where that is smaller; backward costs twice that (two products for each one forward).
 
@@ -46,10 +46,11 @@ def step_flops(
       config: the model.
       tokens: positions in the batch, padding included.
       sequence_length: positions of a row.
-      low_rank: mean rank over the layers for each module path (``"layers.attention.q"``).
+      added: FLOPs of one token forward that an adapter adds to each module (``"layers.attention.q"``), of all layers; a
+        low-rank term of rank r adds ``2·r·(in + out)`` in each.
       full: share of the layers that are trained for each parameter path (``"layers.mlp.up.kernel"``).
     """
-    low_rank, full = low_rank or {}, full or {}
+    added, full = added or {}, full or {}
     forward = backward = 0.0
     for path, spec in declare(config).items():
         if (path == "embed.table" and config.tie_embeddings) or path.endswith(".kernel"):
@@ -58,9 +59,7 @@ def step_flops(
             continue
         forward += 2.0 * matrix
         backward += 2.0 * matrix * (1.0 + full.get(path, 0.0))
-        if (rank := low_rank.get(path.removesuffix(".kernel"), 0.0)) > 0:
-            layers = spec.shape[0] if path.startswith("layers.") else 1
-            term = 2.0 * rank * (spec.shape[-1] + spec.shape[-2]) * layers
+        if (term := added.get(path.removesuffix(".kernel"), 0.0)) > 0:
             forward += term
             backward += 2.0 * term
     pairs = sum(_visible_keys(sequence_length, window) for window in config.windows) / sequence_length

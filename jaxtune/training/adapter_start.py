@@ -5,20 +5,23 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jaxtune.config import Config, with_overrides
 from jaxtune.config.paths import located
-from jaxtune.config.update_rules import REFERENCE_UPDATE, LowRankRule, Rule
+from jaxtune.config.update_rules import Rule, reference_update
 from jaxtune.errors import UserError
 from jaxtune.models import Decoder, DecoderConfig, read_config
 from jaxtune.training.model_directory import model_directory
-from jaxtune.updates import UpdatePlan, load_adapter
-from jaxtune.updates.low_rank import NO_RULE
-from jaxtune.updates.peft_base import check_base
-from jaxtune.updates.peft_import import adapter_rules
-from jaxtune.updates.plan import Trainable
+from jaxtune.updates import UpdatePlan
+from jaxtune.updates.peft.base import check_base
+from jaxtune.updates.peft.load import Adapter, adapter_rules, read_adapter
+from jaxtune.updates.treatments.base import NO_RULE
 
 _KEY = "model.adapter"
+
+_Term = tuple[str, dict[str, Any]]
+"""The method, as its arrays are stored, and the numbers that an adapter settles, by name."""
 
 
 def with_adapter(config: Config) -> Config:
@@ -42,13 +45,13 @@ def with_adapter(config: Config) -> Config:
     except UserError as error:
         raise UserError(f"{_KEY}: {error}") from error
     check_base(directory, model.path, model.revision, base)
-    if config.update == list(REFERENCE_UPDATE):
+    if config.update == list(reference_update()):
         return with_overrides(config, {"update": [rule.model_dump() for rule in rules]})
     _check_rules(config.update, rules, decoder, directory)
     return config
 
 
-def load_start(config: Config, model: Decoder) -> Trainable | None:
+def load_start(config: Config, model: Decoder) -> Adapter | None:
     """The arrays of ``model.adapter``, cut over the model's mesh; None without one.
 
     Raises:
@@ -56,16 +59,16 @@ def load_start(config: Config, model: Decoder) -> Trainable | None:
     """
     if config.model.adapter is None:
         return None
-    return load_adapter(located(config).model.adapter or "", model)[1]
+    return read_adapter(located(config).model.adapter or "", model)
 
 
-def _check_rules(given: Sequence[Rule], rules: Sequence[LowRankRule], decoder: DecoderConfig, directory: Path) -> None:
+def _check_rules(given: Sequence[Rule], rules: Sequence[Rule], decoder: DecoderConfig, directory: Path) -> None:
     """Refuses rules whose low-rank terms are not those of the adapter."""
     here, there = _terms(given, decoder), _terms(rules, decoder)
     problems = []
     for place in sorted(here.keys() | there.keys()):
         ours, theirs = here.get(place), there.get(place)
-        if ours is None or theirs is None or ours[0] != theirs[0] or not math.isclose(ours[1], theirs[1], rel_tol=1e-6):
+        if ours is None or theirs is None or not _equal(ours, theirs):
             problems.append(f"{place}: {_told(theirs)} there, {_told(ours)} here")
     if problems:
         more = f", and {len(problems) - 4} more" if len(problems) > 4 else ""
@@ -75,20 +78,31 @@ def _check_rules(given: Sequence[Rule], rules: Sequence[LowRankRule], decoder: D
         )
 
 
-def _told(term: tuple[int, float] | None) -> str:
-    return "nothing" if term is None else f"rank {term[0]} with scale {term[1]:g}"
+def _equal(ours: _Term, theirs: _Term) -> bool:
+    """Whether they are of one method, and their numbers are the same to rounding."""
+    (store, here), (other, there) = ours, theirs
+    return store == other and all(
+        here[name] == there[name]
+        if isinstance(here[name], str)
+        else math.isclose(here[name], there[name], rel_tol=1e-6)
+        for name in here
+    )
 
 
-def _terms(rules: Sequence[Rule], decoder: DecoderConfig) -> dict[str, tuple[int, float]]:
-    """Rank and scale of each module of each layer that has a low-rank term."""
-    plan = UpdatePlan(rules).resolve(decoder)
+def _told(term: _Term | None) -> str:
+    """A method's numbers; ``low_rank`` is what an adapter is called that no more is known of."""
+    if term is None:
+        return "nothing"
+    numbers = [f"{name} {value if isinstance(value, str) else f'{value:g}'}" for name, value in term[1].items()]
+    return " with ".join([*([] if term[0] == "low_rank" else [term[0]]), *numbers])
+
+
+def _terms(rules: Sequence[Rule], decoder: DecoderConfig) -> dict[str, _Term]:
+    """What an adapter settles of each module of each layer that has one."""
     found = {}
-    for module in plan.modules:
-        for layer, index in enumerate(module.rules):
-            if index == NO_RULE:
-                continue
-            rule = plan.rules[index]
-            assert isinstance(rule, LowRankRule)
-            path = module.path.replace("layers.", f"layers.{layer}.", 1) if module.stacked else module.path
-            found[path] = (rule.rank, rule.alpha / (math.sqrt(rule.rank) if rule.use_rslora else rule.rank))
+    for part in UpdatePlan(rules).resolve(decoder).parts:
+        for layer, index in enumerate(part.rules):
+            if index != NO_RULE and not part.changes_parameters:
+                path = part.path.replace("layers.", f"layers.{layer}.", 1) if part.layered else part.path
+                found[path] = part.store, part.settled(index)
     return found

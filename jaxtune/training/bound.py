@@ -87,3 +87,24 @@ class BoundModel:
     def reference(self) -> BoundModel:
         """The model as the run began, without dropout or gradient."""
         return self if self.start is None else self.start()
+
+
+@dataclasses.dataclass(frozen=True)
+class Lost(BoundModel):
+    """In place of the model as the run began, where the state has weights of the base, which are not what they were."""
+
+    def hidden(
+        self,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "b s"] | None = None,
+        segment_ids: Int32[Integers, "b s"] | None = None,
+    ) -> Float[Array, "b s d"]:
+        """Nothing.
+
+        Raises:
+          UserError: always.
+        """
+        raise UserError(
+            "objective: it asks for the model as the run began, and a method of update moves weights of the base "
+            "itself; use another method, or another objective"
+        )

@@ -131,7 +131,8 @@ class Experiment:
             dropout=dropout,
             remat=config.model.remat,
             kernels=config.kernels,
-            start=self.start,
+            start=None if self.start is None else self.start.trainable,
+            start_fixed=None if self.start is None else self.start.fixed,
         )
 
     def batches(self, config: Config | None = None) -> BatchIterator:

@@ -8,10 +8,9 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 
-from jaxtune.config import Config
+from jaxtune.config import Config, dotted
 from jaxtune.config.search_section import METHODS_WITHOUT_MODEL, SearchConfig
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.updates.plan import ResolvedPlan
 
 logger = logging.getLogger(__name__)
@@ -79,15 +78,12 @@ def _schedule(config: Config) -> Iterator[str]:
 
 def _ranks(config: Config, plan: ResolvedPlan) -> Iterator[str]:
     """A product of two matrices has no larger rank than the smallest of their sides."""
-    for index, rule in enumerate(plan.rules):
-        if not isinstance(rule, LowRankRule):
-            continue
-        key, modules = f"update.{index}.rank", [module for module in plan.modules if index in module.used_rules]
+    configured = dotted(config)
+    for key, rooms in plan.rooms().items():
         searched = config.search is not None and key in config.search.space
-        rank = max(module.capacity for module in modules) if searched else rule.rank
-        sides = {module.path: min(module.inputs, module.outputs) for module in modules}
-        if narrow := {path: side for path, side in sides.items() if side < rank}:
-            at = f"search.space.{key}" if rank > rule.rank else key
+        rank = max(room.capacity for room in rooms.values()) if searched else configured[key]
+        if narrow := {path: room.useful for path, room in rooms.items() if room.useful < rank}:
+            at = f"search.space.{key}" if rank > configured[key] else key
             where = ", ".join(f"{path} ({side})" for path, side in narrow.items())
             yield f"{at}: {rank} is above the smaller side of {where}: a larger rank adds nothing there"
 

@@ -42,16 +42,19 @@ def save_loadable(
       of: the checkpoints are there.
     """
     config = experiment.config
-    if trainer.plan.is_low_rank_only:
+    # Hours of training must not end in an error about what lies beside the weights, or in what an adapter cannot say.
+    if trainer.plan.exports:
         base, revision = located(config).model.path, config.model.revision
-        trainer.save_adapter(
-            directory.adapter_path, state, base=base, revision=revision, hyperparameters=hyperparameters
-        )
-        return {"adapter": str(directory.adapter_path)}
+        try:
+            trainer.save_adapter(
+                directory.adapter_path, state, base=base, revision=revision, hyperparameters=hyperparameters
+            )
+            return {"adapter": str(directory.adapter_path)}
+        except UserError as error:
+            logger.warning("no adapter is written, but the whole model: %s", error)
     values = {**trainer.hyperparameters, **(hyperparameters or {})}
-    merged = merge_adapters(experiment.model, trainer.plan, state.trainable, values)
+    merged = merge_adapters(experiment.model, trainer.plan, state.trainable, values, state.fixed)
     source, revision = located(config).model.tokenizer_source
-    # Hours of training must not end in an error about files that stand beside the weights.
     for tokenizer in (source, None):
         try:
             with replaced_directory(directory.model_path, write=is_writer()) as folder:
@@ -65,6 +68,6 @@ def save_loadable(
 
 def loadable_bytes(trainer: Trainer) -> int:
     """Bytes that :func:`save_loadable` takes on the disk, but for the tokenizer and the configuration's files."""
-    if trainer.plan.is_low_rank_only:
+    if trainer.plan.exports:
         return 4 * trainer.plan.trainable_parameters(trainer.hyperparameters)
-    return sum(array.nbytes for array in trainer.params.values())
+    return trainer.plan.base_size * next(iter(trainer.params.values())).dtype.itemsize

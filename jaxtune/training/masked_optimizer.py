@@ -15,6 +15,7 @@ from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicate
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.training.optimizers import Optimizer
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.treatments.base import Group
 
 PyTree = Any
 
@@ -74,19 +75,18 @@ class MaskedOptimizer(Optimizer):
         shared = {name: hyperparameters[f"optimizer.{key}"] for name, key in self.scalars}
         shared["clip"] = clipping(norm, hyperparameters)
 
-        def moved(array: Array, axes: Any, gradient: Array, states: dict[int, Any]) -> tuple[Array, dict[int, Any]]:
+        def moved(
+            array: Array, axes: Any, group: Group, gradient: Array, states: dict[int, Any]
+        ) -> tuple[Array, dict[int, Any]]:
             update, after = self._update(array.ndim, cut_axes(axes)), {}
             for rule, state in states.items():
-                scale, decay = (
-                    self.plan.rule_value(rule, name, hyperparameters)
-                    for name in ("learning_rate_scale", "weight_decay")
-                )
-                rate = learning_rate * scale
+                rate = learning_rate * self.plan.rate_scale(group, rule, hyperparameters)
+                decay = self.plan.weight_decay(group, rule, hyperparameters)
                 array, after[rule] = update.apply(gradient, state, array, rate, weight_decay=decay, **shared)
             return array, after
 
         leaves, structure = jax.tree.flatten(trainable)
-        others = (structure.flatten_up_to(tree) for tree in (self.plan.axes(), gradients, moments))
+        others = (structure.flatten_up_to(tree) for tree in (self.plan.axes(), self.plan.groups(), gradients, moments))
         pairs = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
         return structure.unflatten([array for array, _ in pairs]), structure.unflatten([one for _, one in pairs]), norm
 

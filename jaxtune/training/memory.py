@@ -15,7 +15,6 @@ import jax
 import numpy as np
 
 from jaxtune.config import Config, dotted
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
 from jaxtune.models import read_config
@@ -76,11 +75,7 @@ class StepMemory:
 
     def __init__(self, experiment: Experiment, trainer: Trainer, slots: int | None = None):
         self.trainer, self._experiment = trainer, experiment
-        ranks: dict[str, int] = {}
-        for module in trainer.plan.modules:
-            for rule in module.used_rules:
-                key = f"update.{rule}.rank"
-                ranks[key] = max(ranks.get(key, 0), module.capacity)
+        ranks = {key: max(room.capacity for room in rooms.values()) for key, rooms in trainer.plan.rooms().items()}
         self.size = Size(trainer.config.batch_size, ranks, slots)
 
     @property
@@ -170,12 +165,11 @@ class StepMemory:
     def _resized(self, size: Size) -> Trainer:
         if size.batch_size == self.size.batch_size and size.ranks == self.size.ranks:
             return self.trainer
-        rules = [
-            rule.model_copy(update={"rank": min(rule.rank, size.ranks.get(f"update.{index}.rank", rule.rank))})
-            if isinstance(rule, LowRankRule)
-            else rule
-            for index, rule in enumerate(self.trainer.plan.rules)
-        ]
+        rules = list(self.trainer.plan.rules)
+        for key, rank in size.ranks.items():
+            _, index, name = key.split(".")
+            rule = rules[int(index)]
+            rules[int(index)] = rule.model_copy(update={name: min(getattr(rule, name), rank)})
         train = self.trainer.config.model_copy(update={"batch_size": size.batch_size})
         config = self._experiment.config.model_copy(update={"train": train, "update": rules})
         return self._experiment.trainer(config, capacity=size.ranks, dropout=self.trainer.program.dropout)
@@ -287,11 +281,7 @@ def check_base(config: Config) -> None:
 
 def useful_rank(trainer: Trainer, key: str) -> int:
     """The largest rank of a rule (``update.0.rank``) that a module of it can make use of: a side of its matrix."""
-    return max(
-        min(module.inputs, module.outputs)
-        for module in trainer.plan.modules
-        if key in {f"update.{rule}.rank" for rule in module.used_rules}
-    )
+    return max(room.useful for room in trainer.plan.rooms()[key].values())
 
 
 def compiled_memory(compiled: Any) -> dict[str, int]:

@@ -20,6 +20,7 @@ from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.per_tensor import part_of, put_part
 from jaxtune.training.transformation import shardings_alike, updated
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.treatments.base import Group
 
 PyTree = Any
 
@@ -95,19 +96,17 @@ class NamedTransformation(Optimizer):
             ) from error
         sign = 1.0 if self._takes(_RATE) else -learning_rate
 
-        def moved(array: Array, rules: Any, updates: Any) -> Array:
-            for rule, layers in rules.items():
-                scale, decay = (
-                    self.plan.rule_value(rule, name, hyperparameters)
-                    for name in ("learning_rate_scale", "weight_decay")
-                )
+        def moved(array: Array, group: Group, updates: Any) -> Array:
+            for rule, layers in group.layers.items():
+                scale = self.plan.rate_scale(group, rule, hyperparameters)
+                decay = self.plan.weight_decay(group, rule, hyperparameters)
                 part = part_of(array, layers)
                 step = scale * (sign * updates[rule] - learning_rate * decay * part)
                 array = put_part(array, layers, part + step.astype(array.dtype))
             return array
 
         leaves, structure = jax.tree.flatten(trainable)
-        others = (structure.flatten_up_to(tree) for tree in (self.plan.rule_layers(), updates))
+        others = (structure.flatten_up_to(tree) for tree in (self.plan.groups(), updates))
         return structure.unflatten([moved(*leaf) for leaf in zip(leaves, *others, strict=True)]), after, norm
 
     def shardings(self, trainable: PyTree, mesh: jax.sharding.Mesh) -> PyTree:

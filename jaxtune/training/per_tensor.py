@@ -17,6 +17,7 @@ from jaxtune.training.masked_optimizer import clipping
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.training.optimizers import Optimizer
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.treatments.base import Group
 
 PyTree = Any
 
@@ -108,20 +109,17 @@ class PerTensor(Optimizer):
         norm = optax.tree.norm(gradients)
         clip, numbers = clipping(norm, hyperparameters), _numbers(hyperparameters)
 
-        def moved(array: Array, axes: Any, rules: Any, gradient: Array, states: Any) -> tuple[Array, dict[int, Any]]:
+        def moved(array: Array, axes: Any, group: Group, gradient: Array, states: Any) -> tuple[Array, dict[int, Any]]:
             apply, after = self._mapped(array, axes, "apply", None), {}
-            for rule, layers in rules.items():
-                scale, decay = (
-                    self.plan.rule_value(rule, name, hyperparameters)
-                    for name in ("learning_rate_scale", "weight_decay")
-                )
-                step = Step(learning_rate * scale, decay, numbers)
+            for rule, layers in group.layers.items():
+                rate = learning_rate * self.plan.rate_scale(group, rule, hyperparameters)
+                step = Step(rate, self.plan.weight_decay(group, rule, hyperparameters), numbers)
                 part, after[rule] = apply(clip * part_of(gradient, layers), states[rule], part_of(array, layers), step)
                 array = put_part(array, layers, part)
             return array, after
 
         leaves, structure = jax.tree.flatten(trainable)
-        trees = (self.plan.axes(), self.plan.rule_layers(), gradients, moments)
+        trees = (self.plan.axes(), self.plan.groups(), gradients, moments)
         others = (structure.flatten_up_to(tree) for tree in trees)
         pairs = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
         return structure.unflatten([array for array, _ in pairs]), structure.unflatten([one for _, one in pairs]), norm

@@ -21,6 +21,7 @@ import numpy as np
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Float
 
+from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import RULES, TRIAL_AXIS, named_sharding, place
 from jaxtune.training.batches import checked
@@ -64,8 +65,11 @@ class Population:
         self._shardings = jax.tree.map(self._stacked_sharding, trainer.state_shardings)
         self._per_slot = NamedSharding(trainer.mesh, PartitionSpec(*RULES[TRIALS]))
         self._step = jax.jit(
-            self._stepped, donate_argnums=1, out_shardings=(self._shardings, self._per_slot)
-        )  # fmt: skip
+            self._stepped,
+            donate_argnums=1,
+            out_shardings=(self._shardings, self._per_slot),
+            compiler_options=compiler_options(trainer.mesh),
+        )
         self._put = jax.jit(_put, donate_argnums=0, out_shardings=self._shardings)
         self._take = jax.jit(_take, out_shardings=trainer.state_shardings)
         self._states: TrainState | None = None
@@ -184,6 +188,8 @@ class Population:
             return self.trainer.step_function(params, state, batch, values)
 
         if not self.batched:
+            # Traced once, here and below.
+            step = jax.jit(step)
             nothing = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), jax.eval_shape(step, state)[1])
             return jax.lax.cond(active, step, lambda state: (state, nothing), state)
         after, metrics = step(state)

@@ -90,7 +90,7 @@ def examine(experiment: Experiment, trainer: Trainer, memory: dict[str, int]) ->
         flops_per_step=trainer.step_flops().total,
         memory=memory,
         disk={
-            "adapter" if trainer.plan.is_low_rank_only else "model": loadable_bytes(trainer),
+            "adapter" if trainer.plan.exports else "model": loadable_bytes(trainer),
             "checkpoints": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract_state())),
         },
         warnings=idle_keys(experiment.config, trainer.plan),

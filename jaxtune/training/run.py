@@ -31,7 +31,7 @@ from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trainer import Trainer
-from jaxtune.updates.peft_base import follow_base
+from jaxtune.updates.peft.base import follow_base
 
 logger = logging.getLogger(__name__)
 

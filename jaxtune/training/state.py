@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -12,7 +13,7 @@ from jax.core import Tracer
 from jaxtune.errors import UserError
 
 
-@jax.tree_util.register_dataclass
+@jax.tree_util.register_pytree_with_keys_class
 @dataclasses.dataclass(frozen=True, repr=False)
 class TrainState:
     """Everything a step reads and replaces; the frozen base is apart from it.
@@ -23,6 +24,8 @@ class TrainState:
       moments: the optimizer's state: in place of each array of ``trainable``, moments by rule; or what an optax
         transformation keeps.
       seed: of dropout, uint32 scalar; a step draws from (seed, step).
+      fixed: what the update plan keeps beside its trainable arrays and no step moves. Where there is nothing of the
+        kind it is no part of the tree, nor of what is written of a state.
     """
 
     # In transformations the fields also hold shardings and abstract arrays, so their types are not narrower.
@@ -30,6 +33,19 @@ class TrainState:
     trainable: Any
     moments: Any
     seed: Any
+    fixed: Any = dataclasses.field(default_factory=dict)
+
+    def tree_flatten_with_keys(self) -> tuple[tuple[tuple[Any, Any], ...], bool]:
+        """The fields with their names, and whether ``fixed`` is among them."""
+        has_fixed = not (isinstance(self.fixed, dict) and not self.fixed)
+        names = [field.name for field in dataclasses.fields(self) if has_fixed or field.name != "fixed"]
+        return tuple((jax.tree_util.GetAttrKey(name), getattr(self, name)) for name in names), has_fixed
+
+    @classmethod
+    def tree_unflatten(cls, has_fixed: bool, fields: Iterable[Any]) -> TrainState:
+        """The state of these fields."""
+        del has_fixed
+        return cls(*fields)
 
     def copy(self) -> TrainState:
         """A state of the same values with buffers of its own, which a step of this one does not use up.

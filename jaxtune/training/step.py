@@ -10,7 +10,6 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
 
@@ -18,7 +17,7 @@ from jaxtune.errors import UserError
 from jaxtune.models import Params
 from jaxtune.models.decoder import Detached
 from jaxtune.training.batches import completed
-from jaxtune.training.bound import BoundModel
+from jaxtune.training.bound import BoundModel, Lost
 from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
 from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
@@ -47,8 +46,9 @@ class Program:
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
       optimizer: what moves the trainable parameters; where it has a rate of its own, the schedule counts only where it
         is a function.
-      start: the low-rank arrays that the run began from, on the host; None where terms began at nothing. Constants of
+      start: the trained arrays that the run began from, on the host; None where adapters began at nothing. Constants of
         the program, where the objective asks for the reference.
+      start_fixed: what is fixed with those.
     """
 
     decoder: Detached
@@ -61,17 +61,24 @@ class Program:
     kernels: str
     mesh: jax.sharding.Mesh
     optimizer: Optimizer
-    start: Mapping[str, Mapping[str, np.ndarray]] | None = None
+    start: Mapping[str, Mapping[str, Any]] | None = None
+    start_fixed: Mapping[str, Mapping[str, Any]] | None = None
 
     def forward(
-        self, params: Params, trainable: Any, batch: Batch, hyperparameters: Hyperparameters, seed: Array | None
+        self,
+        params: Params,
+        trainable: Any,
+        batch: Batch,
+        hyperparameters: Hyperparameters,
+        seed: Array | None,
+        fixed: Any = None,
     ) -> BoundModel:
         """The model with the trainable parameters in place; ``seed`` is None where nothing is dropped.
 
         Raises:
           UserError: there is a seed, and the batch holds nothing to draw by.
         """
-        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=seed)
+        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=seed, fixed=fixed)
         rows = None
         if seed is not None:
             if "tokens" not in batch:
@@ -81,21 +88,19 @@ class Program:
                 )
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        return BoundModel(
-            self.decoder,
-            merged,
-            adapters,
-            rows,
-            self.remat,
-            self.kernels,
-            start=functools.cache(functools.partial(self.reference, params)),
-        )
+        bound = BoundModel(self.decoder, merged, adapters, rows, self.remat, self.kernels)
+        # Who asks what the model has, as checks of types do, has not asked for the reference yet.
+        start = functools.partial(Lost, self.decoder, merged, adapters, None, self.remat, self.kernels)
+        if not self.plan.owned:
+            start = functools.cache(functools.partial(self.reference, params))
+        return dataclasses.replace(bound, start=start)
 
     def reference(self, params: Params) -> BoundModel:
         """The model as the run began: the base itself, and the adapter that it began from; no dropout, no gradient."""
-        base = jax.lax.stop_gradient(dict(params))
-        adapters = {} if self.start is None else self.plan.adapters(jax.tree.map(jnp.asarray, dict(self.start)), {})
-        return BoundModel(self.decoder, base, adapters, None, "none", self.kernels)
+        params = jax.lax.stop_gradient(dict(params))
+        started, fixed = (jax.tree.map(jnp.asarray, dict(held or {})) for held in (self.start, self.start_fixed))
+        merged, adapters = self.plan.apply(params, started, {}, fixed=fixed)
+        return BoundModel(self.decoder, merged, adapters, None, "none", self.kernels)
 
     def terms(
         self,
@@ -104,6 +109,7 @@ class Program:
         batch: Batch,
         hyperparameters: Hyperparameters,
         seed: Array | None = None,
+        fixed: Any = None,
     ) -> Terms:
         """The objective's terms; without a seed nothing is dropped (evaluation).
 
@@ -112,7 +118,7 @@ class Program:
         """
         batch = completed(batch)
         with self._mesh_in_context():
-            model = self.forward(params, trainable, batch, hyperparameters, seed)
+            model = self.forward(params, trainable, batch, hyperparameters, seed, fixed)
             return call(self.objective, model, batch, hyperparameters)
 
     def step(
@@ -139,7 +145,7 @@ class Program:
         def summed(
             trainable: Any, microbatch: Batch
         ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], dict[str, Sum]]]:
-            terms = self.terms(params, trainable, microbatch, hyperparameters, seed)
+            terms = self.terms(params, trainable, microbatch, hyperparameters, seed, state.fixed)
             weight = jnp.sum(terms.weights)
             denominator = weight if terms.denominators is None else jnp.sum(terms.denominators)
             metrics = {
@@ -159,7 +165,7 @@ class Program:
             trainable, moments, norm = self.optimizer.apply(
                 gradients, state.moments, state.trainable, rate, hyperparameters, loss / denominator
             )
-        after = TrainState(step=state.step + 1, trainable=trainable, moments=moments, seed=state.seed)
+        after = dataclasses.replace(state, step=state.step + 1, trainable=trainable, moments=moments)
         metrics = {"loss": loss / denominator, "grad_norm": norm, "weight": weight}
         if self.optimizer.scheduled:
             metrics["learning_rate"] = rate

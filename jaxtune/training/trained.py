@@ -8,13 +8,14 @@ from pathlib import Path
 
 from jaxtune.config import with_overrides
 from jaxtune.errors import UserError
-from jaxtune.models import LowRankAdapter, Params
+from jaxtune.models import Adapter, Params
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
-from jaxtune.updates import load_adapter
+from jaxtune.updates.peft.load import read_adapter
+from jaxtune.updates.plan import overlaid
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,7 +32,7 @@ class Trained:
     state: TrainState
     origin: str
 
-    def apply(self) -> tuple[Params, dict[str, LowRankAdapter]]:
+    def apply(self) -> tuple[Params, dict[str, Adapter]]:
         """Parameters and adapters for generation."""
         return self.trainer.apply(self.state)
 
@@ -54,10 +55,11 @@ def trained(experiment: Experiment, *, adapter: str | Path | None = None, untune
         # Epochs of examples that were not opened; nothing is trained here, so any length will do.
         config = with_overrides(config, {"train.steps": 1, "train.epochs": None})
     if adapter is not None:
-        plan, trainable, values = load_adapter(adapter, experiment.model)
-        trainer = Trainer(experiment.model, plan, config.train, config.optimizer)
-        state = trainer.init(_known(values, trainer))
-        return Trained(trainer, dataclasses.replace(state, trainable=trainable), f"adapter {adapter}")
+        read = read_adapter(adapter, experiment.model)
+        trainer = Trainer(experiment.model, read.plan, config.train, config.optimizer)
+        state = trainer.init(_known(read.values, trainer))
+        state = dataclasses.replace(state, trainable=read.trainable, fixed=overlaid(state.fixed, read.fixed))
+        return Trained(trainer, state, f"adapter {adapter}")
     trainer = experiment.trainer(config)
     state = trainer.init()
     if untuned:

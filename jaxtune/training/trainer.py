@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -17,9 +18,10 @@ from jaxtune.config.optimizer_section import OptimizerSection
 from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
-from jaxtune.models import Decoder, LowRankAdapter, Params
+from jaxtune.models import Adapter, Decoder, Params
 from jaxtune.models.decoder import Detached
 from jaxtune.parallel import make_mesh, named_sharding, place, replicated
+from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
 from jaxtune.telemetry.progress import watched
@@ -62,11 +64,13 @@ class Trainer:
       dropout: compile dropout in; by default exactly when a rule's rate is above 0.
       remat: what the backward pass recomputes: ``none``, ``dots``, ``full``.
       kernels: what computes products with adapters: ``auto``, ``xla``, ``pallas``, ``interpret``.
-      start: arrays that the low-rank terms start from, as :func:`~jaxtune.updates.load_adapter` gives them, instead of
-        terms that change nothing.
+      start: trained arrays to start from, as :func:`~jaxtune.updates.load_adapter` gives them, instead of adapters that
+        change nothing.
+      start_fixed: what is fixed with those, as :func:`~jaxtune.updates.peft.load.read_adapter` gives it.
 
     Attributes:
       start: as given.
+      start_fixed: as given.
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
       traces: how often each program was traced (compiled): ``step``, ``evaluate``.
       state_shardings: how a state lies on the mesh.
@@ -89,6 +93,7 @@ class Trainer:
         remat: str = "none",
         kernels: str = "auto",
         start: Trainable | None = None,
+        start_fixed: Trainable | None = None,
     ):
         if optimizer is None:
             optimizer = OptimizerConfig()
@@ -103,8 +108,11 @@ class Trainer:
         _check_batch(train, self.mesh)
         check_kernels(kernels, self.mesh)
         decoder, params = Detached.of(model)
-        self.params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
+        params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
         self.plan = plan.resolve(model, capacity or {})
+        self.params = {path: array for path, array in params.items() if path not in self.plan.owned}
+        # States hold these; the base is asked for its own again only where another state begins.
+        self._owned = {path: _off_device(params[path]) for path in self.plan.owned}
         self.hyperparameters: dict[str, float] = {
             **values_of(train, "train."),
             **({} if configured is None else values_of(configured, "optimizer.")),
@@ -126,21 +134,25 @@ class Trainer:
             optimizer=optimizer.build(self.plan, kernels)
             if isinstance(optimizer, OptimizerSection)
             else Transformation(self.plan, optimizer),
-            start=None if start is None else jax.tree.map(np.asarray, start["low_rank"]),
+            start=None if start is None else jax.tree.map(np.asarray, start),
+            start_fixed=None if start_fixed is None else jax.tree.map(np.asarray, start_fixed),
         )
-        self.start = start
+        self.start, self.start_fixed = start, start_fixed
         self.step_function = self.program.step
         self.traces: Counter[str] = Counter()
         self.state_shardings = self._shardings()
-        everywhere = replicated(self.mesh)
-        self._init = jax.jit(self._make_state, out_shardings=self.state_shardings)
+        everywhere, options = replicated(self.mesh), compiler_options(self.mesh)
+        self._init = jax.jit(self._make_state, out_shardings=self.state_shardings, compiler_options=options)
         self._step = jax.jit(
             self._counted("step", self.program.step),
             donate_argnums=1,
             out_shardings=(self.state_shardings, everywhere),
+            compiler_options=options,
         )
         self._apply = jax.jit(self.plan.apply)
-        self._losses = jax.jit(self._counted("evaluate", self.program.terms), out_shardings=everywhere)
+        self._losses = jax.jit(
+            self._counted("evaluate", self.program.terms), out_shardings=everywhere, compiler_options=options
+        )
 
     def init(self, hyperparameters: Values | None = None, seed: int | None = None) -> TrainState:
         """A state at step 0, born sharded.
@@ -150,7 +162,8 @@ class Trainer:
           seed: of initialisation and dropout; ``train.seed`` by default.
         """
         values = self.traced_values(hyperparameters)
-        return self._init(self.params, jax.random.key(self.config.seed if seed is None else seed), values, self.start)
+        key = jax.random.key(self.config.seed if seed is None else seed)
+        return self._init({**self.params, **self._owned}, key, values, self.start, self.start_fixed)
 
     def step(
         self, state: TrainState, batch: HostBatch, hyperparameters: Values | None = None
@@ -193,15 +206,16 @@ class Trainer:
         check_alive(state)
         values = self.traced_values({**(hyperparameters or {}), "train.label_smoothing": 0.0, "train.z_loss": 0.0})
         return evaluate_loss(
-            lambda batch: self._losses(self.params, state.trainable, self.place(checked(batch)), values), batches
+            lambda batch: self._losses(
+                self.params, state.trainable, self.place(checked(batch)), values, None, state.fixed
+            ),
+            batches,
         )
 
-    def apply(
-        self, state: TrainState, hyperparameters: Values | None = None
-    ) -> tuple[Params, dict[str, LowRankAdapter]]:
+    def apply(self, state: TrainState, hyperparameters: Values | None = None) -> tuple[Params, dict[str, Adapter]]:
         """What a state makes of the model: its parameters with the trained ones in place, and its adapters."""
         check_alive(state)
-        return self._apply(self.params, state.trainable, self.traced_values(hyperparameters))
+        return self._apply(self.params, state.trainable, self.traced_values(hyperparameters), None, state.fixed)
 
     def fit(
         self,
@@ -250,8 +264,8 @@ class Trainer:
             self.model_config,
             tokens=self.config.batch_size * self.config.sequence_length,
             sequence_length=self.config.sequence_length,
-            low_rank=self.plan.mean_ranks({**self.hyperparameters, **(hyperparameters or {})}),
-            full=self.plan.full_shares(),
+            added=self.plan.flops({**self.hyperparameters, **(hyperparameters or {})}),
+            full=self.plan.weight_shares(),
         )
 
     def throughput(self, hyperparameters: Values | None = None) -> Throughput:
@@ -279,7 +293,7 @@ class Trainer:
         """
         check_alive(state)
         values = {**self.hyperparameters, **(hyperparameters or {})}
-        save_adapter(directory, self.plan, state.trainable, values, self.model_config, base, revision)
+        save_adapter(directory, self.plan, state.trainable, values, self.model_config, base, revision, state.fixed)
 
     def place(self, batch: Mapping[str, Any]) -> dict[str, jax.Array]:
         """A global host batch as arrays cut over the mesh; each process uploads the rows of its own devices."""
@@ -311,30 +325,50 @@ class Trainer:
 
     def abstract_state(self) -> TrainState:
         """Shapes and dtypes of a state."""
-        return jax.eval_shape(self._make_state, self.params, jax.random.key(0), self.traced_values(None))
+        return self._abstract
+
+    @functools.cached_property
+    def _abstract(self) -> TrainState:
+        params = {**self.params, **self._owned}
+        return jax.eval_shape(self._make_state, params, jax.random.key(0), self.traced_values(None))
 
     def _make_state(
-        self, params: Any, key: jax.Array, hyperparameters: Mapping[str, jax.Array], start: Trainable | None = None
+        self,
+        params: Any,
+        key: jax.Array,
+        hyperparameters: Mapping[str, jax.Array],
+        start: Trainable | None = None,
+        start_fixed: Trainable | None = None,
     ) -> TrainState:
-        trainable = self.plan.init(key, params)
-        if start is not None:
-            # Copies: a step takes the buffers of the state that it is given.
-            trainable = {**trainable, "low_rank": jax.tree.map(_copied, trainable["low_rank"], start["low_rank"])}
+        trainable, fixed = self.plan.start(key, params, hyperparameters)
+        for own, given in ((trainable, start), (fixed, start_fixed)):
+            for store, parts in (given or {}).items():
+                for path, arrays in parts.items():
+                    # Copies: a step takes the buffers of the state that it is given.
+                    own[store][path] = jax.tree.map(_copied, own[store][path], arrays)
         return TrainState(
             step=jnp.int32(0),
             trainable=trainable,
             moments=self.program.optimizer.init(trainable),
             seed=jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32),
+            fixed=fixed,
         )
 
     def _shardings(self) -> TrainState:
         everywhere = replicated(self.mesh)
         abstract = self.abstract_state()
-        trainable = jax.tree.map(
-            lambda leaf, axes: named_sharding(axes, leaf.shape, self.mesh), abstract.trainable, self.plan.axes()
-        )
+
+        def placed(tree: Any, axes: Any) -> Any:
+            return jax.tree.map(lambda leaf, names: named_sharding(names, leaf.shape, self.mesh), tree, axes)
+
         moments = self.program.optimizer.shardings(abstract.trainable, self.mesh)
-        return TrainState(step=everywhere, trainable=trainable, moments=moments, seed=everywhere)
+        return TrainState(
+            step=everywhere,
+            trainable=placed(abstract.trainable, self.plan.axes()),
+            moments=moments,
+            seed=everywhere,
+            fixed=placed(abstract.fixed, self.plan.fixed_axes()),
+        )
 
     def traced_values(self, overrides: Values | None = None) -> dict[str, jax.Array]:
         """Every hyperparameter as the step takes it, float32 scalars by dotted key.
@@ -351,7 +385,7 @@ class Trainer:
             )
         if not self.program.dropout and _drops(values):
             raise ValueError("this trainer was compiled without dropout; make it with dropout=True")
-        self.plan.check_ranks(values)
+        self.plan.check(values)
         return {name: jnp.asarray(value, jnp.float32) for name, value in values.items()}
 
     def _counted(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
@@ -360,6 +394,11 @@ class Trainer:
             return function(*arguments)
 
         return traced
+
+
+def _off_device(array: jax.Array) -> Any:
+    """On the host, where one process has all of an array."""
+    return np.asarray(array) if array.is_fully_addressable else array
 
 
 def _copied(like: jax.Array, array: jax.Array) -> jax.Array:

@@ -16,6 +16,7 @@ from jaxtune.parallel.sharding import named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
 from jaxtune.training.optimizers import Optimizer
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.treatments.base import Group
 
 PyTree = Any
 
@@ -78,11 +79,11 @@ class Transformation(Optimizer):
         """
         updates, after = updated(self.transformation, gradients, moments, trainable, loss)
 
-        def moved(array: Array, update: Array, rules: dict[int, tuple[int, ...] | None]) -> Array:
-            return array + (learning_rate * self._factor(array, rules, hyperparameters) * update).astype(array.dtype)
+        def moved(array: Array, update: Array, group: Group) -> Array:
+            return array + (learning_rate * self._factor(array, group, hyperparameters) * update).astype(array.dtype)
 
         leaves, structure = jax.tree.flatten(trainable)
-        others = (structure.flatten_up_to(tree) for tree in (updates, self.plan.rule_layers()))
+        others = (structure.flatten_up_to(tree) for tree in (updates, self.plan.groups()))
         moved_leaves = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
         return structure.unflatten(moved_leaves), after, optax.tree.norm(gradients)
 
@@ -95,13 +96,11 @@ class Transformation(Optimizer):
         """
         return shardings_alike(jax.eval_shape(self.init, trainable), trainable, self.plan.axes(), mesh)
 
-    def _factor(
-        self, array: Array, rules: dict[int, tuple[int, ...] | None], hyperparameters: Hyperparameters
-    ) -> Float[Array, "..."]:
+    def _factor(self, array: Array, group: Group, hyperparameters: Hyperparameters) -> Float[Array, "..."]:
         """The rules' factor on the learning rate, for each layer of an array that several rules, or none, train."""
         factors = jnp.zeros(array.shape[0], jnp.float32)
-        for rule, layers in rules.items():
-            scale = jnp.asarray(self.plan.rule_value(rule, "learning_rate_scale", hyperparameters), jnp.float32)
+        for rule, layers in group.layers.items():
+            scale = jnp.asarray(self.plan.rate_scale(group, rule, hyperparameters), jnp.float32)
             if layers is None:
                 return scale
             factors = factors.at[jnp.array(layers)].set(scale)

@@ -1,17 +1,34 @@
-"""What training changes: rules, the low-rank and full treatments, PEFT adapters."""
+"""What training changes: rules, the treatments of update methods, PEFT adapters.
 
-from jaxtune.updates.low_rank import Hyperparameters
-from jaxtune.updates.merging import merge_adapters
-from jaxtune.updates.peft_export import save_adapter
-from jaxtune.updates.peft_import import load_adapter
-from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
+Sections of the configuration stand in here, so that nothing is imported before it is used.
+"""
 
-__all__ = [
-    "Hyperparameters",
-    "ResolvedPlan",
-    "Trainable",
-    "UpdatePlan",
-    "load_adapter",
-    "merge_adapters",
-    "save_adapter",
-]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from jaxtune.updates.merging import merge_adapters
+    from jaxtune.updates.peft.export import save_adapter
+    from jaxtune.updates.peft.load import load_adapter
+    from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
+    from jaxtune.updates.treatments.base import Values
+
+_HOMES = {
+    "ResolvedPlan": "plan",
+    "Trainable": "plan",
+    "UpdatePlan": "plan",
+    "Values": "treatments.base",
+    "load_adapter": "peft.load",
+    "merge_adapters": "merging",
+    "save_adapter": "peft.export",
+}
+
+__all__ = ["ResolvedPlan", "Trainable", "UpdatePlan", "Values", "load_adapter", "merge_adapters", "save_adapter"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOMES[name]}"), name)

@@ -7,39 +7,58 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from jaxtune.models.decoder import Decoder, merge, split
-from jaxtune.models.linear import LowRankAdapter
-from jaxtune.updates.low_rank import Hyperparameters
-from jaxtune.updates.plan import ResolvedPlan, Trainable
+from jaxtune.models.linear import Adapter
+from jaxtune.updates.plan import ResolvedPlan, Trainable, overlaid
+from jaxtune.updates.treatments.base import Values
 
 
 def merge_adapters(
-    model: Decoder, plan: ResolvedPlan, trainable: Trainable, hyperparameters: Hyperparameters
+    model: Decoder,
+    plan: ResolvedPlan,
+    trainable: Trainable,
+    hyperparameters: Values,
+    fixed: Trainable | None = None,
 ) -> Decoder:
-    """A decoder whose kernels are ``W + scale · A B`` and which holds the parameters that were trained themselves.
+    """A decoder that needs no adapters: their layers have other weights, as ``W + scale · A B``, and perhaps biases.
 
-    The sum is float32 and then rounded to the model's dtype: exact to rounding for a float32 model. With a bfloat16 one
-    a small update may vanish in part, so load the base with ``dtype="float32"`` where that counts.
+    It also holds the parameters that were trained themselves. The sum is float32 and then rounded to the model's dtype:
+    exact to rounding for a float32 model. With a bfloat16 one a small update may vanish in part, so load the base with
+    ``dtype="float32"`` where that counts.
 
     Args:
       model: the base; not changed.
       plan: what was trained.
       trainable: the trained arrays.
       hyperparameters: those of the training; a rule's own value where a key is missing.
+      fixed: what is fixed with them; what is missing is as the base has it.
 
     Raises:
       UserError: a rank is above the capacity.
     """
-    plan.check_ranks(hyperparameters)
+    plan.check(hyperparameters)
     static, params = split(model)
-    merged, adapters = plan.apply(params, trainable, hyperparameters)
+    if plan.fixed_axes():
+        fixed = overlaid(plan.start(jax.random.key(0), params, hyperparameters)[1], fixed or {})
+    merged, adapters = plan.apply(params, trainable, hyperparameters, fixed=fixed)
     for path, adapter in adapters.items():
-        kernel = merged[f"{path}.kernel"]
-        # One module at a time: the product is as large as its kernels, in float32.
-        merged[f"{path}.kernel"] = jax.jit(_merged, out_shardings=kernel.sharding)(kernel, adapter)
+        weights = {name: merged[name] for name in (f"{path}.kernel", f"{path}.bias") if name in merged}
+        places = {name: array.sharding for name, array in weights.items()}
+        # One module at a time: what is computed is as large as its kernels, in float32.
+        made = jax.jit(_merged, static_argnames="path", out_shardings=places)(weights, adapter, path=path)
+        merged.update(made)
     return merge(static, merged)
 
 
-def _merged(kernel: Float[Array, "*layers inputs outputs"], adapter: LowRankAdapter) -> Float[Array, "..."]:
-    product = jnp.matmul(adapter.a, adapter.b, precision=jax.lax.Precision.HIGHEST)
-    total = kernel.astype(jnp.float32) + adapter.scale[..., None, None] * product
-    return total.astype(kernel.dtype)
+def _merged(weights: dict[str, Float[Array, "..."]], adapter: Adapter, path: str) -> dict[str, Float[Array, "..."]]:
+    whole = adapter.unscanned()
+
+    def one(adapter: Adapter, kernel: Array, bias: Array | None) -> tuple[Array, Array | None]:
+        return adapter.joined(whole).merged(kernel, bias)
+
+    names = (f"{path}.kernel", f"{path}.bias")
+    kernel, bias = (weights[name].astype(jnp.float32) if name in weights else None for name in names)
+    assert kernel is not None
+    made = (jax.vmap(one) if kernel.ndim > 2 else one)(adapter.scanned(), kernel, bias)
+    return {
+        name: value.astype(weights[name].dtype) for name, value in zip(names, made, strict=True) if value is not None
+    }

@@ -3,28 +3,42 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
+import jax
 from jaxtyping import Array, Float, Key, UInt32
 
-from jaxtune.config.update_rules import FullRule, LowRankRule, Rule
+from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import our_pattern
-from jaxtune.models.linear import LowRankAdapter
-from jaxtune.updates.full import FullParameter
-from jaxtune.updates.low_rank import NO_RULE, Hyperparameters, LowRankModule, rule_layers, rule_value
+from jaxtune.models.linear import Adapter
+from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
-from jaxtune.updates.summary import Trained, table_rows
+from jaxtune.updates.summary import table_rows
+from jaxtune.updates.treatments.base import (
+    KERNEL,
+    NO_RULE,
+    Group,
+    Matched,
+    Room,
+    Shape,
+    Trained,
+    Treatment,
+    Values,
+    rule_value,
+)
 
 Trainable = dict[str, dict[str, Any]]
-"""Float32 arrays: ``{"low_rank": {module: {"a": …, "b": …}}, "full": {parameter: …}}``."""
+"""Float32 arrays, or what stands for each: ``{"low_rank": {module: {"a": …, "b": …}}, "full": {parameter: …}}``."""
 
-_KERNEL = ".kernel"
+# These stand in every state, empty where nothing is trained so: files of states are told by what they hold.
+_ALWAYS = ("low_rank", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,33 +90,38 @@ class UpdatePlan:
         specs = _declarations(model)
         names = list(_names(specs))
         chosen = {name.path: self._first_match(name.path) for name in names}
-        self._check_rules(names, chosen)
-        ranks = {
-            index: max(rule.rank, (capacity or {}).get(f"update.{index}.rank", 0))
-            for index, rule in enumerate(self.rules)
-            if isinstance(rule, LowRankRule)
+        stacks = {
+            stack: Matched(
+                stack, spec.shape, spec.axes, tuple(chosen[name.path] for name in names if name.stack == stack)
+            )
+            for stack, spec in specs.items()
         }
-        modules, full = [], []
-        for stack, spec in specs.items():
-            rules = tuple(chosen[name.path] for name in names if name.stack == stack)
-            adapted = tuple(i if i in ranks else NO_RULE for i in rules)
-            if stack.endswith(_KERNEL) and any(i != NO_RULE for i in adapted):
-                *_, inputs, outputs = spec.shape
-                axes, room = spec.axes[-2:], max(ranks[i] for i in adapted if i != NO_RULE)
-                path = stack.removesuffix(_KERNEL)
-                modules.append(LowRankModule(path, inputs, outputs, (axes[0], axes[1]), adapted, room))
-            selected = [i for i, rule in enumerate(rules) if rule != NO_RULE and isinstance(self.rules[rule], FullRule)]
-            if selected:
-                layers = tuple(selected) if stack.startswith("layers.") else None
-                full.append(FullParameter(stack, spec.shape, spec.axes, layers, tuple(rules[i] for i in selected)))
-        if not modules and not full:
-            raise UserError("update: every rule freezes; at least one must train something (method full or low_rank)")
-        return ResolvedPlan(self.rules, tuple(modules), tuple(full), sum(spec.size for spec in specs.values()))
+        self._check_rules(names, chosen, stacks)
+        parts: list[Treatment] = []
+        for treatment in dict.fromkeys(self._treatments):
+            sections = {i: rule for i, rule in enumerate(self.rules) if self._treatments[i] is treatment}
+            mine = (
+                dataclasses.replace(stack, rules=tuple(i if i in sections else NO_RULE for i in stack.rules))
+                for stack in stacks.values()
+            )
+            served = [stack for stack in mine if set(stack.rules) != {NO_RULE} and treatment.serves(stack)]
+            parts += treatment.treat(served, sections, capacity or {})
+        if not parts:
+            trains = [name for name, treatment in treatments.own().items() if treatment.trains]
+            methods = " or ".join([", ".join(trains[:-1]), trains[-1]])
+            raise UserError(f"update: every rule freezes; at least one must train something (method {methods})")
+        _check_modules(parts)
+        return ResolvedPlan(self.rules, tuple(parts), sum(spec.size for spec in specs.values()))
+
+    @property
+    def _treatments(self) -> tuple[type[Treatment], ...]:
+        """What treats what each rule matches: methods that share their arrays have one."""
+        return tuple(_treatment(rule.method) for rule in self.rules)
 
     def _first_match(self, path: str) -> int:
         return next((index for index, pattern in enumerate(self._patterns) if pattern.matches(path)), NO_RULE)
 
-    def _check_rules(self, names: Sequence[_Name], chosen: Mapping[str, int]) -> None:
+    def _check_rules(self, names: Sequence[_Name], chosen: Mapping[str, int], stacks: Mapping[str, Matched]) -> None:
         for index, (rule, pattern) in enumerate(zip(self.rules, self._patterns, strict=True)):
             for alternative in pattern.alternatives:
                 if not any(alternative.matches(name.path) for name in names):
@@ -114,13 +133,36 @@ class UpdatePlan:
                     f"update.{index}.match: earlier rules ({', '.join(f'update.{i}' for i in earlier)}) already have "
                     f"everything that {pattern.text!r} matches; the first match wins, so put this rule before them"
                 )
-            if isinstance(rule, LowRankRule) and not any(name.stack.endswith(_KERNEL) for name in taken):
+            treatment = self._treatments[index]
+            if not any(treatment.serves(stacks[name.stack]) for name in taken):
                 kinds = _distinct(name.kind for name in taken)
-                linear = _distinct(name.kind.removesuffix(_KERNEL) for name in names if name.stack.endswith(_KERNEL))
-                raise UserError(
-                    f"update.{index}: a low-rank rule needs linear layers, but {pattern.text!r} has only "
-                    f"{', '.join(kinds)}; use method 'full' for these, or match {', '.join(linear)}"
+                served = _distinct(
+                    name.kind.removesuffix(KERNEL) for name in names if treatment.serves(stacks[name.stack])
                 )
+                raise UserError(
+                    f"update.{index}: method {rule.method} is for {treatment.needs}, but {pattern.text!r} has only "
+                    f"{', '.join(kinds)}; use method 'full' for these, or match {', '.join(served)}"
+                )
+
+
+def _treatment(method: str) -> type[Treatment]:
+    found = treatments.find(method)
+    if found is None:
+        raise UserError(f"update: unknown method {method!r}{nearest(method, treatments.names())}")
+    return found
+
+
+def _check_modules(parts: Sequence[Treatment]) -> None:
+    """Refuses a linear module whose layers are treated by several methods: each brings a product of its own."""
+    seen: dict[str, Treatment] = {}
+    for part in parts:
+        other = seen.setdefault(part.path, part)
+        if other is not part:
+            (one, first), (two, second) = ((each.used_rules[0], each.sections) for each in (other, part))
+            raise UserError(
+                f"update.{two}: {part.path} has layers of method {first[one].method} (update.{one}) and of "
+                f"{second[two].method}; a module is treated by one method, in all of its layers that have any"
+            )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -129,138 +171,164 @@ class ResolvedPlan:
 
     Attributes:
       rules: the rules.
-      modules: linear modules with a low-rank term.
-      full: parameters that are trained themselves.
+      parts: what is done to each stack of arrays that is not left alone.
       base_size: number of parameters of the model.
     """
 
     rules: tuple[Rule, ...]
-    modules: tuple[LowRankModule, ...]
-    full: tuple[FullParameter, ...]
+    parts: tuple[Treatment, ...]
     base_size: int
 
     @property
-    def is_low_rank_only(self) -> bool:
-        """Whether an adapter alone holds all that is trained."""
-        return not self.full
+    def adapters_only(self) -> bool:
+        """Whether the model's own arrays stay as they are, so that adapters hold all that is trained."""
+        return not any(part.changes_parameters for part in self.parts)
 
-    def init(self, key: Key[Array, ""], params: Params) -> Trainable:
-        """The trainable parameters at the start, float32; the model then computes what the base computes.
+    @property
+    def exports(self) -> bool:
+        """Whether a PEFT adapter can hold all that is trained."""
+        return all(part.exports for part in self.parts)
+
+    @property
+    def owned(self) -> frozenset[str]:
+        """Paths of arrays of the model that live in the state from the start on."""
+        return frozenset[str]().union(*(part.owns for part in self.parts))
+
+    def start(self, key: Key[Array, ""], params: Params, values: Values) -> tuple[Trainable, Trainable]:
+        """What is trained (float32) and what is fixed with it, at the start: the model computes what the base does.
 
         Args:
-          key: of the random start of each A.
+          key: of what is random.
           params: of the base.
+          values: hyperparameters.
         """
-        return {
-            "low_rank": {module.path: module.init(key) for module in self.modules},
-            "full": {parameter.path: parameter.init(params[parameter.path]) for parameter in self.full},
-        }
+        begun = [part.init(key, params, values) for part in self.parts]
+        trainable = self._tree([arrays for arrays, _ in begun], _ALWAYS)
+        return trainable, self._tree([fixed or None for _, fixed in begun])
+
+    def init(self, key: Key[Array, ""], params: Params) -> Trainable:
+        """The trainable parameters at the start, by the rules' own numbers; see :meth:`start`."""
+        return self.start(key, params, {})[0]
 
     def apply(
         self,
         params: Params,
         trainable: Trainable,
-        hyperparameters: Hyperparameters,
+        hyperparameters: Values,
         dropout_seed: UInt32[Array, ""] | None = None,
-    ) -> tuple[Params, dict[str, LowRankAdapter]]:
+        fixed: Trainable | None = None,
+    ) -> tuple[Params, dict[str, Adapter]]:
         """What the trainable parameters make of the model; made to be called inside ``jax.jit`` and differentiated.
 
         Args:
           params: of the base; not changed.
-          trainable: as from :meth:`init`.
+          trainable: as from :meth:`init`; parts whose arrays are not there leave the model as it is.
           hyperparameters: ``update.<i>.rank``, ``alpha``, ``dropout``; at most the capacity for a rank. The rule's own
             value where a key is missing.
           dropout_seed: of this step; None for no dropout.
+          fixed: what is fixed, as from :meth:`start`.
 
         Returns:
-          The parameters with the fully trained ones in place, and the adapters by module path.
+          The parameters with the changed ones in place, and the adapters by module path.
         """
-        merged = dict(params)
-        for parameter in self.full:
-            merged[parameter.path] = parameter.placed(params[parameter.path], trainable["full"][parameter.path])
-        return merged, self.adapters(trainable["low_rank"], hyperparameters, dropout_seed)
+        merged, adapters = dict(params), {}
+        for part in self.parts:
+            arrays = trainable.get(part.store, {}).get(part.path)
+            if arrays is None:
+                continue
+            kept = (fixed or {}).get(part.store, {}).get(part.path, {})
+            effect = part.apply(params, arrays, kept, hyperparameters, dropout_seed)
+            merged.update(effect.params)
+            adapters.update(effect.adapters)
+        return merged, adapters
 
-    def adapters(
-        self,
-        low_rank: Mapping[str, Mapping[str, Float[Array, "..."]]],
-        hyperparameters: Hyperparameters,
-        dropout_seed: UInt32[Array, ""] | None = None,
-    ) -> dict[str, LowRankAdapter]:
-        """The adapters by module path, of the low-rank part of what is trained; see :meth:`apply`."""
-        return {
-            module.path: module.adapter(low_rank[module.path], self.rules, hyperparameters, dropout_seed)
-            for module in self.modules
-        }
+    def groups(self) -> Trainable:
+        """How the optimizer moves each trainable array: a :class:`Group` in place of the array."""
+        return self._tree([part.groups() for part in self.parts], _ALWAYS)
 
     def rule_layers(self) -> Trainable:
         """Which rule trains which layers of each trainable array: a mapping in place of the array.
 
-        Its values are layer numbers in the array, ascending, or None for all that there is; low-rank arrays have layers
-        of no rule as well, which nothing trains.
+        Its values are layer numbers in the array, ascending, or None for all that there is; adapters' arrays have
+        layers of no rule as well, which nothing trains.
         """
-        low_rank = {module.path: rule_layers(module.rules) for module in self.modules}
-        return {
-            "low_rank": {path: {"a": layers, "b": layers} for path, layers in low_rank.items()},
-            "full": {parameter.path: rule_layers(parameter.rules) for parameter in self.full},
-        }
+        return jax.tree.map(lambda group: group.layers, self.groups())
 
-    def rule_value(self, rule: int, name: str, hyperparameters: Hyperparameters) -> Float[Array, ""] | float | int:
-        """A number of one rule, ``learning_rate_scale`` or ``weight_decay``; ``optimizer.weight_decay`` by default."""
-        return rule_value(self.rules, rule, name, hyperparameters)
+    def rate_scale(self, group: Group, rule: int, values: Values) -> Float[Array, ""] | float | int:
+        """The factor on the learning rate of what a rule trains of an array."""
+        factors = [rule_value(self.rules, rule, name, values) for name in ("learning_rate_scale", *group.factors)]
+        return math.prod(factors[1:], start=factors[0])
+
+    def weight_decay(self, group: Group, rule: int, values: Values) -> Float[Array, ""] | float | int:
+        """The weight decay of what a rule trains of an array; ``optimizer.weight_decay`` by default."""
+        return rule_value(self.rules, rule, "weight_decay", values) if group.decays else 0.0
 
     def axes(self) -> Trainable:
         """Logical axes of each trainable array, a tuple in place of the array, for sharding."""
-        return {
-            "low_rank": {module.path: module.logical_axes() for module in self.modules},
-            "full": {parameter.path: parameter.axes for parameter in self.full},
-        }
+        return self._tree([_axes(part.arrays()) for part in self.parts], _ALWAYS)
 
-    def trainable_parameters(self, hyperparameters: Hyperparameters | None = None) -> int:
+    def fixed_axes(self) -> Trainable:
+        """Logical axes of each fixed array, a tuple in place of the array, for sharding."""
+        return self._tree([_axes(part.fixed()) or None for part in self.parts])
+
+    def trainable_parameters(self, hyperparameters: Values | None = None) -> int:
         """Number of trained parameters; of a low-rank term only the active columns count."""
         return sum(each.parameters for each in self._trained(hyperparameters or {}))
 
-    def mean_ranks(self, hyperparameters: Hyperparameters | None = None) -> dict[str, float]:
-        """The rank in use, averaged over the layers, of each module with a low-rank term."""
-        ranks = {module.path: module.ranks(self.rules, hyperparameters or {}) for module in self.modules}
-        return {path: sum(values) / len(values) for path, values in ranks.items()}
+    def flops(self, hyperparameters: Values | None = None) -> dict[str, float]:
+        """FLOPs of one token forward that are added to each module; backward they cost twice that."""
+        return {path: count for part in self.parts for path, count in part.flops(hyperparameters or {}).items()}
 
-    def full_shares(self) -> dict[str, float]:
-        """Share of the layers that are trained, of each parameter that is trained itself."""
-        return {parameter.path: parameter.share for parameter in self.full}
+    def weight_shares(self) -> dict[str, float]:
+        """Share of the layers of each of the model's arrays that gradients are computed for."""
+        return {path: share for part in self.parts for path, share in part.weight_share().items()}
 
-    def table(self, hyperparameters: Hyperparameters | None = None) -> list[dict[str, Any]]:
+    def rooms(self) -> dict[str, dict[str, Room]]:
+        """The numbers that bound shapes, by dotted key: for each module, what there is room for."""
+        found: dict[str, dict[str, Room]] = {}
+        for part in self.parts:
+            for key, room in part.rooms().items():
+                found.setdefault(key, {})[part.path] = room
+        return found
+
+    def table(self, hyperparameters: Values | None = None) -> list[dict[str, Any]]:
         """What is trained, for people: a row for each rule and kind of module, and the totals.
 
         The share is that of all parameters, those of the adapters among them.
         """
         return table_rows(self.rules, self._trained(hyperparameters or {}), self.base_size)
 
-    def check_ranks(self, hyperparameters: Hyperparameters) -> None:
-        """Checks, on the host, that every rank lies between 1 and the capacity that the arrays have.
+    def check(self, hyperparameters: Values) -> None:
+        """Checks, on the host, that every number fits the arrays: a rank, that it lies between 1 and its capacity.
 
         Raises:
           UserError: naming the key.
         """
-        for module in self.modules:
-            for index, rank in zip(module.rules, module.ranks(self.rules, hyperparameters), strict=True):
-                if index != NO_RULE and not 1 <= rank <= module.capacity:
-                    raise UserError(f"update.{index}.rank: {rank} is not between 1 and the capacity {module.capacity}")
+        for part in self.parts:
+            part.check(hyperparameters)
 
-    def _trained(self, hyperparameters: Hyperparameters) -> Iterator[Trained]:
+    def _trained(self, hyperparameters: Values) -> Iterator[Trained]:
         """What each rule trains of each module or parameter."""
-        for module in self.modules:
-            ranks = module.ranks(self.rules, hyperparameters)
-            for rule in module.used_rules:
-                layers = tuple(i for i, index in enumerate(module.rules) if index == rule)
-                size = ranks[layers[0]] * (module.inputs + module.outputs) * len(layers)
-                yield Trained(rule, module.path, layers if module.stacked else None, size, rank=ranks[layers[0]])
-        for parameter in self.full:
-            for rule in sorted(set(parameter.rules)):
-                layers = tuple(
-                    layer for layer, i in zip(parameter.layers or (), parameter.rules, strict=False) if i == rule
-                )
-                size = parameter.size * (len(layers) if parameter.layers else 1) // len(parameter.rules)
-                yield Trained(rule, parameter.path, layers if parameter.layers else None, size, rank=None)
+        for part in self.parts:
+            yield from part.sizes(hyperparameters)
+
+    def _tree(self, each: Sequence[Any], always: Sequence[str] = ()) -> Trainable:
+        """What each part has, by its store and its path; None for nothing."""
+        tree: Trainable = {store: {} for store in always}
+        for part, value in zip(self.parts, each, strict=True):
+            if value is not None:
+                tree.setdefault(part.store, {})[part.path] = value
+        return tree
+
+
+def overlaid(tree: Trainable, other: Trainable) -> Trainable:
+    """A tree with the arrays of some parts in place of its own."""
+    stores = tree.keys() | other.keys()
+    return {store: {**tree.get(store, {}), **other.get(store, {})} for store in sorted(stores)}
+
+
+def _axes(shapes: Any) -> Any:
+    return jax.tree.map(lambda shape: shape.axes, shapes, is_leaf=lambda leaf: isinstance(leaf, Shape))
 
 
 def _declarations(model: Decoder | DecoderConfig | Mapping[str, ArraySpec]) -> Mapping[str, ArraySpec]:

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 from jaxtune.config.update_rules import Rule
-
-
-@dataclasses.dataclass(frozen=True)
-class Trained:
-    """What one rule trains of one module or parameter.
-
-    Attributes:
-      rule: index of the rule.
-      path: of the module or parameter, stacked.
-      layers: the layers, ascending; None if there is no layer axis.
-      parameters: their number.
-      rank: of the low-rank term; None for a parameter that is trained itself.
-    """
-
-    rule: int
-    path: str
-    layers: tuple[int, ...] | None
-    parameters: int
-    rank: int | None
+from jaxtune.updates.treatments.base import Trained
 
 
 def table_rows(rules: Sequence[Rule], trained: Iterable[Trained], base_size: int) -> list[dict[str, Any]]:
@@ -37,7 +18,7 @@ def table_rows(rules: Sequence[Rule], trained: Iterable[Trained], base_size: int
       base_size: number of parameters of the base model.
     """
     parts = sorted(trained, key=lambda each: each.rule)
-    added = sum(each.parameters for each in parts if each.rank is not None)
+    added = sum(each.parameters for each in parts if each.added)
     everything = base_size + added
 
     def row(rule: str, match: str, method: str, module: str, layers: str, parameters: int) -> dict[str, Any]:
@@ -49,7 +30,7 @@ def table_rows(rules: Sequence[Rule], trained: Iterable[Trained], base_size: int
         row(
             f"update.{each.rule}",
             rules[each.rule].match,
-            "full" if each.rank is None else f"low_rank {each.rank}",
+            each.method,
             each.path,
             "" if each.layers is None else ranges(each.layers),
             each.parameters,

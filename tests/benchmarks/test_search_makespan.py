@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -24,7 +25,8 @@ def modules():
     """The benchmark's files; scripts find each other beside them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.syspath_prepend(str(BENCHMARKS))
-        yield {name: importlib.import_module(name) for name in ("makespan_task", "makespan_peer", "search_makespan")}
+        names = ("makespan_task", "makespan_parts", "makespan_peer", "search_makespan")
+        yield {name: importlib.import_module(name) for name in names}
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,10 @@ def test_all_ways_run_and_agree_on_the_reference(modules, folder):
     for way in script.WAYS:
         script._remove(folder / "run")
         runs[way] = [{**script.alone(way, folder, time.time()), "load_before": 0.0}]
+        parts = runs[way][0]["parts"]
+        assert sum(parts.values()) == pytest.approx(runs[way][0]["seconds"], rel=0.05)
+        assert parts["steps"] > 0 < parts["evaluation"]
+        assert (parts["compiling"] > 0) == (not way.startswith("peer"))
     result = script.summarise(runs, SEARCH["population"])
     assert result["speedup_over_peer"] == pytest.approx(result["seconds"]["peer"] / result["seconds"]["population"])
     early = round(SEARCH["fraction"] * STEPS)
@@ -124,6 +130,7 @@ def test_figures_follow_from_the_events(modules):
     def run(*events, seconds):
         keys = ("seconds", "trial", "event", "step", "score")
         common = {"cpu_seconds": 1.0, "steps_run": 10, "compile_seconds": None, "peak_bytes": 1, "load_before": 0.0}
+        common |= {"parts": dict.fromkeys(script.PARTS, seconds / 6), "step_seconds": seconds / 60}
         return {"seconds": seconds, "events": [dict(zip(keys, e, strict=True)) for e in events], "mfu": 0.4, **common}
 
     ours = run((1, 0, "scored", 2, 3.0), (2, 1, "failed", 2, None), (3, 0, "finished", 9, 2.01), seconds=4.0)
@@ -138,6 +145,7 @@ def test_figures_follow_from_the_events(modules):
     assert [ways[way]["seconds_to_good"] for way in ("population", "single", "peer")] == [3, None, 8]
     assert found["bound_over_single"] == pytest.approx(2.5), "40 % of the peak leave a factor of 2.5"
     assert found["share_of_bound"] == pytest.approx(0.8)
+    assert ways["peer"]["parts"]["proposals"] == 2.0
     shown = script.as_text({"settings": {"real": found, "full": None}})
     assert max(map(len, shown.splitlines())) <= 80
     assert "not measured" in shown
@@ -151,6 +159,7 @@ def test_a_way_that_fails_leaves_what_the_others_measured(modules, capsys):
             raise script.WayFailed("no memory left")
         events = [{"seconds": 1.0, "trial": 0, "event": "finished", "step": 9, "score": 2.0}]
         figures = {"cpu_seconds": 1.0, "steps_run": 10, "compile_seconds": 1.0, "mfu": None, "peak_bytes": 1}
+        figures |= {"parts": dict.fromkeys(script.PARTS, 0.1), "step_seconds": 0.1}
         return {"seconds": 2.0, "events": events, "load_before": 0.0, **figures}
 
     runs, failed = script.in_turns(script.WAYS, 2, run)
@@ -164,3 +173,43 @@ def test_a_way_that_fails_leaves_what_the_others_measured(modules, capsys):
     text = script.as_text({"settings": {"full": found, "real": {"failed": {"prepare": "…"}}}})
     assert "1.00 × single" in text
     assert "not measured" in text
+
+
+def _inside(path, name, inner):
+    """``inner`` called by a function of this name in a file of this path."""
+    scope = {"inner": inner}
+    exec(compile(f"def {name}():\n    return inner()", path, "exec"), scope)
+    return scope[name]
+
+
+def test_the_innermost_known_function_says_what_a_moment_belongs_to(modules):
+    parts = modules["makespan_parts"]
+
+    def here():
+        return parts.part_of(sys._getframe())
+
+    compiling = _inside("site-packages/jax/_src/compiler.py", "compile_or_get_cached", here)
+    assert here() == "other"
+    assert _inside("jaxtune/training/run.py", "_loop", here)() == "steps"
+    assert _inside("jaxtune/training/run.py", "_loop", compiling)() == "compiling"
+    assert _inside("makespan_peer.py", "_steps", _inside("torch/nn/module.py", "forward", here))() == "steps"
+    assert _inside("makespan_peer.py", "loss", here)() == "evaluation"
+    assert _inside("jaxtune/search/proposals.py", "take", _inside("concurrent/futures.py", "result", here))() == (
+        "proposals"
+    )
+
+
+def test_what_comes_before_the_first_step_is_start_up(modules):
+    def wait():
+        time.sleep(0.15)
+
+    watched = modules["makespan_parts"].Parts(time.time() - 1.0)
+    _inside("jaxtune/evaluation/loss.py", "evaluate_loss", wait)()
+    _inside("jax/_src/compiler.py", "backend_compile", wait)()
+    _inside("jaxtune/training/run.py", "_loop", wait)()
+    _inside("jaxtune/evaluation/loss.py", "evaluate_loss", wait)()
+    found = watched.stop()
+    assert set(found) == set(modules["makespan_parts"].PARTS)
+    assert 1.05 < found["start-up"] < 1.5
+    for part in ("compiling", "steps", "evaluation"):
+        assert 0.05 < found[part] < 0.6, part

@@ -167,12 +167,17 @@ def test_generate_answers_conversations(capsys, config_file, tiny_model, tmp_pat
 
 def test_search_end_to_end(result, capsys, config_file, tmp_path):
     arguments = ("search", config_file, SEARCH, "train.batch_size=16", "train.log_every=5")
-    checked = result(*arguments, "search.finish=[0.5, 1.0]", "search.seeds=2", "--dry-run")
+    budget = "search.budget={steps: 93, seconds: 60}"
+    checked = result(*arguments, "search.finish=[0.5, 1.0]", "search.seeds=2", budget, "--dry-run")
     assert (checked["trials"], checked["early_steps"]) == (4, 4)
     assert [(rung["step"], rung["trials"]) for rung in checked["finish"]] == [(10, 2), (20, 1)]
-    # All to 4 steps, two and the reference to 10, one and the reference to 20, and these two again.
-    assert checked["steps"] == 4 * 4 + 3 * 6 + 2 * 10 + 2 * 20
-    assert "2 on to step 10, 1 finished, the best 2 with 1 more seeds each (40 steps): 94 steps" in _dry_text(checked)
+    # Three to 4 steps, two and the reference to 10, one and the reference to 20, and these two again.
+    assert checked["steps"] == 3 * 4 + 3 * 6 + 2 * 10 + 2 * 20
+    assert checked["budget"] == {"steps": 93, "seconds": 60, "trials": 3}
+    told = _dry_text(checked)
+    assert "2 on to step 10, 1 finished by score, the best 2 with 1 more seeds each (40 steps): 90 steps" in told
+    assert "search.budget of 93 steps pays for 3 of 4 trials like the reference, finishing included" in told
+    assert "search.budget of 60 seconds" in told
     assert not (tmp_path / "run").exists()
     summary = result(*arguments)
     # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.
@@ -182,7 +187,9 @@ def test_search_end_to_end(result, capsys, config_file, tmp_path):
     best = summary["best"]
     assert best["final_score"] == min(t["final_score"] for t in summary["trials"] if t["final_score"] is not None)
     assert best["test_score"] < summary["untuned"]["test_score"]
-    assert summary["budget"]["steps_run"] == 4 * 4 + 3 * 16
+    # All to 4 of 20 steps, the three others and the reference to 8, two and the reference to the end.
+    assert summary["budget"]["steps_run"] == 4 * 4 + 4 * 4 + 3 * 12
+    assert [(rung["step"], len(rung["trials"])) for rung in summary["finish"]] == [(8, 4), (20, 3)]
     assert (tmp_path / "run" / "report.html").exists()
     # The winner's own command repeats its trial: a column's start does not depend on the study's largest rank.
     import shlex

@@ -15,10 +15,10 @@ from jaxtune.config import (
     search_section,
     studies,
     training_sections,
-    update_rules,
 )
 from jaxtune.config.reference import markdown
 from jaxtune.config.section import Section, default_text
+from jaxtune.config.update_rules import rule_sections
 
 
 def test_the_page_of_all_keys_is_up_to_date():
@@ -30,11 +30,10 @@ def test_the_page_of_all_keys_is_up_to_date():
 
 SECTIONS = {
     name: kind
-    for module in (schema, data_section, training_sections, update_rules, search_section, studies)
+    for module in (schema, data_section, training_sections, search_section, studies)
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and issubclass(kind, Section) and kind is not Section
-}
-SECTIONS |= {section.__name__: section for section in optimizer_section.OPTIMIZERS.builtin.values()}
+} | {kind.__name__: kind for kind in (*rule_sections(), *optimizer_section.OPTIMIZERS.builtin.values())}
 FIELDS = [(name, key) for name, kind in SECTIONS.items() for key in kind.model_fields]
 # What a number counts or is a part of.
 UNITS = re.compile(
@@ -56,7 +55,7 @@ def numeric(annotation: typing.Any) -> bool:
 
 def test_the_sections_are_those_of_the_page():
     shown = {section for _, section in reference.sections()}
-    bases = {update_rules.RuleConfig, optimizer_section.OptimizerSection}
+    bases = {optimizer_section.OptimizerSection}
     assert set(SECTIONS.values()) - shown == bases, "base classes, whose keys each of their sections shows"
     assert len(FIELDS) > 100
 

@@ -25,9 +25,9 @@ from jaxtune.config.section import (
     Shared,
     Traced,
 )
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.search.checks import check_space
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 DECIDES = (Compiled, Traced, LoopOnly, Shared, HostOnly)
 

@@ -12,7 +12,7 @@ from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import declare, linear_modules
 from jaxtune.models.families import FAMILIES, architecture_of, checkpoint_module, weight_names
 from jaxtune.models.hf_config import decoder_config
-from jaxtune.updates.peft_format import all_modules
+from jaxtune.updates.peft.format import all_modules
 
 SIZES = {
     "vocab_size": 40,

@@ -104,6 +104,22 @@ def test_pretrained(babyllama: Path) -> None:
     assert tokenizer.pad_token is None
 
 
+@pytest.mark.parametrize("name", ["PreTrainedTokenizerFast", "TokenizersBackend"])
+def test_the_class_that_adds_nothing_is_not_looked_for(directory: Path, monkeypatch: pytest.MonkeyPatch, name) -> None:
+    """What looks for it imports torch wherever it is installed, which takes longer than all else at a start."""
+    import transformers
+
+    fields = json.loads((directory / "tokenizer_config.json").read_text()) | {"tokenizer_class": name}
+    (directory / "tokenizer_config.json").write_text(json.dumps(fields))
+    (directory / "config.json").write_text(json.dumps({"model_type": "llama"}))
+    theirs = transformers.AutoTokenizer.from_pretrained(directory)
+    monkeypatch.setattr(transformers, "AutoTokenizer", None)
+    ours = load_tokenizer(directory)
+    assert type(ours) is type(theirs)
+    assert ours.special_tokens_map == theirs.special_tokens_map
+    assert ours("red ball")["input_ids"] == theirs("red ball")["input_ids"]
+
+
 def test_code_of_a_checkpoint_is_not_run(directory: Path) -> None:
     trap = directory / "trap"
     (directory / "tokenization_custom.py").write_text(f"open({str(trap)!r}, 'w')\nclass Custom: pass\n")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import platform as platform_module
+import subprocess
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -86,3 +89,35 @@ def test_programs_are_not_kept_in_the_working_directory(monkeypatch, tmp_path, r
         assert jax.config.jax_compilation_cache_dir == str(tmp_path)
     finally:
         jax.config.update("jax_compilation_cache_dir", before)
+
+
+_TOUCHED_AGAIN = """
+import ctypes, resource, threading
+from jaxtune.parallel.platform import keep_freed_memory
+keep_freed_memory()
+library = ctypes.CDLL(None)
+library.malloc.restype = ctypes.c_void_p
+library.memset.argtypes, library.free.argtypes = (ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t), (ctypes.c_void_p,)
+
+def touch():
+    for number in range(3):
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+        block = library.malloc(64 << 20)
+        library.memset(block, 1, 64 << 20)
+        library.free(block)
+        faults.append(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+
+faults = []
+thread = threading.Thread(target=touch)
+thread.start()
+thread.join()
+print(*faults)
+"""
+
+
+@pytest.mark.skipif(platform_module.libc_ver()[0] != "glibc", reason="other C libraries are left as they are")
+def test_freed_memory_is_kept():
+    """Sixteen thousand pages are filled once; a thread's heap, unlike the main one's, would map them again."""
+    done = subprocess.run([sys.executable, "-c", _TOUCHED_AGAIN], capture_output=True, text=True, check=True)
+    _, *again = map(int, done.stdout.split())
+    assert max(again) < 100

@@ -37,8 +37,8 @@ def search_config(**changes) -> SearchConfig:
     """A small study."""
     space = changes.pop("space", SPACE)
     settings = {"trials": 8, "promote": 3, "initial": 4, "seed": 0, "fraction": 0.2}
-    # What is recorded of these studies was proposed by it.
-    settings |= {"acquisition": "ei", **changes}
+    # What is recorded of these studies was proposed, promoted and finished so.
+    settings |= {"acquisition": "ei", "finish": [1.0], "promote_by": "mean", **changes}
     return SearchConfig(space={key: DimensionConfig(**value) for key, value in space.items()}, **settings)
 
 

@@ -8,15 +8,18 @@ import math
 import pytest
 from synthetic import REFERENCE, SyntheticRunner, records, search_config
 
+from jaxtune.cli.search import _rungs
 from jaxtune.cli.study.status import text
 from jaxtune.errors import UserError
-from jaxtune.reports.page import facts
+from jaxtune.reports.page import facts, score_columns, sort_key, trial_row
 from jaxtune.reports.progress import progress, steps_left
 from jaxtune.reports.records import read_study
 from jaxtune.search import Outcome, Study, StudySummary
+from jaxtune.search.details import trial_details
 from jaxtune.search.journal import Journal
 from jaxtune.search.milestones import Milestones, milestones
 from jaxtune.search.status import read_status
+from jaxtune.search.table import trials
 from tests.told_types import check_types
 
 # 4 are promoted to 20 of 50 steps, 2 of them finished: 4 × 10 + 2 × 30 = 100 steps, of 3 × 40 = 120.
@@ -76,18 +79,28 @@ def test_summary_status_and_page_tell_the_rungs(whole):
     check_types(StudySummary, summary)
     assert json.loads((run_dir / "summary.json").read_text())["finish"] == summary.finish
     told = records(run_dir)
-    assert [(rung["share"], rung["promoted"]) for rung in summary.finish] == [(0.4, 4), (1.0, 2)]
+    assert [(rung["share"], rung["step"], rung["promoted"]) for rung in summary.finish] == [(0.4, 20, 4), (1.0, 50, 2)]
+    assert _rungs(summary) == ["finished in rungs: 5 trials at 40% (step 20), 3 trials at 100% (step 50) of the steps"]
     for rung, event in zip(summary.finish, ("reported", "finished"), strict=True):
         scores = {one["trial"]: one["score"] for one in told if one["event"] == event}
         assert {one["trial"]: one["score"] for one in rung["trials"]} == scores
     status = read_status(run_dir)
     assert status.as_dict()["finish"] == [0.4, 1.0]
     assert status.steps == summary["budget"]["steps_run"]
-    assert "the best 4 go to 0.4 of the steps, the best 2 go to the end" in text(status)
+    assert "the best 4 go to 0.4 of the steps (step 20), the best 2 go to the end (step 50)" in text(status)
+    assert status.as_dict()["length"] == 50
     assert "at 0.4" in text(status)
     left = next(trial for trial in status.trials if trial.state == "scored" and trial.rungs)
     assert (left.step, left.until) == (20, 20)
+    rows = {row["trial"]: row["rung.20"] for row in trials(run_dir)}
+    at_rung = {one["trial"]: one["score"] for one in summary.finish[0]["trials"]}
+    assert rows == {number: at_rung.get(number) for number in rows}
+    assert [one["score"] for one in trial_details(run_dir, left.trial)["rungs"]] == [at_rung[left.trial]]
     record = read_study(run_dir)
+    names = [name for name, _ in score_columns(record)]
+    assert names == ["Early score", "At step 20", "Final score"]
+    for trial in record.trials:
+        assert trial_row(record, trial, None)["scores"][1][1] == sort_key(at_rung.get(trial.id))
     assert dict(facts(record))["Going on"].split() == ["4", "to", "40", "%,", "2", "to", "100", "%"]
     assert steps_left(record, 50) == 0
 

@@ -10,6 +10,8 @@ from synthetic import REFERENCE, SyntheticRunner, interrupt_at, records, search_
 
 from jaxtune.config.search_section import BudgetConfig, DimensionConfig
 from jaxtune.errors import UserError
+from jaxtune.reports.headline import ended_sentence
+from jaxtune.reports.records import read_study
 from jaxtune.search import Outcome, Study, Trial
 from jaxtune.search.enough import Budget
 from jaxtune.search.milestones import milestones
@@ -123,8 +125,17 @@ def test_a_study_ends_with_its_budget_and_a_restart_agrees(tmp_path):
     assert len(summary["trials"]) == proposed(tmp_path / "whole") == 6
     assert summary["budget"]["steps_run"] <= 185
     assert sum(trial["final_score"] is not None for trial in summary["trials"]) == 3
+    # What a dry run foretells.
+    whole, trial = study(tmp_path / "foretold", **limit), Trial(0, REFERENCE, tmp_path)
+    assert Budget.of(whole.settings, whole.runner).trials(trial) == 6
+    assert (
+        Budget.of(study(tmp_path, trials=4, budget=BudgetConfig(steps=500)).settings, whole.runner).trials(trial) == 4
+    )
+    assert Budget.of(study(tmp_path, budget=BudgetConfig(seconds=5)).settings, whole.runner).trials(trial) is None
     (told,) = [record for record in records(tmp_path / "whole") if record["event"] == "enough"]
     assert (told["reason"], told["budget"], told["limit"], told["with_another"]) == ("budget", "steps", 185, 190)
+    assert "after 6 of 12 trials" in (words := ended_sentence(read_study(tmp_path / "whole")))
+    assert "would take 190 steps, finishing included, of 185" in words
     for at, until in ((4, 10), (0, 50)):
         runner = SyntheticRunner()
         runner.before = interrupt_at(at, until)

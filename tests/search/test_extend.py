@@ -95,7 +95,7 @@ def test_a_finished_study_goes_on_with_more_trials(begin):
 def test_new_trials_take_the_places_of_old_ones_in_the_ranking(begin):
     """A much better configuration by hand is finished although as many as are to be were finished before."""
     run_dir = begin()
-    promoted = {record["trial"] for record in records(run_dir) if record["event"] == "promoted"}
+    promoted = {record["trial"] for record in records(run_dir) if record["event"] == "promoted" and record["leg"] == 1}
     extension = extend(run_dir, added=[{"optimizer.learning_rate": 1e-3, **{k: HAND[k] for k in list(HAND)[1:3]}}])
     assert extension.added == {6: {**HAND, "optimizer.learning_rate": 1e-3, "optimizer.schedule": "cosine"}}, (
         "what is not named is as in the configuration"
@@ -111,7 +111,7 @@ def test_new_trials_take_the_places_of_old_ones_in_the_ranking(begin):
 
 def test_a_study_that_ended_with_its_budget_goes_on_with_a_larger_one(begin):
     """Ten steps to a score, forty to an end: 4 trials and 3 ends, then 10 and 5, as others may be the best now."""
-    run_dir = begin(None, "search.trials=30", "search.budget.steps=165")
+    run_dir = begin(None, "search.trials=30", "search.budget.steps=165", "search.finish=[1.0]")
     first = json.loads((run_dir / "summary.json").read_text())
     assert (first["ended"], len(first["trials"])) == ("budget", 4)
     assert read_status(run_dir).phase == "finished"

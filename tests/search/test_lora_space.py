@@ -9,13 +9,15 @@ from pathlib import Path
 import pytest
 
 from jaxtune.config import load_config
-from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import DecoderConfig
 from jaxtune.search.checks import check_space
 from jaxtune.search.lora_space import likely_rate, lora_space, with_space
 from jaxtune.search.space import Space
 from jaxtune.training.run_directory import RunDirectory
+from jaxtune.updates.treatments.frozen import FrozenRule
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 HEAD = """\
 model: {path: "jaxtune:nano"}

@@ -9,10 +9,11 @@ import pytest
 from scipy import stats
 from synthetic import REFERENCE, SyntheticRunner, interrupt_at, records, search_config
 
-from jaxtune.reports.headline import find_winner, seeds_sentence
+from jaxtune.reports.headline import finalists, find_winner, seeds_sentence
 from jaxtune.reports.progress import steps_left
 from jaxtune.reports.records import read_study
 from jaxtune.search import Outcome, Study, StudySummary
+from jaxtune.search.details import trial_details
 from jaxtune.search.repeats import FINALISTS
 from jaxtune.search.statistics import t_interval
 from jaxtune.search.status import read_status
@@ -99,6 +100,16 @@ def test_the_best_mean_wins(whole):
     assert winner is not None
     assert winner.trial.id == summary["best"]["trial"] == read_status(run_dir).best
     assert "The best mean wins" in seeds_sentence(record)
+    columns, rows = finalists(record, winner)
+    assert columns == ["Finalist", "Mean", "Interval", "Seed 1", "Seed 2", "Seed 3"]
+    for row, one in zip(rows, repeats["trials"], strict=True):
+        interval = f"{one['low']:.4f} to {one['high']:.4f}".replace("-", "−")
+        assert row[1:] == [f"{one['mean']:.4f}", interval, *(f"{score:.4f}" for score in one["scores"])]
+    assert rows[0][0] == f"Trial {winner.trial.id} (winner)"
+    details = trial_details(run_dir, winner.trial.id)
+    assert {seed: outcome["score"] for seed, outcome in details["repeats"].items()} == {
+        str(seed): told[winner.trial.id, seed]["score"] for seed in (8, 9)
+    }
     assert steps_left(record, 50) == 0
 
 
@@ -132,7 +143,9 @@ def test_one_that_diverges_with_a_seed_does_not_win(whole, tmp_path):
     *sound, last = summary.seeds["trials"]
     assert (last["trial"], last["mean"], last["scores"][2]) == (best, None, None)
     assert summary["best"]["trial"] == sound[0]["trial"]
-    assert f"trial {best} diverged" in seeds_sentence(read_study(tmp_path))
+    record = read_study(tmp_path)
+    assert finalists(record, find_winner(record))[1][-1][:3] == [f"Trial {best}", "–", "–"]
+    assert finalists(record, find_winner(record))[1][-1][-1] == "diverged"
 
 
 def test_a_searched_seed_and_repetitions_are_refused():

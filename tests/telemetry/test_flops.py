@@ -35,8 +35,18 @@ def test_what_is_trained_adds_its_own_gradient():
     frozen = step_flops(CONFIG, tokens=16, sequence_length=16)
     full = step_flops(CONFIG, tokens=16, sequence_length=16, full={"layers.mlp.up.kernel": 1.0, "lm_head.kernel": 1.0})
     assert full.total - frozen.total == pytest.approx(16 * 2 * (3 * 8 * 20 + 8 * 100))
-    low_rank = step_flops(CONFIG, tokens=16, sequence_length=16, low_rank={"layers.attention.q": 4.0})
-    assert low_rank.total - frozen.total == pytest.approx(16 * 3 * 2 * 4 * (8 + 8) * 3)
+    added = step_flops(
+        CONFIG,
+        tokens=16,
+        sequence_length=16,
+        added={
+            "layers.attention.q": 4.0
+            * 2
+            * (CONFIG.hidden_size + CONFIG.num_heads * CONFIG.head_dim)
+            * CONFIG.num_layers
+        },
+    )
+    assert added.total - frozen.total == pytest.approx(16 * 3 * 2 * 4 * (8 + 8) * 3)
 
 
 def test_a_window_cuts_the_square():

@@ -22,7 +22,7 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.model_directory import model_directory
 from jaxtune.training.run import train
 from jaxtune.updates import UpdatePlan, load_adapter
-from jaxtune.updates.peft_base import check_base, named_base
+from jaxtune.updates.peft.base import check_base, named_base
 
 
 @pytest.fixture(scope="module")

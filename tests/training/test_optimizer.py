@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import DecoderConfig, load_model
 from jaxtune.training import Trainer
 from jaxtune.training.masked_optimizer import MaskedOptimizer
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import Full, FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 CONFIG = DecoderConfig("llama", 11, 8, 12, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=4)
 # Layers of a stack under two rules and none, a stack of vectors under two, a matrix and a vector outside of stacks.
@@ -42,9 +43,8 @@ GROUPS = {
 
 
 def started(generator):
-    shapes = jax.eval_shape(
-        lambda: PLAN.init(jax.random.key(0), {p.path: jnp.zeros(p.shape, jnp.float32) for p in PLAN.full})
-    )
+    params = {part.path: jnp.zeros(part.shape, jnp.float32) for part in PLAN.parts if isinstance(part, Full)}
+    shapes = jax.eval_shape(lambda: PLAN.init(jax.random.key(0), params))
     return jax.tree.map(lambda leaf: generator.standard_normal(leaf.shape).astype(np.float32), shapes)
 
 

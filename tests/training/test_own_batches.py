@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from jaxtune_kernels.dropout import hash_words
 
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.training.batches import CountedBatches, as_batches, checked, completed, count_examples, count_tokens
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.objectives import Terms
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.training.tiny_trainer import LENGTH, ROWS, log_probs, own_batch, tiny_model, tiny_trainer
 
 DROPS = (LowRankRule(match="layers.*.mlp.*", rank=2, alpha=64.0, dropout=0.5),)

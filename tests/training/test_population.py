@@ -12,13 +12,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 SIZE = 4
 SOUND = {"optimizer.learning_rate": 1e-3}

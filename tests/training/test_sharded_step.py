@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 
 def test_no_device_holds_the_hidden_states_of_all_rows(mesh: jax.sharding.Mesh) -> None:

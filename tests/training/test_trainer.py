@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import decoder as decoder_module
 from jaxtune.models import load_model
@@ -18,6 +17,8 @@ from jaxtune.training import Trainer
 from jaxtune.training.objectives import Terms
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.training.tiny_trainer import ROWS, tiny_model, tiny_trainer
 
 TRAIN = TrainConfig(steps=8, batch_size=4, sequence_length=12)

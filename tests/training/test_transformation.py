@@ -10,7 +10,6 @@ import numpy as np
 import optax
 import pytest
 
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models import split
 from jaxtune.training.checkpoints import Checkpoints
@@ -18,6 +17,8 @@ from jaxtune.training.objectives import Terms
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.optimizers.schedule_free import ScheduleFreeConfig
 from jaxtune.training.population import Population
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.training.tiny_trainer import ROWS, tiny_model, tiny_trainer
 
 ADAM = {"b1": 0.8, "b2": 0.95, "eps": 1e-3, "weight_decay": 0.1}

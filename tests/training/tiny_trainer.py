@@ -8,10 +8,11 @@ import jax
 import numpy as np
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import Decoder, DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 VOCABULARY, ROWS, LENGTH = 19, 4, 6
 RULES = (

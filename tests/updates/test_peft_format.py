@@ -10,15 +10,16 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.models.saving import save_model
 from jaxtune.models.tokenizer import load_tokenizer
 from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapter
-from jaxtune.updates.low_rank import NO_RULE
-from jaxtune.updates.peft_base import follow_base
+from jaxtune.updates.peft.base import follow_base
+from jaxtune.updates.treatments.base import NO_RULE
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 # Mixed ranks and alphas, some layers only, most linear modules; a head of its own only where there is one.
 MIXED = (
@@ -71,7 +72,7 @@ def peft_model(adapter, plan):
     assert not loaded.unexpected_keys
     assert not [name for name in loaded.missing_keys if "lora_" in name]
     adapted = {module for module in model.modules() if isinstance(module, LoraLayer)}
-    assert len(adapted) == sum(rule != NO_RULE for module in plan.modules for rule in module.rules)
+    assert len(adapted) == sum(rule != NO_RULE for module in plan.parts for rule in module.rules)
     assert {module.base_layer for module in adapted} <= language
     return model
 

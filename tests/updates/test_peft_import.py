@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
 
-from jaxtune.config.update_rules import LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import split
 from jaxtune.models.loading import load_model
 from jaxtune.updates import UpdatePlan, load_adapter, save_adapter
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 
 @pytest.fixture
@@ -39,8 +39,8 @@ def adapter(checkpoint, random_trainable, tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"peft_type": "IA3"}, "peft_type is 'IA3'; only 'LORA' is supported"),
-        ({"use_dora": True}, "use_dora true"),
+        ({"peft_type": "LOKR"}, "peft_type is 'LOKR'; only .*'LORA'"),
+        ({"use_dora": True}, "lora_magnitude_vector of model.layers.0.self_attn.q_proj is missing"),
         ({"bias": "lora_only"}, 'bias "lora_only"'),
         ({"modules_to_save": ["lm_head"]}, 'modules_to_save \\["lm_head"\\]'),
         ({"task_type": "SEQ_CLS"}, 'task_type "SEQ_CLS"'),
@@ -59,7 +59,7 @@ def adapter(checkpoint, random_trainable, tmp_path):
         ({"exclude_modules": ["layers.1.self_attn.q_proj"]}, "layers.1.self_attn.q_proj has tensors but"),
         (
             {"rank_pattern": {"v_proj": 2}},
-            r"lora_A of model.layers.0\S+v_proj has shape \(4, 32\), not \(2, 32\)",
+            r"lora_A.weight of model.layers.0\S+v_proj has shape \(4, 32\), not \(2, 32\)",
         ),
     ],
 )
@@ -86,10 +86,10 @@ def test_all_mismatches_of_tensors_are_listed(adapter):
     with pytest.raises(UserError) as error:
         load_adapter(directory, model)
     for part in (
-        "lora_A of model.layers.0.self_attn.q_proj is missing",
-        "lora_B of model.layers.1.self_attn.v_proj has shape (16, 5), not (16, 4)",
+        "lora_A.weight of model.layers.0.self_attn.q_proj is missing",
+        "lora_B.weight of model.layers.1.self_attn.v_proj has shape (16, 5), not (16, 4)",
         f"{prefix}.7.self_attn.v_proj.lora_B.weight belongs to no linear layer",
-        "lora_magnitude_vector belongs to no linear layer",
+        "lora_magnitude_vector of model.layers.1.self_attn.q_proj belongs to no LORA",
         "has the dtype I8",
     ):
         assert part in str(error.value)

@@ -1,17 +1,20 @@
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from jaxtune.config.hyperparameters import hyperparameters
-from jaxtune.config.update_rules import FrozenRule, FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.declarations import count_parameters, declare
 from jaxtune.parallel.sharding import named_sharding
 from jaxtune.updates import UpdatePlan
-from jaxtune.updates.full import place_layers
+from jaxtune.updates.treatments.frozen import FrozenRule
+from jaxtune.updates.treatments.full import Full, FullRule, place_layers
+from jaxtune.updates.treatments.low_rank import LowRank, LowRankRule
 
 KEY = jax.random.key(0)
 
@@ -43,11 +46,12 @@ def test_first_match_wins_and_the_rest_is_frozen(config):
         FullRule(match="final_norm"),
     ]
     plan = UpdatePlan(rules).resolve(config)
-    assert {module.path: module.rules for module in plan.modules} == {
+    assert {module.path: module.rules for module in plan.parts if isinstance(module, LowRank)} == {
         "layers.attention.q": (1, 1, 2, -1),
         "layers.attention.v": (2, 2, 2, -1),
     }
-    assert {each.path: (each.layers, each.rules) for each in plan.full} == {
+    full = [part for part in plan.parts if isinstance(part, Full)]
+    assert {each.path: (each.layers, tuple(i for i in each.rules if i >= 0)) for each in full} == {
         "layers.mlp_norm.scale": ((0, 1, 2), (3, 3, 3)),
         "final_norm.scale": (None, (4,)),
     }
@@ -191,11 +195,17 @@ def test_numbers_of_a_rule_come_from_the_search_the_rule_or_the_optimizer(config
     rules = [low_rank("layers.*.attention.q", learning_rate_scale=2.0), FullRule(match="final_norm", weight_decay=0.25)]
     plan = UpdatePlan(rules).resolve(config)
     values = values_of(rules, optimizer__weight_decay=0.01)
-    assert plan.rule_value(0, "learning_rate_scale", values) == pytest.approx(2.0)
-    assert plan.rule_value(0, "weight_decay", values) == pytest.approx(0.01)
-    assert plan.rule_value(1, "weight_decay", values) == pytest.approx(0.25)
+    groups = plan.groups()
+    query, norm = groups["low_rank"]["layers.attention.q"]["a"], groups["full"]["final_norm.scale"]
+    assert plan.rate_scale(query, 0, values) == pytest.approx(2.0)
+    assert plan.weight_decay(query, 0, values) == pytest.approx(0.01)
+    assert plan.weight_decay(norm, 1, values) == pytest.approx(0.25)
     # A decay that a search sets where the rule leaves it open.
-    assert plan.rule_value(0, "weight_decay", values_of(rules, update__0__weight_decay=0.7)) == pytest.approx(0.7)
+    assert plan.weight_decay(query, 0, values_of(rules, update__0__weight_decay=0.7)) == pytest.approx(0.7)
+    # A further factor of an array, and none of the decay.
+    moved = dataclasses.replace(query, factors=("alpha",), decays=False)
+    assert plan.rate_scale(moved, 0, values) == pytest.approx(2.0 * rules[0].alpha)
+    assert plan.weight_decay(moved, 0, values) == 0.0
 
 
 def test_axes_shard_the_trainable_arrays(config, mesh):
@@ -215,9 +225,10 @@ def test_counts_the_active_rank_only(config):
     low, full, table = 3 * 4 * (32 + 32), 4 * 32 * 40, 61 * 32
     assert plan.trainable_parameters() == low + full + table
     assert plan.trainable_parameters({"update.0.rank": 8}) == 2 * low + full + table
-    assert plan.mean_ranks() == {"layers.attention.q": 3.0}
-    assert plan.full_shares() == {"layers.mlp.up.kernel": 1.0, "embed.table": 1.0}
-    assert not plan.is_low_rank_only
+    assert plan.flops() == {"layers.attention.q": 2.0 * 3 * (32 + 32) * 4}  # three layers of four, of rank 4
+    assert plan.weight_shares() == {"layers.mlp.up.kernel": 1.0, "embed.table": 1.0}
+    assert not plan.adapters_only
+    assert not plan.exports
     rows = plan.table()
     assert len({tuple(row) for row in rows}) == 1  # the same columns throughout
     assert [(row["rule"], row["method"], row["module"], row["layers"], row["parameters"]) for row in rows] == [
@@ -280,7 +291,7 @@ def test_the_names_of_a_checkpoint_are_answered_with_ours(config, match, ours):
 
 def test_a_range_may_reach_beyond_the_last_layer(config):
     plan = UpdatePlan([low_rank("layers.{2..99}.mlp.up")]).resolve(config)
-    assert plan.modules[0].rules == (-1, -1, 0, 0)
+    assert plan.parts[0].rules == (-1, -1, 0, 0)
 
 
 def test_other_plans_that_cannot_be_meant(config):
@@ -302,7 +313,7 @@ def test_other_plans_that_cannot_be_meant(config):
 
 def test_ranks_are_checked_on_the_host(config):
     plan = UpdatePlan([low_rank("**.q", rank=4)]).resolve(config)
-    plan.check_ranks({})
+    plan.check({})
     for rank in (0, 5):
         with pytest.raises(UserError, match=rf"update.0.rank: {rank} is not between 1 and the capacity 4"):
-            plan.check_ranks({"update.0.rank": rank})
+            plan.check({"update.0.rank": rank})

@@ -9,10 +9,11 @@ import optax
 import pytest
 from jaxtune_kernels import hash_words
 
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.updates import UpdatePlan, save_adapter
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 
 def loss_function(model, plan, tokens, values):

@@ -32,6 +32,15 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _text(details: Mapping[str, Any]) -> str:
     settings = [{"key": key, "value": str(value)} for key, value in details["configuration"].items()]
+    scored = [
+        *(("rung", outcome) for outcome in details["rungs"]),
+        *((name, outcome) for name in ("early", "final") if (outcome := details[name]) is not None),
+    ]
+    # On a rung of the ladder a trial is before the fraction, on one of the finish after it.
+    scored.sort(key=lambda named: named[1]["steps_run"])
+    scored += [(f"with seed {seed}", outcome) for seed, outcome in details["repeats"].items()]
+    if details["test"] is not None:
+        scored.append(("on the test split", details["test"]))
     outcomes = [
         {
             "scored": name,
@@ -40,11 +49,8 @@ def _text(details: Mapping[str, Any]) -> str:
             "standard_error": outcome.get("standard_error"),
             "seconds": max(0.0, outcome["seconds"]),
         }
-        for name, outcome in (
-            ("early", details["early"]), ("final", details["final"]), ("on the test split", details["test"])
-        )
-        if outcome is not None
-    ]  # fmt: skip
+        for name, outcome in scored
+    ]
     promoted = details["promoted"]
     ranked = "" if promoted is None else f", promoted in place {promoted['rank']}"
     lines = [

@@ -72,8 +72,13 @@ def text(status: StudyStatus) -> str:
 def _promotions(status: StudyStatus) -> str:
     """How many trials go on after the fraction, and how far."""
     assert status.promote is not None
-    numbers = zip(status.shares.promotions(status.promote), status.shares.finish, strict=True)
-    parts = [f"{number} go to {'the end' if share == 1 else f'{share:.3g} of the steps'}" for number, share in numbers]
+    numbers, shares = status.shares.promotions(status.promote), status.shares.finish
+    steps = [None] * len(shares) if status.length is None else status.shares.steps(status.length).legs
+    parts = [
+        f"{number} go to {'the end' if share == 1 else f'{share:.3g} of the steps'}"
+        f"{'' if step is None else f' (step {step})'}"
+        for number, share, step in zip(numbers, shares, steps, strict=True)
+    ]
     return f"the best {', the best '.join(parts)}"
 
 

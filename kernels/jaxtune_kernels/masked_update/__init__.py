@@ -14,7 +14,6 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune_kernels.dropout import hash_words
 from jaxtune_kernels.masked_update.blocks import Blocks, Selection
-from jaxtune_kernels.masked_update.gpu import masked_update_gpu
 from jaxtune_kernels.masked_update.operands import Operands, Results
 from jaxtune_kernels.masked_update.partition import (
     Axes,
@@ -26,7 +25,6 @@ from jaxtune_kernels.masked_update.partition import (
 )
 from jaxtune_kernels.masked_update.reference import masked_update_reference
 from jaxtune_kernels.masked_update.rules import UPDATE_RULES, Coefficients
-from jaxtune_kernels.masked_update.tpu import masked_update_tpu, unsupported
 from jaxtune_kernels.masked_update.xla import masked_update_xla, put, take
 from jaxtune_kernels.transforms import joined, portable, spec_of, target_platform
 
@@ -253,6 +251,10 @@ def _check_dtype(dtype: Any) -> None:
 
 def _choose(implementation: str | None, interpret: Any, blocks: Blocks, operands: Operands) -> Callable[..., Results]:
     """The implementation for these blocks; without a wish, that of the platform that the program is compiled for."""
+    # Imported here: half a second of Pallas, which whoever updates whole tensors does without.
+    from jaxtune_kernels.masked_update.gpu import masked_update_gpu
+    from jaxtune_kernels.masked_update.tpu import masked_update_tpu, unsupported
+
     functions: dict[str, Callable[..., Results]] = {
         "reference": masked_update_reference,
         "xla": masked_update_xla,

@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.errors import UserError
 from jaxtune.models.decoder import Detached
 from jaxtune.telemetry.writers import JsonlWriter
@@ -18,6 +17,8 @@ from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel
 from jaxtune.training.objectives import Terms, call
 from jaxtune.training.population import Population
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.training.tiny_trainer import ROWS, RULES, own_batch, tiny_model, tiny_trainer
 
 HEAD = (FullRule(match="lm_head"),)
@@ -102,9 +103,9 @@ def test_the_reference_is_the_base_whatever_was_trained(model):
     assert found.metrics["reference"] == pytest.approx(base, rel=1e-5)
     assert found.loss != pytest.approx(base, rel=1e-2)
     # A run that began from an adapter has it in its reference, and not what came of it.
-    begun = jax.tree.map(np.asarray, moved.trainable["low_rank"])
+    begun = {"low_rank": jax.tree.map(np.asarray, moved.trainable["low_rank"])}
     program = dataclasses.replace(trainer.program, start=begun)
-    adapters = trainer.plan.adapters(moved.trainable["low_rank"], {})
+    adapters = trainer.plan.apply(trainer.params, {"low_rank": moved.trainable["low_rank"]}, {})[1]
     own = np.asarray(model(np.asarray(batch["tokens"], np.int32), adapters=adapters))[:, 0, 0].mean()
     terms = jax.jit(program.terms)(trainer.params, state.trainable, trainer.place(made(0)), trainer.hyperparameters)
     assert float(terms.metrics["reference"][0].mean()) == pytest.approx(own, rel=1e-5)

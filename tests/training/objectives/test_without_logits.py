@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.training import Trainer
 from jaxtune.training.objectives import Forward, Terms, cross_entropy
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 VALUES = {"train.label_smoothing": 0.1, "train.z_loss": 0.01}
 

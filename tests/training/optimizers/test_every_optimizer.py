@@ -17,11 +17,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 from jaxtune.config.hyperparameters import hyperparameters
 from jaxtune.config.optimizer_section import OPTIMIZERS
-from jaxtune.config.update_rules import FullRule, LowRankRule
 from jaxtune.models import DecoderConfig
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.state import TrainState
 from jaxtune.updates import UpdatePlan
+from jaxtune.updates.treatments.full import Full, FullRule
+from jaxtune.updates.treatments.low_rank import LowRankRule
 
 CONFIG = DecoderConfig("llama", 20, 16, 24, num_layers=3, num_heads=2, num_kv_heads=1, head_dim=8)
 # Layers of a stack under two rules and none, of which one holds still; a vector, and arrays that no stack holds.
@@ -62,9 +63,8 @@ def values_of(settings, factor=1.0):
 
 def arrays(seed, size=1.0):
     generator = np.random.default_rng(seed)
-    shapes = jax.eval_shape(
-        lambda: PLAN.init(jax.random.key(0), {p.path: jnp.zeros(p.shape, jnp.float32) for p in PLAN.full})
-    )
+    params = {part.path: jnp.zeros(part.shape, jnp.float32) for part in PLAN.parts if isinstance(part, Full)}
+    shapes = jax.eval_shape(lambda: PLAN.init(jax.random.key(0), params))
     made = jax.tree.map(lambda leaf: (size * generator.standard_normal(leaf.shape)).astype(np.float32), shapes)
     if size != 1.0:
         # Nothing depends on the term of the layer that no rule trains.

@@ -1,12 +1,12 @@
 """The layout of a PEFT adapter directory: file and tensor names, and how PEFT reads its patterns.
 
-As PEFT 0.21 does it. Writing is in :mod:`jaxtune.updates.peft_export`, reading in :mod:`jaxtune.updates.peft_import`.
+As PEFT 0.21 does it. Writing is in :mod:`jaxtune.updates.peft.export`, reading in :mod:`jaxtune.updates.peft.load`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,6 +19,8 @@ from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import linear_modules
 from jaxtune.models.families import checkpoint_module
 
+LORA = "LORA"
+"""The kind of adapters whose modules may differ in their numbers."""
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
@@ -34,22 +36,33 @@ def _expression(text: str) -> str:
 
 Expression = Annotated[str, AfterValidator(_expression)]
 PositiveNumber = Annotated[int | float, Field(gt=0)]
-_TENSOR = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<part>[AB])\.weight")
 
 
-def tensor_name(module: str, part: str) -> str:
-    """The name of A (rank, in) or B (out, rank) of a module, which has the name that it has in transformers."""
-    return f"base_model.model.{module}.lora_{part}.weight"
+def tensor_name(module: str, end: str) -> str:
+    """The name of a tensor of a module, ``lora_A.weight``; of none, that of what stands once for all modules.
+
+    Args:
+      module: its name in transformers.
+      end: of the tensor's name.
+    """
+    return f"base_model.model.{module}.{end}" if module else f"base_model.{end}"
 
 
-def parse_tensor_name(name: str) -> tuple[str, str] | None:
-    """Module and part of a tensor's name; None if it is no A and no B of a linear module."""
-    found = _TENSOR.fullmatch(name)
-    return None if found is None else (found["module"], found["part"])
+def parse_tensor_name(name: str, modules: Collection[str]) -> tuple[str, str] | None:
+    """Module and end of a tensor's name, for the names that modules have in transformers.
+
+    Returns:
+      An empty module for what stands once for all modules; None for what belongs to no module.
+    """
+    inside = name.removeprefix("base_model.model.")
+    if inside == name:
+        return ("", name.removeprefix("base_model.")) if name.startswith("base_model.") else None
+    places = [index for index, letter in enumerate(inside) if letter == "."]
+    return next(((inside[:at], inside[at + 1 :]) for at in reversed(places) if inside[:at] in modules), None)
 
 
 class AdapterConfig(BaseModel):
-    """``adapter_config.json``, as far as a plain LoRA of linear layers goes.
+    """``adapter_config.json`` of a LoRA of linear layers, with DoRA's sizes or without.
 
     These are the keys that every PEFT since 0.6 knows; older releases refuse the rest, so no others are written.
     """
@@ -72,15 +85,15 @@ class AdapterConfig(BaseModel):
     lora_dropout: Probability = 0.0
     use_rslora: bool = False
     init_lora_weights: bool | str = True
+    use_dora: bool = False
     # PEFT can do these, and they are not read here.
-    use_dora: Literal[False] = False
     bias: Literal["none"] = "none"
     fan_in_fan_out: Literal[False] = False
     modules_to_save: None = None
 
     def targets(self, module: str) -> bool:
         """Whether PEFT would put an adapter on a linear module, by its name in transformers."""
-        if self.exclude_modules and _named(module, self.exclude_modules):
+        if self.exclude_modules and is_named(module, self.exclude_modules):
             return False
         if self.target_modules == "all-linear":
             return module.rpartition(".")[2] != "lm_head"
@@ -89,7 +102,7 @@ class AdapterConfig(BaseModel):
             chosen = self.layers_to_transform
             if self._layer(module) not in (chosen if isinstance(chosen, list) else [chosen]):
                 return False
-        return _named(module, self.target_modules)
+        return is_named(module, self.target_modules)
 
     def _layer(self, module: str) -> int | None:
         """The number after the first of ``layers_pattern``, or the first number that is part of a name."""
@@ -116,7 +129,7 @@ def matching_key(patterns: Iterable[str], module: str) -> str | None:
     return next((key for key in patterns if re.match(rf"(.*\.)?({key})$", module)), None)
 
 
-def _named(module: str, names: str | list[str]) -> bool:
+def is_named(module: str, names: str | list[str]) -> bool:
     """Whether a module is among full names or ends of names, or matches one regular expression."""
     if isinstance(names, str):
         return re.fullmatch(names, module) is not None

@@ -14,8 +14,8 @@ from jaxtune.files import replaced, write_atomically
 from jaxtune.models.hf_config import read_config
 from jaxtune.models.loading import PACKAGED, resolve_path
 from jaxtune.models.tensor_files import DTYPES, TensorEntry, read_header
-from jaxtune.updates.peft_format import CONFIG_FILE, adapter_files
-from jaxtune.updates.peft_import import read_adapter_config
+from jaxtune.updates.peft.format import CONFIG_FILE, adapter_files
+from jaxtune.updates.peft.load import read_adapter_config
 
 BASE = "base"
 """The folder of an adapter's directory that holds its base, where no other program has that by its name."""

@@ -1,0 +1,24 @@
+"""What every rule of ``update`` has. What a method adds stands with its code, in :mod:`jaxtune.updates.treatments`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from pydantic import Field
+
+from jaxtune.config.section import BesideAdapter, Section, Traced
+
+
+class RuleConfig(Section):
+    """What every rule has: which parameters, and how fast they move."""
+
+    match: str = Field(
+        description="Path pattern: 'layers.*.attention.{q,v}', 'layers.{0..3}.**'; '*' is one part, '**' any number."
+    )
+    learning_rate_scale: Annotated[float, Field(ge=0), Traced(), BesideAdapter()] = Field(
+        default=1.0, description="Factor on optimizer.learning_rate for these parameters."
+    )
+    weight_decay: Annotated[Annotated[float, Field(ge=0), Traced()] | None, BesideAdapter()] = Field(
+        default=None, description="Share, as optimizer.weight_decay, which holds if this is unset."
+    )
+    method: Any = Field(description="What becomes of these parameters: a file's name, or 'module:Name'.")

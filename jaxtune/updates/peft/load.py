@@ -1,0 +1,321 @@
+"""Reads a PEFT adapter directory as rules and trainable arrays.
+
+What a method of the package, or of an installed one, can be is read; everything else that a PEFT adapter can hold is an
+error, never ignored.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from pydantic import ValidationError
+
+from jaxtune.config.hyperparameters import hyperparameters as traced_values
+from jaxtune.config.rule import RuleConfig
+from jaxtune.errors import UserError
+from jaxtune.models.architectures import Layout, architectures_of
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.decoder import Decoder
+from jaxtune.models.families import family_of
+from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_header
+from jaxtune.parallel.sharding import named_sharding
+from jaxtune.updates import treatments
+from jaxtune.updates.peft.format import LORA, AdapterConfig, adapter_files, all_modules, parse_tensor_name
+from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
+from jaxtune.updates.treatments.base import Shape, Treatment
+
+Tensors = Mapping[str, Mapping[str, TensorEntry]]
+"""By the end of their names, those of each module, by its name in transformers."""
+
+Modules = Mapping[str, tuple[str, int | None]]
+"""Our path of the stack, and the layer, of each linear module by its name in transformers."""
+
+
+class Adapter(NamedTuple):
+    """A PEFT adapter as it is trained on.
+
+    Attributes:
+      plan: rules of its methods.
+      trainable: the arrays of the resolved plan that the optimizer moves.
+      values: the hyperparameters that it computes with.
+      fixed: the arrays beside them that the adapter brings; others follow from the base.
+    """
+
+    plan: UpdatePlan
+    trainable: Trainable
+    values: dict[str, float]
+    fixed: Trainable
+
+
+# Says nothing of the computation: where it came from, how it was trained, settings of what is switched off.
+_HARMLESS = {
+    "auto_mapping", "peft_version", "megatron_core", "loftq_config", "eva_config", "runtime_config",
+    "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+# These change the base's weights, and the adapter is only right beside the changed ones.
+_CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
+
+
+def load_adapter(
+    directory: str | Path, model: Decoder | DecoderConfig
+) -> tuple[UpdatePlan, Trainable, dict[str, float]]:
+    """A PEFT adapter as a plan, its trainable arrays, and the hyperparameters it computes with.
+
+    Modules of the same numbers become one rule for each set of layers. ``plan.resolve(model)`` has the shapes of the
+    arrays, so that the adapter can be applied, merged, or trained on. Of one that brings fixed arrays,
+    :func:`read_adapter` gives these too.
+
+    Args:
+      directory: with ``adapter_config.json`` and ``adapter_model.safetensors``.
+      model: the base model; the arrays are cut over its mesh.
+
+    Raises:
+      UserError: files are missing, damaged or pickles; the adapter is of a kind that no method reads, or does not fit
+        the model, with every mismatch.
+    """
+    read = read_adapter(directory, model)
+    return read.plan, read.trainable, read.values
+
+
+def read_adapter(directory: str | Path, model: Decoder | DecoderConfig) -> Adapter:
+    """All that a PEFT adapter holds; see :func:`load_adapter`."""
+    config = model if isinstance(model, DecoderConfig) else model.config
+    rules, tensors, modules = _read(Path(directory), config)
+    plan = UpdatePlan(rules)
+    mesh = None if isinstance(model, DecoderConfig) else model.mesh
+    trainable, fixed = _arrays(plan.resolve(config), tensors, modules, mesh)
+    return Adapter(plan, trainable, traced_values(rules, "update."), fixed)
+
+
+def adapter_rules(directory: str | Path, config: DecoderConfig) -> list[RuleConfig]:
+    """What a PEFT adapter is as rules of ``update``, without reading its arrays.
+
+    Args:
+      directory: as for :func:`load_adapter`.
+      config: of the base model.
+
+    Raises:
+      UserError: as :func:`load_adapter`.
+    """
+    return _read(Path(directory), config)[0]
+
+
+def _read(directory: Path, config: DecoderConfig) -> tuple[list[RuleConfig], Tensors, Modules]:
+    config_file, tensor_file = adapter_files(directory)
+    values = read_adapter_values(config_file)
+    adapter = AdapterConfig.model_validate(_targets(values) if values["peft_type"] != LORA else values)
+    entries, problems = read_header(tensor_file)
+    if problems:
+        raise UserError("; ".join([f"{directory}: the adapter cannot be read", *problems]))
+    modules = all_modules(config, _layout(entries, config))
+    tensors, problems = _sorted(entries, adapter, modules)
+    treatment = _treatment(config_file, values)
+    rules = _rules(treatment, values, tensors, modules, config)
+    if rules:
+        problems += _misfits(UpdatePlan(rules).resolve(config), tensors, modules)
+    elif not problems:
+        problems.append("it has no tensors")
+    if problems:
+        raise UserError(f"{directory}: the adapter does not fit the model: " + "; ".join(problems))
+    return rules, tensors, modules
+
+
+def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
+    """The names that an adapter's tensors have: those of the class, or of an older release, that it was made with."""
+    family, names = family_of(config).name, list(names)
+    layouts = [layout for architecture in architectures_of(family) for layout in architecture.layouts]
+
+    def known(layout: Layout) -> int:
+        modules = all_modules(config, layout)
+        return sum(bool((parse_tensor_name(name, modules) or ("",))[0]) for name in names)
+
+    return max(layouts, key=known)
+
+
+def _readers() -> list[type[Treatment]]:
+    """The methods that read adapters; other packages' behind our own."""
+    return [one for one in treatments.known() if one.restored is not Treatment.restored]
+
+
+def _treatment(file: Path, values: Mapping[str, Any]) -> type[Treatment]:
+    for treatment in _readers():
+        if treatment.peft_type == values["peft_type"] and treatment.reads(values):
+            return treatment
+    raise UserError(f"{file}: no method reads a {values['peft_type']} of this kind")
+
+
+def read_adapter_config(file: Path) -> AdapterConfig:
+    """What an ``adapter_config.json`` says of its base and its modules, of whatever kind the adapter is.
+
+    Raises:
+      UserError: it is damaged, or of a kind that no method reads.
+    """
+    values = read_adapter_values(file)
+    return AdapterConfig.model_validate(values if values["peft_type"] == LORA else _targets(values))
+
+
+def _targets(values: Mapping[str, Any]) -> dict[str, Any]:
+    names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern")
+    names += ("base_model_name_or_path", "revision")
+    return {name: values[name] for name in names if values.get(name) is not None}
+
+
+def read_adapter_values(file: Path) -> dict[str, Any]:
+    """An ``adapter_config.json``, checked.
+
+    Raises:
+      UserError: it is damaged, or of a kind that no method reads.
+    """
+    try:
+        values = json.loads(file.read_text())
+    except ValueError as error:
+        raise UserError(f"{file}: not JSON ({error})") from error
+    if not isinstance(values, dict):
+        raise UserError(f"{file}: a JSON object is expected")
+    kind, kinds = values.get("peft_type"), sorted({str(treatment.peft_type) for treatment in _readers()})
+    if kind not in kinds:
+        raise UserError(f"{file}: peft_type is {kind!r}; only {', '.join(map(repr, kinds))} are supported")
+    try:
+        read, problems = _checked(values) if kind == LORA else (AdapterConfig(**_targets(values)), [])
+    except ValidationError as error:
+        details = {(str(each["loc"][0]), each["msg"]) for each in error.errors()}
+        problems = [f"{key} {json.dumps(values.get(key))}: {message}" for key, message in sorted(details)]
+        raise UserError(f"{file}: " + "; ".join(problems)) from error
+    if problems:
+        raise UserError(f"{file}: " + "; ".join(problems))
+    return values if kind != LORA else read.model_dump() | {"exclude_modules": read.exclude_modules}
+
+
+def _checked(values: Mapping[str, Any]) -> tuple[AdapterConfig, list[str]]:
+    """A LoRA's configuration, and what of it is not read."""
+    known = AdapterConfig.model_fields.keys()
+    problems = [
+        f"{key} {json.dumps(value)}: not supported"
+        for key, value in values.items()
+        if key not in known | _HARMLESS and value
+    ]
+    read = AdapterConfig(**{key: value for key, value in values.items() if key in known and value is not None})
+    start = read.init_lora_weights
+    if isinstance(start, str) and start.lower().startswith(_CHANGES_BASE):
+        problems.append(
+            f"init_lora_weights {start!r} changes the base's weights; convert the adapter with peft first "
+            "(save_pretrained with path_initial_model_for_weight_conversion)"
+        )
+    return read, problems
+
+
+def _sorted(entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules: Modules) -> tuple[Tensors, list[str]]:
+    """The tensors of every module, and which of them, or of the configuration's modules, are not as they should be."""
+    problems: list[str] = []
+    found: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
+    for name, entry in entries.items():
+        module, end = parse_tensor_name(name, modules) or ("", "")
+        if name.endswith(".base_layer.weight"):
+            problems.append(f"{name} is a weight of the base; save with save_pretrained(save_embedding_layers=False)")
+        elif module not in modules:
+            problems.append(f"{name} belongs to no linear layer of the model")
+        elif entry.dtype not in DTYPES | INDICES:
+            problems.append(f"{name} has the dtype {entry.dtype}, not {', '.join(DTYPES)}")
+        else:
+            found[module][end] = entry
+    for module in modules:
+        if not adapter.targets(module):
+            problems += [f"{module} has tensors but is not in target_modules"] if module in found else []
+            found.pop(module, None)
+        elif module not in found:
+            problems.append(f"{module} is in target_modules but has no tensors")
+    return found, problems
+
+
+def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str]:
+    """What the tensors are not that the method would write."""
+    problems, names = [], {place: name for name, place in modules.items()}
+    for part in plan.parts:
+        nothing = [_zeros(shapes) for shapes in (part.arrays(), part.fixed())]
+        for each in part.tensors(*nothing, {}):
+            module = names[each.path, each.layer]
+            held = tensors.get(module, {})
+            problems += [
+                f"{end} of {module} belongs to no {part.peft_type}" for end in held.keys() - each.tensors.keys()
+            ]
+            for end, array in each.tensors.items():
+                if end not in held:
+                    problems.append(f"{end} of {module} is missing")
+                elif held[end].shape != array.shape:
+                    problems.append(f"{end} of {module} has shape {held[end].shape}, not {array.shape}")
+    return problems
+
+
+def _zeros(shapes: Any) -> Any:
+    return jax.tree.map(
+        lambda shape: np.zeros(shape.shape, shape.dtype), shapes, is_leaf=lambda leaf: isinstance(leaf, Shape)
+    )
+
+
+def _rules(
+    treatment: type[Treatment], values: Mapping[str, Any], tensors: Tensors, modules: Modules, config: DecoderConfig
+) -> list[RuleConfig]:
+    """A rule for the modules of the same numbers that are adapted in the same layers."""
+    numbers: dict[str, dict[str, Any]] = {}
+    layers: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for module, (path, layer) in modules.items():
+        if module in tensors:
+            section = treatment.read_section(values, module)
+            numbers[repr(section)] = section
+            layers[path, repr(section)] += [] if layer is None else [layer]
+    paths: dict[tuple[str, tuple[int, ...]], list[str]] = defaultdict(list)
+    for (path, section), chosen in layers.items():
+        paths[section, tuple(chosen)].append(path)
+    return [
+        treatment.Section(match=_match(together, chosen, config.num_layers), weight_decay=None, **numbers[section])
+        for (section, chosen), together in paths.items()
+    ]
+
+
+def _match(paths: Sequence[str], layers: tuple[int, ...], count: int) -> str:
+    """A pattern for modules in some layers: ``layers.{0,2}.{attention.q,mlp.up}``."""
+    if not layers:
+        return _braced(paths)
+    where = "*" if len(layers) == count else _braced([str(layer) for layer in layers])
+    return f"layers.{where}.{_braced([path.removeprefix('layers.') for path in paths])}"
+
+
+def _braced(choices: Sequence[str]) -> str:
+    return choices[0] if len(choices) == 1 else "{" + ",".join(choices) + "}"
+
+
+def _arrays(
+    plan: ResolvedPlan, tensors: Tensors, modules: Modules, mesh: jax.sharding.Mesh | None
+) -> tuple[Trainable, Trainable]:
+    """The arrays of the plan, as the tensors have them."""
+    places = {place: name for name, place in modules.items()}
+    axes, fixed_axes = plan.axes(), plan.fixed_axes()
+    trainable: Trainable = {store: {} for store in axes}
+    fixed: Trainable = {}
+    for part in plan.parts:
+        held: dict[int, dict[str, np.ndarray]] = {}
+        for layer in range(len(part.rules)):
+            entries = tensors.get(places[part.path, layer if part.layered else None], {})
+            if entries:
+                held[layer] = {end: entry.read() for end, entry in entries.items()}
+        arrays, kept = part.restored(held)
+        trainable[part.store][part.path] = _placed(arrays, axes[part.store][part.path], mesh)
+        if kept:
+            fixed.setdefault(part.store, {})[part.path] = _placed(kept, fixed_axes[part.store][part.path], mesh)
+    return trainable, fixed
+
+
+def _placed(arrays: Any, axes: Any, mesh: jax.sharding.Mesh | None) -> Any:
+    def put(array: np.ndarray, axes: tuple[str | None, ...]) -> jax.Array:
+        if mesh is None:
+            return jax.device_put(array)
+        sharding = named_sharding(axes, array.shape, mesh)
+        return jax.make_array_from_callback(array.shape, sharding, lambda index: array[index])
+
+    return jax.tree.map(put, arrays, axes)
