@@ -210,6 +210,18 @@ def promotions_as_markdown(summary: Mapping[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def judged_as_markdown(judged: Mapping[str, Any]) -> str:
+    """Rows for a page: ours less each rival, with its 95 % interval and p; ★ where Holm's correction leaves it."""
+    lines = [f"| less | {' | '.join(map(str, BUDGETS))} |", "|---|" + "---|" * len(BUDGETS)]
+    for name, row in judged["rivals"].items():
+        columns = (row[key] for key in ("difference", "low", "high", "p", "told_apart"))
+        cells = ""
+        for difference, low, high, p, told in zip(*columns, strict=True):
+            cells += f" {difference:+.3f} [{low:+.3f}, {high:+.3f}], p {p:.3f}{' ★' if told else ''} |"
+        lines.append(f"| {name} |{cells}")
+    return "\n".join(lines)
+
+
 def as_text(result: Mapping[str, Any]) -> str:
     """All splits, and the verdict where there is one."""
     summary = result["summary"]

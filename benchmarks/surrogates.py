@@ -17,7 +17,7 @@ In these tables ``gp`` proposes by expected improvement. What a search does by d
 (benchmarks/landscapes.py, benchmarks/budgeted.py) and confirmed on others, which no choice has seen:
 
     python benchmarks/surrogates.py --development --seeds 10 --cells development.jsonl
-    python benchmarks/surrogates.py --confirmation COMMIT --seeds 20 --cells confirmation.jsonl
+    python benchmarks/surrogates.py --confirmation COMMIT --seeds 14 --cells confirmation.jsonl
 
 From the repository's root; needs the extra ``optuna``.
 """

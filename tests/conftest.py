@@ -40,6 +40,9 @@ import pytest  # noqa: E402
 
 from jaxtune.signals import STOPS  # noqa: E402
 
+# A shell's background job ignores Ctrl-C, and so would all tests; a notebook's client would put the default back.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
 # An example's time says nothing where tests share the processors, and a first one imports what it needs.
 hypothesis.settings.register_profile("suite", deadline=None)
 hypothesis.settings.load_profile("suite")

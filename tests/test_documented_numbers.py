@@ -86,6 +86,7 @@ def tables(page: str) -> list[str]:
         priors.text(held("benchmarks/results/priors.json")["summary"]),
         *(landscape_study.as_markdown(one["summary"], split) for one in wide for split in one["summary"]),
         landscape_study.promotions_as_markdown(wide[0]["summary"]),
+        *(landscape_study.judged_as_markdown(one["judged"]) for one in wide if "judged" in one),
         *(surrogates.as_markdown(result, names, tasks=[task]) for task in result["tasks"]),
         surrogates.as_markdown(result, names, prefix="test_", bands=False),
         surrogates.as_markdown(result, [surrogates.OURS, *extras], bands=False),

@@ -84,6 +84,8 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         action = "finishing" if details["phase"] == "final" else "trial"
         values = "  ".join(f"{key.split('.')[-1]}={_short(value)}" for key, value in details["configuration"].items())
         say(f"{action} {trial}: {values}")
+    elif event == "proposed" and "prior_dropped" in details:
+        say(f"  from trial {trial} on without the priors: {_dropped(details['prior_dropped'])}")
     elif event in ("reported", "scored", "finished", "repeated") and not details["diverged"]:
         say(f"  trial {trial} {event} {details['score']:.4f} at step {details['step']} in {details['seconds']:.1f} s")
     elif event in ("failed", "repeated"):
@@ -98,6 +100,11 @@ def _tell(event: str, trial: int | None, details: Mapping[str, Any]) -> None:
         say(f"test: {'untuned model' if trial is None else f'trial {trial}'} {details['score']:.4f}")
 
 
+def _dropped(scores: int) -> str:
+    """Why the priors of a space do not count any more."""
+    return f"of the first {scores} scored trials, the better ones are the less likely under them"
+
+
 def _rungs(summary: Mapping[str, Any]) -> list[str]:
     """How many trials came to each rung after the fraction, the reference among them; nothing without such a rung."""
     rungs = summary.get("finish") or []
@@ -108,6 +115,12 @@ def _rung(rung: Mapping[str, Any]) -> str:
     """One rung: ``9 trials at 40% (step 48)``; the step is not there where trials differ in length."""
     step = "" if rung.get("step") is None else f" (step {rung['step']})"
     return f"{len(rung['trials'])} trials at {rung['share']:.0%}{step}"
+
+
+def _without_priors(summary: Mapping[str, Any]) -> list[str]:
+    if not (dropped := summary.get("prior_dropped")):
+        return []
+    return [f"from trial {dropped['trial']} on without the priors: {_dropped(dropped['scores'])}"]
 
 
 def _finalists(summary: Mapping[str, Any]) -> list[str]:
@@ -183,6 +196,7 @@ def _text(summary: Mapping[str, Any], config: Config) -> str:
             f"{time_taken(budget['seconds'])}, compiled programs of the train step: {budget['compilations']}",
             *_rungs(summary),
             *_finalists(summary),
+            *_without_priors(summary),
             *([] if summary["ended"] == "trials" else [f"ended by: {summary['ended']}"]),
             f"report: {RunFiles(config.directory).report_path}",
             f"the winner again: {best['command']}",

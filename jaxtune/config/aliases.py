@@ -68,7 +68,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "optimizer.clip_norm": ("max_grad_norm", "gradient_clipping", "grad_clip", "clip_grad_norm", "gradient_clip_val"),
     "update": ("peft", "lora", "peft_config"),
     "update.0.match": ("target_modules", "lora_target_modules", "lora_target", "modules_to_save"),
-    "update.0.method": ("peft_type", "use_lora", "finetuning_type", "use_peft"),
+    "update.0.method": ("peft_type", "use_lora", "use_dora", "init_lora_weights", "finetuning_type", "use_peft"),
     "update.0.rank": ("r", "lora_r", "lora_rank"),
     "update.0.alpha": ("lora_alpha", "scaling"),
     "update.0.dropout": ("lora_dropout",),

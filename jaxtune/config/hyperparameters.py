@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from jaxtune.config.roles import mark_of, marked, within
 from jaxtune.config.schema import Config
-from jaxtune.config.section import Compiled, HostOnly, Later, LoopOnly, Traced
+from jaxtune.config.section import Compiled, HostOnly, Later, LoopOnly, Shared, Traced
 
 
 def _walk(node: Any, prefix: str) -> Iterator[tuple[str, Any, Traced | None, Later | None]]:
@@ -56,9 +56,10 @@ def capacities(node: BaseModel | Sequence[BaseModel], prefix: str = "") -> dict[
 def program_key(config: Config) -> str:
     """Equal for two configurations exactly when one compiled training step serves both.
 
-    It holds every key that steps are compiled for, and which optional traced keys are set.
+    It holds every key that steps are compiled for, but for those that are one for all of a process, and which optional
+    traced keys are set.
     """
-    compiled, apart = marked(Compiled), {**marked(LoopOnly), **marked(HostOnly)}
+    compiled, apart = marked(Compiled), {**marked(LoopOnly), **marked(HostOnly), **marked(Shared)}
     parts = [
         f"{key}={'traced' if mark is not None and value is not None else repr(value)}"
         for key, value, mark, later in _walk(config, "")

@@ -67,6 +67,11 @@ class ModelConfig(Section):
         "auto",
         description="Compute dtype and dtype of frozen weights; auto is bfloat16 on accelerators, float32 on CPU.",
     )
+    quantize: Annotated[Literal["nf4", "int8", "fp8"] | None, Shared()] = Field(
+        default=None,
+        description="Holds the frozen kernels of the layers in few bits: nf4 (4.25 bits each, QLoRA), int8 or fp8 (8). "
+        "Adapters train beside them; embeddings, norms and head stay as they are. If unset, in dtype.",
+    )
     remat: Literal["none", "dots", "full"] = Field(
         default="none", description="What the backward pass recomputes: nothing, all but matmuls, or every layer."
     )
@@ -76,6 +81,9 @@ class ModelConfig(Section):
         if self.adapter is not None and self.initialize == "random":
             message = "an adapter was trained on pretrained weights: leave model.initialize out, or the adapter"
             raise located(("adapter",), self.adapter, message)
+        if self.quantize is not None and self.initialize == "random":
+            message = "random weights are there to be trained, and codes are not: leave model.quantize out"
+            raise located(("quantize",), self.quantize, message)
         return self
 
     @property

@@ -20,6 +20,7 @@ from jaxtune.models.declarations import declare
 from jaxtune.models.linear import Adapter, linear
 from jaxtune.models.rotary import rotate
 from jaxtune.models.splash import splash_applies, splash_attend
+from jaxtune.models.weight import held_kernel, read_kernel
 from jaxtune.parallel.sharding import projection_axes
 
 Adapters = Mapping[str, Adapter]
@@ -102,12 +103,18 @@ class RMSNorm(nnx.Module):
 
 
 class Linear(nnx.Module):
-    """A kernel (in, out), perhaps a bias; an adapter comes with the call."""
+    """A kernel (in, out), perhaps of few bits, perhaps a bias; an adapter comes with the call."""
 
     def __init__(self, config: DecoderConfig, params: Mapping[str, Any], path: str):
-        self.kernel = nnx.Param(params["kernel"])
+        self.kernel = held_kernel(params)
         self.bias = nnx.Param(params["bias"]) if "bias" in params else None
         self.axes = declare(config)[f"{path}.kernel"].axes[-2:]
+
+    @property
+    def matrix(self) -> Float[Array, "inputs outputs"]:
+        """The kernel, where it is held as it is."""
+        assert isinstance(self.kernel, nnx.Param)
+        return self.kernel[...]
 
     def __call__(
         self, x: Float[Array, "b s inputs"], adapter: Adapter | None, shared: Shared
@@ -115,7 +122,8 @@ class Linear(nnx.Module):
         """See :func:`jaxtune.models.linear.linear`."""
         bias = None if self.bias is None else self.bias[...]
         axes = projection_axes(*self.axes)
-        return linear(x, self.kernel[...], bias, adapter, shared.rows, kernels=shared.kernels, axes=axes)
+        kernel = read_kernel(self.kernel, self.axes, shared.mesh)
+        return linear(x, kernel, bias, adapter, shared.rows, kernels=shared.kernels, axes=axes)
 
 
 class Attention(nnx.Module):

@@ -18,13 +18,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtune_kernels.quantized import codes_of, largest
 from numpy.typing import DTypeLike
 
 from jaxtune.errors import UserError
 from jaxtune.files import replaced
-from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import ArraySpec, Params, declare, shardings
+from jaxtune.models.config import DecoderConfig, Quantization
+from jaxtune.models.declarations import ABSMAX, CODES, ArraySpec, Params, declare, held, shardings
 from jaxtune.models.families import WeightName, family_of, weight_names
+from jaxtune.models.quantized_files import as_floats
 from jaxtune.models.tensor_files import DTYPES, TensorEntry, TensorToWrite, read_header, write_tensors
 
 SINGLE = "model.safetensors"
@@ -48,6 +50,10 @@ def find_weights(directory: Path, config: DecoderConfig) -> dict[str, list[Tenso
         name = family.canonical(raw)
         if name is not None and by_name.setdefault(name, entry) is not entry:
             faults.add(raw, f"holds {name} a second time")
+    try:
+        by_name = as_floats(by_name)
+    except ValueError as error:
+        problems.append(str(error))
     result: dict[str, list[TensorEntry]] = {}
     for path, name in names.items():
         shape = _file_shape(specs[path], name)
@@ -80,17 +86,18 @@ def load_params(
     Args:
         directory: Holds the safetensors files.
         config: What they must fit.
-        dtype: Of the arrays; the file's may be another.
+        dtype: Of the arrays that are not quantized; the file's may be another.
         mesh: The mesh; the default device if None.
 
     Raises:
         UserError: As :func:`find_weights`.
     """
     entries, specs, names = find_weights(directory, config), declare(config), weight_names(config)
-    places = {} if mesh is None else shardings(config, mesh)
     params = _zeros(config, jnp.dtype(dtype), mesh)()
-    for path in specs:
-        params[path] = _filled(params[path], entries[path], names[path], places.get(path))
+    for path, spec in specs.items():
+        parts = (path,) if spec.quantization is None else (f"{path}{CODES}", f"{path}{ABSMAX}")
+        filled = _filled(tuple(params[part] for part in parts), entries[path], names[path], spec.quantization, mesh)
+        params |= zip(parts, filled, strict=True)
     return params
 
 
@@ -184,28 +191,34 @@ def _zeros(config: DecoderConfig, dtype: jnp.dtype, mesh: Mesh | None) -> Callab
     """A compiled function that makes all arrays in their places, in one program."""
 
     def zeros() -> Params:
-        return {path: jnp.zeros(spec.shape, dtype) for path, spec in declare(config).items()}
+        return {path: jnp.zeros(spec.shape, spec.dtype or dtype) for path, spec in held(config).items()}
 
     return jax.jit(zeros, out_shardings=None if mesh is None else shardings(config, mesh))
 
 
 def _filled(
-    array: jax.Array, entries: list[TensorEntry], name: WeightName, sharding: NamedSharding | None
-) -> jax.Array:
-    """The array, which is donated, with the tensors of its layers written into it."""
-    mesh = None if sharding is None else sharding.mesh
-    axes = _pad(() if sharding is None else sharding.spec, array.ndim)
+    arrays: tuple[jax.Array, ...],
+    entries: list[TensorEntry],
+    name: WeightName,
+    quantization: Quantization | None,
+    mesh: Mesh | None,
+) -> tuple[jax.Array, ...]:
+    """The arrays, which are donated, with the tensors of its layers written into them: one, or codes and absmax."""
+    specs = tuple(
+        _pad(array.sharding.spec, array.ndim) if isinstance(array.sharding, NamedSharding) else () for array in arrays
+    )
+    axes = specs[0] or (None,) * arrays[0].ndim
     if name.stacked and axes[0] is not None:
         raise ValueError(f"{name.template}: the layer axis cannot be cut over {axes[0]}")
     axes = axes[1:] if name.stacked else axes
     axes = axes[::-1] if name.transpose else axes  # those of the tensor in the file
-    write = _writer(mesh, sharding.spec if sharding is not None else None, axes, name.transpose, name.stacked)
+    write = _writer(mesh, specs, axes, name.transpose, name.stacked, quantization)
     for layer, entry in enumerate(entries):
         for start, piece in _pieces(entry, None if mesh is None else NamedSharding(mesh, PartitionSpec(*axes))):
-            array = write(array, piece, np.int32(layer), np.int32(start))
+            arrays = write(arrays, piece, np.int32(layer), np.int32(start))
             # Without waiting, reading would run ahead and pieces would pile up in memory.
-            array.block_until_ready()
-    return array
+            jax.block_until_ready(arrays)
+    return arrays
 
 
 def _pieces(entry: TensorEntry, sharding: NamedSharding | None) -> Iterable[tuple[int, jax.Array]]:
@@ -250,26 +263,46 @@ class _ReadOnce:
 
 @functools.cache
 def _writer(
-    mesh: Mesh | None, spec: PartitionSpec | None, piece_axes: tuple[Any, ...], transpose: bool, stacked: bool
-) -> Callable[..., jax.Array]:
-    """A compiled ``(array, piece, layer, start) -> array`` that converts a piece and writes it in place.
+    mesh: Mesh | None,
+    specs: tuple[tuple[Any, ...], ...],
+    piece_axes: tuple[Any, ...],
+    transpose: bool,
+    stacked: bool,
+    quantization: Quantization | None,
+) -> Callable[..., tuple[jax.Array, ...]]:
+    """A compiled ``(arrays, piece, layer, start) -> arrays`` that converts a piece and writes it in place.
 
-    With a mesh every device writes its own part, at the same place within its shard; nothing is communicated.
+    With a mesh every device writes its own part, at the same place within its shard; nothing is communicated but the
+    absmax of columns that are cut.
     """
 
-    def write(array: jax.Array, piece: jax.Array, layer: jax.Array, start: jax.Array) -> jax.Array:
-        block = (piece.T if transpose else piece).astype(array.dtype)
+    def write(
+        arrays: tuple[jax.Array, ...], piece: jax.Array, layer: jax.Array, start: jax.Array
+    ) -> tuple[jax.Array, ...]:
+        block = piece.T if transpose else piece
+        blocks = (block,) if quantization is None else quantized(quantization, block)
         zero = jnp.zeros((), jnp.int32)
-        corner = [zero] * block.ndim
-        corner[-1 if transpose else 0] = start
-        if stacked:
-            block, corner = block[None], [layer, *corner]
-        return jax.lax.dynamic_update_slice(array, block, corner)
+
+        def written(array: jax.Array, block: jax.Array) -> jax.Array:
+            corner = [zero] * block.ndim
+            corner[-1 if transpose else 0] = start
+            if stacked:
+                block, corner = block[None], [layer, *corner]
+            return jax.lax.dynamic_update_slice(array, block.astype(array.dtype), corner)
+
+        return tuple(map(written, arrays, blocks))
+
+    def quantized(kind: Quantization, kernel: jax.Array) -> tuple[jax.Array, jax.Array]:
+        absmax = largest(kind, kernel)
+        if piece_axes[-1] is not None and specs[1][-2] is None:
+            absmax = jax.lax.pmax(absmax, piece_axes[-1])
+        return codes_of(kind, kernel, absmax), absmax
 
     if mesh is not None:
-        scalar = PartitionSpec()
-        specs = (spec, PartitionSpec(*piece_axes), scalar, scalar)
-        write = jax.shard_map(write, mesh=mesh, in_specs=specs, out_specs=spec)
+        scalar, places = PartitionSpec(), tuple(PartitionSpec(*spec) for spec in specs)
+        write = jax.shard_map(
+            write, mesh=mesh, in_specs=(places, PartitionSpec(*piece_axes), scalar, scalar), out_specs=places
+        )
     return jax.jit(write, donate_argnums=0)
 
 

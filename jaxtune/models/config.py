@@ -7,6 +7,8 @@ from typing import Literal
 
 Activation = Literal["silu", "gelu_tanh", "gelu"]
 ACTIVATIONS: tuple[Activation, ...] = ("silu", "gelu_tanh", "gelu")
+Quantization = Literal["nf4", "int8", "fp8"]
+QUANTIZATIONS: tuple[Quantization, ...] = ("nf4", "int8", "fp8")
 ROPE_KINDS = ("default", "linear", "llama3")
 SIZES = (
     "vocab_size",
@@ -88,6 +90,9 @@ class DecoderConfig:
         pad_token_id: Padding, or None.
         model_type: The ``model_type`` of the ``config.json`` it was read from, where that is not the family's name (a
             model of several parts). Names the modules of that model and is not compared: it computes the same.
+        quantization: How the kernels of the layers are held: ``nf4``, ``int8`` or ``fp8`` (see
+            :class:`jaxtune_kernels.Quantized`), or None, as they are.
+        dequantized_from: How they were held before they were written out again. Not compared.
     """
 
     family: str
@@ -120,6 +125,8 @@ class DecoderConfig:
     eos_token_ids: tuple[int, ...] = ()
     pad_token_id: int | None = None
     model_type: str | None = dataclasses.field(default=None, compare=False)
+    quantization: Quantization | None = None
+    dequantized_from: Quantization | None = dataclasses.field(default=None, compare=False)
 
     def __post_init__(self) -> None:
         if not self.windows:

@@ -16,10 +16,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
+from jaxtune_kernels.quantized import absmax_dtype, block_count, code_dtype, quantize
 from jaxtyping import Array, Key
 
-from jaxtune.models.config import DecoderConfig
+from jaxtune.models.config import DecoderConfig, Quantization
 from jaxtune.parallel.sharding import named_sharding
+
+_KERNEL, CODES, ABSMAX = ".kernel", ".codes", ".absmax"
+"""Ends of paths: of a linear layer's kernel; of what is held of it where it is quantized."""
 
 Params = dict[str, Array]
 """Parameters by dotted path; those of the layers are stacked on a leading layer axis."""
@@ -33,20 +37,33 @@ class ArraySpec:
         shape: Its shape; kernels are (in, out), arrays of the layers have the layer axis first.
         axes: Each axis' logical name, which `jaxtune.parallel.sharding` maps to the mesh; None is never cut.
         initializer: ``normal`` (standard deviation ``DecoderConfig.initializer_range``), ``ones`` or ``zeros``.
+        quantization: How it is held, as codes and absmax (:func:`held`); None for itself.
+        dtype: Name of the dtype that it is held in; None for that of the model.
+        units: Its shape for cutting, where what may be cut are not single entries; None for its shape.
     """
 
     shape: tuple[int, ...]
     axes: tuple[str | None, ...]
     initializer: Literal["normal", "ones", "zeros"]
+    quantization: Quantization | None = None
+    dtype: str | None = None
+    units: tuple[int, ...] | None = None
 
     @property
     def size(self) -> int:
         """Number of elements."""
         return math.prod(self.shape)
 
+    def sharding(self, mesh: jax.sharding.Mesh) -> jax.sharding.NamedSharding:
+        """Where it lies on ``mesh``."""
+        return named_sharding(self.axes, self.units or self.shape, mesh)
+
 
 def declare(config: DecoderConfig) -> dict[str, ArraySpec]:
-    """Every array of a decoder, by dotted path, in the order of the computation."""
+    """Every array of a decoder, by dotted path, in the order of the computation.
+
+    A kernel stands here as the matrix that it is, however it is held; see :func:`held`.
+    """
     embed = ("embed", config.hidden_size)
     mlp = ("mlp", config.intermediate_size)
     vocab = ("vocab", config.vocab_size)
@@ -59,7 +76,9 @@ def declare(config: DecoderConfig) -> dict[str, ArraySpec]:
     def add(path: str, *dims: tuple[str | None, int], initializer: Literal["normal", "ones", "zeros"]) -> None:
         if path.startswith("layers."):
             dims = (layers, *dims)
-        specs[path] = ArraySpec(tuple(size for _, size in dims), tuple(axis for axis, _ in dims), initializer)
+        shape, axes = tuple(size for _, size in dims), tuple(axis for axis, _ in dims)
+        quantized = path.startswith("layers.") and path.endswith(_KERNEL)
+        specs[path] = ArraySpec(shape, axes, initializer, config.quantization if quantized else None)
 
     def add_norm(path: str, dim: tuple[str | None, int]) -> None:
         add(f"{path}.scale", dim, initializer="zeros" if config.norm_plus_one else "ones")
@@ -92,9 +111,39 @@ def declare(config: DecoderConfig) -> dict[str, ArraySpec]:
     return specs
 
 
+def held(config: DecoderConfig) -> dict[str, ArraySpec]:
+    """Every array that is held of a decoder: those of :func:`declare`, with ``….kernel.codes`` and ``….kernel.absmax``
+    in place of each kernel that is quantized.
+
+    Raises:
+        ValueError: A kernel's inputs are no whole blocks.
+    """
+    specs: dict[str, ArraySpec] = {}
+    for path, spec in declare(config).items():
+        if spec.quantization is None:
+            specs[path] = spec
+        else:
+            codes, absmax = _quantized(spec, spec.quantization)
+            specs |= {f"{path}{CODES}": codes, f"{path}{ABSMAX}": absmax}
+    return specs
+
+
+def _quantized(spec: ArraySpec, kind: Quantization) -> tuple[ArraySpec, ArraySpec]:
+    """Codes and absmax in place of a kernel. Codes are cut where absmax is, so in whole blocks."""
+    *layers, inputs, outputs = spec.shape
+    blocks = block_count(kind, inputs)
+    whole = blocks == 1  # a block is a column, whose absmax every part of the column needs
+    counted = (*layers, blocks, outputs)
+    axes = (*spec.axes[:-2], None, spec.axes[-1]) if whole else spec.axes
+    codes = dataclasses.replace(
+        spec, quantization=None, dtype=code_dtype(kind).name, units=spec.shape if whole else counted
+    )
+    return codes, ArraySpec(counted, axes, "ones", dtype=absmax_dtype(kind).name)
+
+
 def linear_modules(config: DecoderConfig) -> tuple[str, ...]:
     """Paths of the modules that can hold a low-rank adapter, such as ``layers.attention.q`` and ``lm_head``."""
-    return tuple(path.removesuffix(".kernel") for path in declare(config) if path.endswith(".kernel"))
+    return tuple(path.removesuffix(_KERNEL) for path in declare(config) if path.endswith(_KERNEL))
 
 
 def count_parameters(config: DecoderConfig) -> int:
@@ -104,7 +153,7 @@ def count_parameters(config: DecoderConfig) -> int:
 
 def shardings(config: DecoderConfig, mesh: jax.sharding.Mesh) -> dict[str, jax.sharding.NamedSharding]:
     """Where each array lies on ``mesh``."""
-    return {path: named_sharding(spec.axes, spec.shape, mesh) for path, spec in declare(config).items()}
+    return {path: spec.sharding(mesh) for path, spec in held(config).items()}
 
 
 def abstract_params(
@@ -113,8 +162,8 @@ def abstract_params(
     """Shapes, dtypes and (with a mesh) shardings of all parameters, without allocating any."""
     places = {} if mesh is None else shardings(config, mesh)
     return {
-        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(dtype), sharding=places.get(path))
-        for path, spec in declare(config).items()
+        path: jax.ShapeDtypeStruct(spec.shape, jnp.dtype(spec.dtype or dtype), sharding=places.get(path))
+        for path, spec in held(config).items()
     }
 
 
@@ -142,7 +191,13 @@ def _initializer(
         return jnp.full(spec.shape, 1.0 if spec.initializer == "ones" else 0.0, dtype)
 
     def initialize(key: Key[Array, ""]) -> Params:
-        return {path: initial(path, spec, key) for path, spec in declare(config).items()}
+        params: Params = {}
+        for path, spec in declare(config).items():
+            params[path] = initial(path, spec, key)
+            if spec.quantization is not None:
+                kernel = jax.lax.map(functools.partial(quantize, kind=spec.quantization), params.pop(path))
+                params |= {f"{path}{CODES}": kernel.codes, f"{path}{ABSMAX}": kernel.absmax}
+        return params
 
     return jax.jit(initialize, out_shardings=None if mesh is None else shardings(config, mesh))
 
@@ -153,7 +208,7 @@ def check_params(config: DecoderConfig, params: Mapping[str, Array | jax.ShapeDt
     Raises:
         ValueError: Naming every array that is missing, unknown or of another shape.
     """
-    specs = declare(config)
+    specs = held(config)
     problems = [f"{path} is missing" for path in specs if path not in params]
     problems += [f"{path} is not an array of this decoder" for path in params if path not in specs]
     problems += [

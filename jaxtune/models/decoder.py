@@ -20,7 +20,7 @@ from jaxtune.models.attention import HEADS, RESIDUALS
 from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import Params, check_params, declare, linear_modules
+from jaxtune.models.declarations import Params, check_params, declare, held, linear_modules
 from jaxtune.models.head import Head
 from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
 from jaxtune.models.rotary import rotary_table
@@ -63,7 +63,7 @@ class Decoder(nnx.Module):
 
         Args:
             config: What it computes.
-            params: Arrays (or abstract arrays) by dotted path, as `declare` lists them.
+            params: Arrays (or abstract arrays) by dotted path, as `held` lists them.
             mesh: The mesh they lie on.
 
         Raises:
@@ -170,7 +170,7 @@ class Decoder(nnx.Module):
 
     def head(self, *, adapters: Adapters | None = None, rows: UInt32[Integers, "b s"] | None = None) -> Head:
         """What makes logits, or losses, of states after the final norm; the arguments are those of :meth:`__call__`."""
-        kernel = None if self.lm_head is None else self.lm_head.kernel[...]
+        kernel = None if self.lm_head is None else self.lm_head.matrix
         return _head(self.config, self.mesh, self.embed.table[...], kernel, adapters, rows)
 
     def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
@@ -408,7 +408,7 @@ def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:
     """
     static, state = nnx.split(model)
     flat: dict[str, Any] = traverse_util.flatten_dict(nnx.to_pure_dict(state), sep=".")
-    return static, {path: flat[path] for path in declare(model.config)}
+    return static, {path: flat[path] for path in held(model.config)}
 
 
 def merge(static: nnx.GraphDef[Decoder], params: Mapping[str, Any]) -> Decoder:

@@ -29,7 +29,13 @@ from jaxtune.models.hf_fields import (
     supported_values,
 )
 from jaxtune.models.hf_rope import read_ropes, write_rope
+from jaxtune.models.quantized_files import readable
 
+_QUANTIZED = "quantization_config"
+_NOT_READ = (
+    "of quantized weights only bitsandbytes' 4 bits and fp8 in blocks are read; give the checkpoint that these were "
+    "made of, and set model.quantize to hold it in as few bits"
+)
 _REMOTE_CODE = "this checkpoint brings code of its own, which is never run"
 
 
@@ -251,14 +257,14 @@ class _Reader:
                 if value not in supported:
                     choices = " or ".join(map(json.dumps, supported)) or "null"
                     self._wrong(key, value, f"supported is {choices}")
-            elif key not in known and not is_off(key, value):
+            elif key not in {*known, _QUANTIZED} and not is_off(key, value):
                 self._wrong(key, value, "not a field of this family that is supported" + _near(key, known))
         for values in (self.values, self.outer):
             code = [name for name in values.get("auto_map") or () if name != "AutoTokenizer"]
             if code:
                 self._wrong("auto_map", values["auto_map"], _REMOTE_CODE)
-            if values is self.outer and values.get("quantization_config") is not None:
-                self._wrong("quantization_config", values["quantization_config"], "quantized weights are not supported")
+            if (quantized := values.get(_QUANTIZED)) is not None and not readable(quantized):
+                self._wrong(_QUANTIZED, quantized, _NOT_READ)
         expected = [architecture.name for architecture in architectures_of(family.name)]
         architectures = (self.outer or self.values).get("architectures")
         if architectures and not {*expected} & {*architectures}:

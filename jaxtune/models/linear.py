@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
-from jaxtune_kernels import keep_mask, low_rank_matmul
+from jaxtune_kernels import Quantized, keep_mask, low_rank_matmul, quantized_matmul
 from jaxtyping import Array, Float, UInt32
 
 KERNELS = ("auto", "xla", "pallas", "interpret")
@@ -27,7 +27,7 @@ class FrozenLayer(NamedTuple):
 
     Attributes:
         x: Input, in the compute dtype.
-        kernel: W, (in, out).
+        kernel: W, (in, out), perhaps of few bits.
         bias: Added to the result, or None.
         rows: An identity for each row of x, from which dropout is drawn; by default its index.
         kernels: One of :data:`KERNELS`, for products that there is a kernel of.
@@ -35,7 +35,7 @@ class FrozenLayer(NamedTuple):
     """
 
     x: Float[Array, "*rows inputs"]
-    kernel: Float[Array, "inputs outputs"]
+    kernel: Float[Array, "inputs outputs"] | Quantized
     bias: Float[Array, " outputs"] | None = None
     rows: UInt32[Array, "*rows"] | None = None
     kernels: str = "auto"
@@ -44,6 +44,8 @@ class FrozenLayer(NamedTuple):
     def product(self, x: Float[Array, "*rows inputs"] | None = None) -> Float[Array, "*rows outputs"]:
         """``x W``, without the bias, of the layer's own input or of another one."""
         x = self.x if x is None else x
+        if isinstance(self.kernel, Quantized):
+            return quantized_matmul(x, self.kernel)
         # No float32 result type for a bfloat16 matmul: every backend sums in float32 anyway, and asking for the result
         # in float32 would make the gradient's matmuls mix float32 with bfloat16.
         return jnp.dot(x, self.kernel.astype(x.dtype))
@@ -146,7 +148,7 @@ class LowRankAdapter(Adapter):
         """``x W + bias + scale · (dropout(x) A) B``."""
         y = low_rank_matmul(
             layer.x,
-            layer.kernel.astype(layer.x.dtype),
+            layer.kernel if isinstance(layer.kernel, Quantized) else layer.kernel.astype(layer.x.dtype),
             self.a,
             self.b,
             self.scale,
@@ -250,7 +252,7 @@ def kept(y: Float[Array, "*rows outputs"]) -> Float[Array, "*rows outputs"]:
 
 def linear(
     x: Float[Array, "*rows inputs"],
-    kernel: Float[Array, "inputs outputs"],
+    kernel: Float[Array, "inputs outputs"] | Quantized,
     bias: Float[Array, " outputs"] | None = None,
     adapter: Adapter | None = None,
     rows: UInt32[Array, "*rows"] | None = None,

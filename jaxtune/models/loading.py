@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
 import re
 from pathlib import Path
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jaxtune_kernels.quantized import block_count
 from jaxtyping import Array, Key
 from numpy.typing import DTypeLike
 
 from jaxtune.errors import UserError, nearest
 from jaxtune.models.checkpoint import find_weights, load_params
-from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import random_params
+from jaxtune.models.config import QUANTIZATIONS, DecoderConfig
+from jaxtune.models.declarations import declare, random_params
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.hf_config import read_config
 from jaxtune.parallel.platform import compute_dtype
@@ -39,7 +41,12 @@ _WEIGHT_FILES = ("model*.safetensors", "model.safetensors.index.json")
 
 
 def load_model(
-    path: str | Path, mesh: Mesh | None = None, *, dtype: DTypeLike | None = None, revision: str | None = None
+    path: str | Path,
+    mesh: Mesh | None = None,
+    *,
+    dtype: DTypeLike | None = None,
+    revision: str | None = None,
+    quantize: str | None = None,
 ) -> Decoder:
     """A pretrained decoder, its arrays cut over the mesh while they are read.
 
@@ -52,14 +59,42 @@ def load_model(
         mesh: The mesh; the default device if None.
         dtype: Of the arrays and so of the computation. None or ``"auto"``: bfloat16 on accelerators, float32 on CPU.
         revision: Branch, tag or commit of a Hub id.
+        quantize: ``nf4``, ``int8`` or ``fp8``: the kernels of the layers are turned into codes as they are read, and
+            stay frozen (QLoRA, arXiv:2305.14314); see :func:`quantized_config`.
 
     Raises:
         UserError: There is no such model, it is not supported, or its files are damaged or do not fit its configuration
-            (one message with every mismatch).
+            (one message with every mismatch); or it cannot be quantized so.
     """
     directory = resolve_path(path, revision)
-    config = read_config(directory)
+    config = quantized_config(read_config(directory), quantize)
     return Decoder(config, load_params(directory, config, _dtype(dtype, mesh), mesh), mesh)
+
+
+def quantized_config(config: DecoderConfig, quantize: str | None) -> DecoderConfig:
+    """The configuration of a model whose layers hold their kernels as codes; all other arrays stay as they are.
+
+    Args:
+        config: Of the model.
+        quantize: A kind of :data:`~jaxtune.models.config.QUANTIZATIONS`; None leaves the configuration as it is.
+
+    Raises:
+        UserError: There is no such kind, or the widths of the model are no whole blocks of it.
+    """
+    if quantize is None:
+        return config
+    kind = next((kind for kind in QUANTIZATIONS if kind == quantize), None)
+    if kind is None:
+        raise UserError(f"model.quantize: there is no {quantize!r}{nearest(quantize, QUANTIZATIONS)}")
+    quantized = dataclasses.replace(config, quantization=kind)
+    for path, spec in declare(quantized).items():
+        try:
+            if spec.quantization is not None:
+                block_count(spec.quantization, spec.shape[-2])
+        except ValueError as error:
+            fitting = " or ".join(other for other in QUANTIZATIONS if other != kind)
+            raise UserError(f"model.quantize: {kind} does not fit {path}: {error}; choose {fitting}") from None
+    return quantized
 
 
 def check_model(path: str | Path, revision: str | None = None) -> DecoderConfig:

@@ -20,10 +20,23 @@ from jaxtune.models.end_tokens import end_tokens
 from jaxtune.models.hf_config import checkpoint_config
 from jaxtune.models.loading import TOKENIZER_FILES, resolve_path
 from jaxtune.models.tokenizer import FIELDS, WHOLE, differing_parts, load_tokenizer, read_fields
+from jaxtune.models.weight import dequantized
 from jaxtune.remote_paths import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
+
+_CARD = """---
+library_name: transformers
+tags:
+- jaxtune
+---
+
+The weights are bfloat16. Those of the layers' linear modules were held as {kind} codes while the model was trained:
+they are what the codes stand for, with what was trained added, and so differ from the pretrained weights by the error
+of that quantization.
+"""
+"""``README.md`` of a model whose weights were quantized."""
 
 _FROM_FILE = "PreTrainedTokenizerFast"
 """The class of transformers, old and new, that takes ``tokenizer.json`` as it is."""
@@ -39,8 +52,9 @@ def save_model(
 ) -> None:
     """Writes ``config.json``, ``generation_config.json`` and the weights so that transformers and we read them.
 
-    The weights keep the model's dtype: loading and saving in the file's dtype changes no bit. Each file is complete
-    before it takes its name. With several processes, all must call this.
+    The weights keep the model's dtype: loading and saving in the file's dtype changes no bit. Those of a quantized
+    model are written out in bfloat16, and ``README.md`` says so. Each file is complete before it takes its name. With
+    several processes, all must call this.
 
     A generation ends there where it ends here: at the model's own end tokens and at those of the tokenizer
     (:func:`jaxtune.models.end_tokens.end_tokens`). The tokenizer that transformers makes of the directory gives the ids
@@ -58,19 +72,21 @@ def save_model(
             or transformers reads another one from its files beside this model, whatever they say.
     """
     directory = Path(local_path(str(directory)))
-    _, params = split(model)
+    config, params = dequantized(model.config, split(model)[1])
     dtype = params["embed.table"].dtype.name
     if tokenizer_from is None:
-        config, files = model.config, {}
+        files = {}
     else:
         source = resolve_path(tokenizer_from, tokenizer_revision, weights=False)
         tokenizer = load_tokenizer(source)
-        config = _with_end_tokens(model.config, tokenizer)
+        config = _with_end_tokens(config, tokenizer)
         files = _tokenizer_files(source, tokenizer, checkpoint_config(config, dtype))
     written = files | {
         "generation_config.json": _json(_generation_fields(config)),
         "config.json": _json(checkpoint_config(config, dtype)),
     }
+    if config.dequantized_from is not None:
+        written["README.md"] = _CARD.format(kind=config.dequantized_from).encode()
     directory.mkdir(parents=True, exist_ok=True)
     save_params(params, config, directory, max_shard_bytes)
     if jax.process_index() != 0:

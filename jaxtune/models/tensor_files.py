@@ -25,13 +25,17 @@ DTYPES: dict[str, np.dtype] = {
     "F16": np.dtype(np.float16),
     "BF16": np.dtype(ml_dtypes.bfloat16),
 }
-"""Dtypes of weights, by their name in the file. Others (integers, 8-bit floats) belong to quantized checkpoints."""
+"""Dtypes of weights, by their name in the file."""
+
+CODES: dict[str, np.dtype] = {"U8": np.dtype(np.uint8), "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn)}
+"""Dtypes of what stands for weights, in quantized checkpoints."""
 
 INDICES: dict[str, np.dtype] = {"I32": np.dtype(np.int32)}
 """Dtypes of what is no weight, in adapters that say where theirs belong."""
 
 _HELD = DTYPES | INDICES
 _NAMES = {dtype: name for name, dtype in _HELD.items()}
+_READ = _HELD | CODES
 _LARGEST_HEADER = 100_000_000
 
 
@@ -60,7 +64,7 @@ class TensorEntry:
             rows: Of the first axis; step 1.
             columns: Of the second axis; step 1.
         """
-        dtype = _HELD[self.dtype]
+        dtype = _READ[self.dtype]
         start, stop, _ = rows.indices(self.shape[0])
         width = math.prod(self.shape[1:])
         left, right, _ = columns.indices(self.shape[1]) if len(self.shape) > 1 else (0, width, 1)

@@ -150,6 +150,17 @@ def ended_sentence(study: StudyRecord) -> str:
     return f"No further trial was proposed, as the study has all of its {tried} (search.trials)."
 
 
+def prior_sentence(study: StudyRecord) -> str:
+    """Whether scores contradicted the priors of the space; "" where they did not, or there are none."""
+    if (dropped := study.recorded.history.prior_dropped) is None:
+        return ""
+    trial, scores = dropped
+    return (
+        f"From trial {trial} on the priors do not count any more: of the first {scores} scored trials, the better ones "
+        f"are the less likely under them."
+    )
+
+
 def seeds_sentence(study: StudyRecord) -> str:
     """What the table of the finalists shows; "" where none was repeated."""
     repeats = study.summary.get("seeds") or {}

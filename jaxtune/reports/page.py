@@ -116,6 +116,7 @@ def view(study: StudyRecord, *, live: bool = False) -> View:
         verdict=headline.verdict(study, winner),
         comparison=headline.comparison(study, winner),
         ended_sentence=headline.ended_sentence(study),
+        prior_sentence=headline.prior_sentence(study),
         seeds_sentence=headline.seeds_sentence(study),
         finalists=headline.finalists(study, winner),
         test_sentence=headline.test_sentence(study, winner),

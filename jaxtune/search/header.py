@@ -20,6 +20,7 @@ from jaxtune.layout import RunFiles
 from jaxtune.search.beginning import UNSET, beginning
 from jaxtune.search.journal import difference, read_journal
 from jaxtune.search.objectives import recorded_where
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 from jaxtune.training.data_history import DataHistory
 
@@ -44,6 +45,7 @@ _BEFORE: dict[str, Any] = {
     "fixed": {},
     "objectives": [],
     "where": {},
+    "rules": 1,
 }
 
 
@@ -64,6 +66,7 @@ def study_header(
     reference: Mapping[str, Any],
     start: Sequence[Mapping[str, Any]],
     base: Mapping[str, Any],
+    rules: int,
 ) -> dict[str, Any]:
     """The fields of a journal's first record.
 
@@ -74,6 +77,7 @@ def study_header(
       reference: dotted overrides that make trial 0.
       start: configurations of the trials after it that an earlier study gave.
       base: the resolved configuration, nested.
+      rules: by which it proposes (:mod:`jaxtune.search.rules`).
     """
     return {
         "space": {key: value.model_dump(exclude_none=True) for key, value in search.space.items()},
@@ -81,6 +85,7 @@ def study_header(
         "experiment": None,
         **search.model_dump(include=_SETTINGS),
         "where": recorded_where(search.where),
+        "rules": rules,
         "population": population,
         "reference": dict(reference),
         "start": [dict(one) for one in start],
@@ -154,6 +159,15 @@ def settled(search: SearchConfig, begun: Mapping[str, Any] | None, shortest: Cal
     """
     known = beginning(search, shortest) if begun is None else {**_BEFORE, **begun}
     return search.model_copy(update={name: known[name] for name in UNSET if getattr(search, name) is None})
+
+
+def rules_of(begun: Mapping[str, Any] | None) -> int:
+    """By which rules a study proposes: as it began, or as a new one begins.
+
+    Args:
+      begun: the first record of its journal; None where it has not begun.
+    """
+    return RULES if begun is None else {**_BEFORE, **begun}["rules"]
 
 
 def searched_values(header: Mapping[str, Any]) -> dict[str, Any]:

@@ -42,10 +42,12 @@ class Proposal:
       configuration: dotted keys to plain Python values.
       source: ``design`` (space-filling), ``surrogate`` (the method's own model), ``random``, or
         ``transfer`` (a trial of an earlier study).
+      prior_dropped: the number of scores that made the method drop the priors of the space; None where they hold.
     """
 
     configuration: dict[str, Any]
     source: str
+    prior_dropped: int | None = None
 
 
 def finite_scores(observations: Sequence[Observation]) -> list[float]:

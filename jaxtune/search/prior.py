@@ -19,6 +19,11 @@ The belief is forgotten as scores come in. An acquisition is multiplied by ``den
 Hvarfner et al. 2022, eq. 6); n counts from 1, and no exponent is above 1. A random draw is one of the belief with
 probability ``β / (β + n)``, one of the whole space otherwise (the mixture of PriorBand, whose weight falls likewise);
 there n counts trials, so that a draw follows from the seed and the trial alone.
+
+The Gaussian process also *drops* a belief that scores contradict: once trials have scored the better the less likely
+they are under it, by Spearman's rank correlation of score and density, one-sided at 5 % of a belief that says nothing
+of the scores (:meth:`Prior.contradicted`). From then on it proposes as if there had been none. Each new score is
+another look, so that of beliefs that say nothing about one in seven is dropped within 20 scores.
 """
 
 from __future__ import annotations
@@ -42,6 +47,8 @@ WEIGHTS = {"low": 2.0, "medium": 4.0, "high": 6.0}
 # β: after so many trials half of all draws are the belief's, and from so many scores on it fades in an acquisition. 2,
 # 5 and 10 could not be told apart on learning curves, whatever the prior; the least trusts it least.
 _LASTS = 2.0
+# The belief is dropped where ranks as contrary would come by chance this rarely, of so many scores at least.
+_LEVEL, _FEWEST_SCORES = 0.05, 6
 # The share of every density that is uniform.
 _UNIFORM = 0.1
 # A continuous range is cut into so many cells of constant density.
@@ -154,6 +161,28 @@ class Prior:
     def factor(self, points: Sequence[Point], scores: int) -> Float[np.ndarray, " n"]:
         """What a positive acquisition at points is multiplied by after so many scores."""
         return self.density(points) ** min(1.0, _LASTS / max(scores, 1))
+
+    def contradicted(self, points: Sequence[Point], scores: Sequence[float]) -> int | None:
+        """How many of the first scored trials contradict the belief; None where no first part of them does.
+
+        Looking at each first part, rather than at all of them, lets the answer stay what it was when scores are added.
+
+        Args:
+          points: of trials, in the order of their numbers.
+          scores: lower is better.
+        """
+        from scipy.stats import spearmanr
+
+        likely = self.density(points) if points else np.zeros(0)
+        for count in range(_FEWEST_SCORES, len(points) + 1):
+            first, told = likely[:count], np.asarray(scores[:count], np.float64)
+            if np.ptp(first) == 0 or np.ptp(told) == 0:
+                continue
+            # SciPy's annotations do not tell what it returns.
+            found: Any = spearmanr(told, first, alternative="greater")
+            if found.pvalue < _LEVEL:
+                return count
+        return None
 
     @staticmethod
     def _share(trial: int) -> float:

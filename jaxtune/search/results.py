@@ -114,6 +114,13 @@ class Bounds(TypedDict):
     best: dict[str, float | None]
 
 
+class DroppedPrior(TypedDict):
+    """The first trial that was proposed without the priors, and how many scores contradicted them."""
+
+    trial: int
+    scores: int
+
+
 class StudySummary(Summary):
     """What ``jaxtune search`` came to, as in the study's ``summary.json``; each key is an attribute as well.
 
@@ -135,6 +142,7 @@ class StudySummary(Summary):
       objectives: all of several objectives, the first one first; empty where there is one.
       pareto: the trials on their front at the fraction.
       where: the bounds on them; None where there are none.
+      prior_dropped: where scores contradicted the priors of the space; None where they did not, or there are none.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
       model: the winner as a whole model, where no adapter holds all that is trained; else None.
     """
@@ -178,6 +186,11 @@ class StudySummary(Summary):
     def where(self) -> Bounds | None:
         """The bounds, and whether the winner satisfies them."""
         return self.get("where")
+
+    @property
+    def prior_dropped(self) -> DroppedPrior | None:
+        """Where the priors were dropped."""
+        return self.get("prior_dropped")
 
     @property
     def adapter(self) -> AdapterFiles | None:

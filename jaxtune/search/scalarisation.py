@@ -79,6 +79,5 @@ def scalarised(told: Sequence[Observation], *, seed: int, trial: int) -> list[Ob
         penalty = spread * min(one.violation[1], 1.0)
         scores[id(one)] = float(score) if one.violation == SATISFIED else float(max(worst, score) + penalty)
     return [
-        dataclasses.replace(one, score=scores.get(id(one)), standard_error=None, objectives=(), violation=SATISFIED)
-        for one in told
+        dataclasses.replace(one, score=scores.get(id(one)), standard_error=None, violation=SATISFIED) for one in told
     ]

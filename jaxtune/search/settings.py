@@ -15,9 +15,10 @@ from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.update_rules import reference_update
 from jaxtune.errors import UserError
 from jaxtune.search.beginning import Total, why_straight
-from jaxtune.search.header import lookup, recorded_reference, settled, study_header
+from jaxtune.search.header import lookup, recorded_reference, rules_of, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.objectives import Objectives
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 from jaxtune.updates.treatments.low_rank import RankRule
 
@@ -42,6 +43,7 @@ class Settings:
         ``reference`` and then in ``base``.
       config: that all of this is of, where there is one.
       straight: why a new study finishes trials straight to the end, which it is not told to; else None.
+      rules: by which it proposes (:mod:`jaxtune.search.rules`).
     """
 
     search: SearchConfig
@@ -52,6 +54,7 @@ class Settings:
     reference_config: Mapping[str, Any] | None = None
     config: Config | None = None
     straight: str | None = None
+    rules: int = RULES
 
     @classmethod
     def of(cls, config: Config) -> Settings:
@@ -111,6 +114,7 @@ class Settings:
             self,
             search=settled(self.search, record, shortest),
             straight=why_straight(self.search, shortest) if unsaid else None,
+            rules=rules_of(record),
         )
 
     def _shortest(self, total: Total) -> int:
@@ -187,6 +191,7 @@ class Settings:
             reference=self.reference,
             start=start,
             base=self.base,
+            rules=self.rules,
         )
 
 

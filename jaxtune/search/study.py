@@ -112,11 +112,12 @@ class Study:
         # The first trials are proposed before anything is scored: they are all design.
         initial = max(self.search.initial, runner.capacity + 1)
         assert self.search.acquisition is not None, "a search that has begun names its acquisition"
+        rules = self.settings.rules
         self._method = make_method(
-            self.search.method, self.space, seed=seed, initial=initial, acquisition=self.search.acquisition
+            self.search.method, self.space, seed=seed, initial=initial, acquisition=self.search.acquisition, rules=rules
         )
         # Whatever proposes, scores are weighed by the Gaussian process.
-        self._surrogate = Surrogate(self.space, seed=seed, initial=initial)
+        self._surrogate = Surrogate(self.space, seed=seed, initial=initial, rules=rules)
         budget = Budget.of(self.settings, runner)
         budget.check(Trial(0, dict(self.settings.reference), self.run_dir))
         self._enough = Enough(budget, self._surrogate)
@@ -268,7 +269,10 @@ class Study:
 
     def _propose(self, proposed: Proposed) -> TrialState:
         costs = self._allowance.counted(proposed.proposal.configuration)
-        self._ledger.append("proposed", **proposed.fields(), **({"costs": costs} if costs else {}))
+        further: dict[str, Any] = {"costs": costs} if costs else {}
+        if (dropped := proposed.proposal.prior_dropped) is not None and self._history.prior_dropped is None:
+            further["prior_dropped"] = dropped
+        self._ledger.append("proposed", **proposed.fields(), **further)
         return self._history.trials[proposed.request.trial]
 
     # The end

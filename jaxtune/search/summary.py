@@ -100,6 +100,14 @@ def _further(history: History, best: TrialState, objectives: Objectives) -> dict
     return told
 
 
+def _dropped(history: History) -> dict[str, Any]:
+    """From which trial on the priors of the space did not count, and by how many scores; nothing where they held."""
+    if history.prior_dropped is None:
+        return {}
+    trial, scores = history.prior_dropped
+    return {"prior_dropped": {"trial": trial, "scores": scores}}
+
+
 def build_summary(
     history: History,
     best: TrialState,
@@ -159,6 +167,7 @@ def build_summary(
             "compilations": sum(state.compilations for state in states),
             "seconds": recorded_work(history),
         },
+        **_dropped(history),
         "ended": "trials" if history.enough is None else history.enough["reason"],
         "partial_dependence": curves,
         "importance": importance,

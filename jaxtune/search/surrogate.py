@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +20,7 @@ from jaxtune.search.acquisition import ACQUISITIONS, believed
 from jaxtune.search.candidates import TakenPoints, design, random_point, random_state, taken_points, untaken
 from jaxtune.search.observation import Observation, Proposal, finite_scores
 from jaxtune.search.prior import Prior
+from jaxtune.search.rules import RULES, TESTED_PRIORS
 from jaxtune.search.space import Point, Space
 from jaxtune.search.warp import Warp
 
@@ -140,13 +141,14 @@ class Surrogate:
       seed: of the study.
       initial: trials of the initial design, trial 0 (the reference) included.
       acquisition: what chooses among the candidates, a name of ``ACQUISITIONS``.
+      rules: by which it proposes (:mod:`jaxtune.search.rules`).
     """
 
-    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei", rules: int = RULES):
         self.space = space
         self.seed = seed
         self.initial = initial
-        self._acquisition, self._prior = ACQUISITIONS[acquisition], Prior.of(space)
+        self._acquisition, self._prior, self._rules = ACQUISITIONS[acquisition], Prior.of(space), rules
         self._design: list[Point] | None = None
         self._last: tuple[list[Observation], Posterior] | None = None
 
@@ -169,29 +171,44 @@ class Surrogate:
         """
         taken = taken_points(told, pending)
         point, source = None, "random"
+        dropped = self._dropped(told) if trial >= self.initial else None
         if trial < self.initial:
             point, source = self.design()[trial - 1], "design"
         elif any(observation.score is not None for observation in told):
             point, source = self._improve(trial, told, pending), "surrogate"
         if point is None or tuple(point) in taken:
-            point = random_point(self.space, taken, seed=self.seed, trial=trial)
-        return Proposal(self.space.configuration(point), source)
+            point = random_point(self._where(dropped), taken, seed=self.seed, trial=trial)
+        return Proposal(self.space.configuration(point), source, prior_dropped=dropped)
+
+    def _dropped(self, told: Sequence[Observation]) -> int | None:
+        """The number of scores that made it drop the belief; None where there is none, or it still holds."""
+        if self._prior is None or self._rules < TESTED_PRIORS or all(one.score is None for one in told):
+            return None
+        # Of several objectives the first, whatever they weigh in this proposal.
+        first = [
+            replace(one, score=one.objectives[0]) if one.objectives and one.score is not None else one for one in told
+        ]
+        return self._prior.contradicted([one.point for one in first], finite_scores(first))
+
+    def _where(self, dropped: int | None) -> Space:
+        """The space to draw from, whose priors count for as long as they are believed."""
+        return self.space if dropped is None else self.space.without_priors()
 
     def _improve(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Point:
         """The candidate that the acquisition values most."""
-        taken = taken_points(told, pending)
+        dropped = self._dropped(told)
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
             posterior = self._fitted(told)
             lie = float(posterior.model.y_train_.min())
             model = posterior.believing(pending, lie)
 
-            points = self._candidates(trial, posterior, taken)
+            points = self._candidates(trial, posterior, taken_points(told, pending), self._where(dropped))
             # What scikit-optimize returns depends on the flags.
             predicted: Any = model.predict(posterior.columns(points), return_std=True)
             mean, deviation = predicted
             worth = self._acquisition(mean, deviation, lie, np.random.default_rng((self.seed, trial, 3)))
-            if self._prior is not None:
+            if self._prior is not None and dropped is None:
                 worth = believed(self._acquisition, worth, self._prior.factor(points, len(told)))
             return points[int(np.argmax(worth))]
 
@@ -211,7 +228,8 @@ class Surrogate:
             return None
         with _limits(), warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            candidates = self._candidates(trial, posterior, taken_points(told, pending))
+            space = self._where(self._dropped(told))
+            candidates = self._candidates(trial, posterior, taken_points(told, pending), space)
             known = posterior.model.predict(posterior.columns([one.point for one in told]))
             mean, deviation = posterior.model.predict(posterior.columns(candidates), return_std=True)
         at = int(np.argmin(known))
@@ -222,7 +240,7 @@ class Surrogate:
         gain = ACQUISITIONS["ei"](mean, deviation, float(known[at]), np.random.default_rng(0)).max()
         return float(gain) / slope, noise / slope
 
-    def _candidates(self, trial: int, posterior: Posterior, taken: TakenPoints) -> list[Point]:
+    def _candidates(self, trial: int, posterior: Posterior, taken: TakenPoints, space: Space) -> list[Point]:
         """New points near the best told ones, and a few anywhere.
 
         Expected improvement over the whole space goes to its corners while there are few scores: there are many of
@@ -237,7 +255,7 @@ class Surrogate:
         near = np.where(generator.random(near.shape) < _MOVED, moved, near)
         # A coordinate that leaves the space is drawn anew.
         near = np.where((near < 0) | (near > 1), generator.random(near.shape), near)
-        anywhere = untaken(self.space, taken, seed=self.seed, trial=trial, count=_CANDIDATES // leading)
+        anywhere = untaken(space, taken, seed=self.seed, trial=trial, count=_CANDIDATES // leading)
         return anywhere + [point for point in posterior.snap(near) if tuple(point) not in taken]
 
     def fit(self, observations: Sequence[Observation]) -> Posterior | None:

@@ -226,6 +226,8 @@ class History:
       reports: trial and step of every score before the fraction, in the order in which they came.
       untuned: the base model on the test split.
       enough: the record of why no trial is proposed any more, though there are fewer than planned; None without one.
+      prior_dropped: the first trial that was proposed without the priors of the space, as scores contradicted them,
+        and how many scores those were; None where they hold, or there are none.
       programs: names of the compiled steps that trained the trials that have an outcome.
       clock: steps since the beginning, where trials before the fraction take one each at a time.
       begun: the clock when each trial was proposed.
@@ -238,6 +240,7 @@ class History:
     reports: list[tuple[int, int]] = field(default_factory=list)
     untuned: TestOutcome | None = None
     enough: dict[str, Any] | None = None
+    prior_dropped: tuple[int, int] | None = None
     programs: set[str] = field(default_factory=set)
     clock: int = 0
     begun: dict[int, int] = field(default_factory=dict)
@@ -268,6 +271,8 @@ class History:
             self.begun[number], self.legs[number] = self.clock, self._records
             trial = Trial(number, record["configuration"], RunFiles(run_dir).trial(number).path)
             self.trials[number] = TrialState(trial, self._scored(), costs=record.get("costs", {}))
+            if "prior_dropped" in record:
+                self.prior_dropped = number, record["prior_dropped"]
             return
         if event == "changed":
             self.promoted = {

@@ -252,7 +252,8 @@ def _load(config: Config, mesh: jax.sharding.Mesh) -> Decoder:
     if config.model.initialize == "random":
         decoder = read_config(model_directory(config))
         return random_model(decoder, jax.random.key(config.train.seed), mesh, dtype=dtype)
-    return load_model(located(config).model.path, mesh, dtype=dtype, revision=config.model.revision)
+    model = located(config).model
+    return load_model(model.path, mesh, dtype=dtype, revision=model.revision, quantize=model.quantize)
 
 
 def _check_vocabulary(examples: Mapping[Part, Sequence[Example]], vocabulary: int) -> None:

@@ -12,13 +12,15 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from jaxtune.config import Config, dotted
 from jaxtune.data import batch_shapes
 from jaxtune.errors import UserError
 from jaxtune.models import read_config
-from jaxtune.models.declarations import declare
+from jaxtune.models.declarations import abstract_params
+from jaxtune.models.loading import quantized_config
 from jaxtune.parallel import make_mesh, named_sharding
 from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
 from jaxtune.parallel.sharding import TRIAL_AXIS
@@ -265,17 +267,15 @@ def check_base(config: Config) -> None:
       UserError: it does, or there is no such model.
     """
     mesh = make_mesh(**config.parallel.model_dump())
-    decoder = read_config(model_directory(config))
-    dtype = compute_dtype(config.model.dtype, mesh)
-    needed = sum(
-        math.prod(named_sharding(spec.axes, spec.shape, mesh).shard_shape(spec.shape)) * dtype.itemsize
-        for spec in declare(decoder).values()
-    )
+    decoder = quantized_config(read_config(model_directory(config)), config.model.quantize)
+    arrays = abstract_params(decoder, compute_dtype(config.model.dtype, mesh), mesh)
+    needed = sum(_bytes(array, array.sharding) for array in arrays.values())
     free = free_bytes(mesh)
     if free is not None and needed > free:
         raise UserError(
             f"model.path: the parameters of {config.model.path} take {gib(needed)}, and {_whose(mesh)} {gib(free)} "
-            "free; take a smaller model, or spread it over more devices (parallel.fsdp, parallel.tensor)"
+            "free; take a smaller model, set model.quantize, or spread it over more devices (parallel.fsdp, "
+            "parallel.tensor)"
         )
 
 
@@ -313,4 +313,6 @@ def _whose(mesh: jax.sharding.Mesh) -> str:
 
 
 def _bytes(array: Any, sharding: jax.sharding.Sharding) -> int:
-    return math.prod(sharding.shard_shape(array.shape)) * np.dtype(array.dtype).itemsize
+    # An entry of four bits has an itemsize of one byte, and takes half of it.
+    bits = 4 if array.dtype == jnp.uint4 else 8 * np.dtype(array.dtype).itemsize
+    return math.prod(sharding.shard_shape(array.shape)) * bits // 8

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+from jaxtune_kernels import Quantized
 from jaxtyping import Array, Float
 
 from jaxtune.models.decoder import Decoder, merge, split
 from jaxtune.models.linear import Adapter
+from jaxtune.models.weight import dequantized, quantized_stack
 from jaxtune.updates.plan import ResolvedPlan, Trainable, overlaid
 from jaxtune.updates.treatments.base import Values
 
@@ -23,7 +28,7 @@ def merge_adapters(
 
     It also holds the parameters that were trained themselves. The sum is float32 and then rounded to the model's dtype:
     exact to rounding for a float32 model. With a bfloat16 one a small update may vanish in part, so load the base with
-    ``dtype="float32"`` where that counts.
+    ``dtype="float32"`` where that counts. A quantized base becomes bfloat16: W is then what its codes stand for.
 
     Args:
       model: the base; not changed.
@@ -41,24 +46,44 @@ def merge_adapters(
         fixed = overlaid(plan.start(jax.random.key(0), params, hyperparameters)[1], fixed or {})
     merged, adapters = plan.apply(params, trainable, hyperparameters, fixed=fixed)
     for path, adapter in adapters.items():
-        weights = {name: merged[name] for name in (f"{path}.kernel", f"{path}.bias") if name in merged}
+        weights: dict[str, Any] = {name: merged[name] for name in (f"{path}.kernel", f"{path}.bias") if name in merged}
         places = {name: array.sharding for name, array in weights.items()}
+        if (stack := quantized_stack(merged, f"{path}.kernel")) is not None:
+            weights[f"{path}.kernel"], places[f"{path}.kernel"] = stack, stack.codes.sharding
         # One module at a time: what is computed is as large as its kernels, in float32.
         made = jax.jit(_merged, static_argnames="path", out_shardings=places)(weights, adapter, path=path)
         merged.update(made)
+    if model.config.quantization is not None:
+        return Decoder(*dequantized(model.config, merged), model.mesh)
     return merge(static, merged)
 
 
-def _merged(weights: dict[str, Float[Array, "..."]], adapter: Adapter, path: str) -> dict[str, Float[Array, "..."]]:
+def _merged(weights: dict[str, Any], adapter: Adapter, path: str) -> dict[str, Float[Array, "..."]]:
     whole = adapter.unscanned()
 
     def one(adapter: Adapter, kernel: Array, bias: Array | None) -> tuple[Array, Array | None]:
         return adapter.joined(whole).merged(kernel, bias)
 
     names = (f"{path}.kernel", f"{path}.bias")
+    held = weights[names[0]]
+    if isinstance(held, Quantized):
+        return _merged_layers(held, weights.get(names[1]), one, adapter.scanned(), names)
     kernel, bias = (weights[name].astype(jnp.float32) if name in weights else None for name in names)
     assert kernel is not None
     made = (jax.vmap(one) if kernel.ndim > 2 else one)(adapter.scanned(), kernel, bias)
     return {
         name: value.astype(weights[name].dtype) for name, value in zip(names, made, strict=True) if value is not None
     }
+
+
+def _merged_layers(
+    kernel: Quantized, bias: Array | None, one: Callable[..., Any], adapters: Adapter, names: tuple[str, str]
+) -> dict[str, Float[Array, "..."]]:
+    """As :func:`_merged`, a layer at a time, so that one kernel in float32 is there, and rounded to bfloat16."""
+
+    def layer(scanned: tuple[Adapter, Quantized, Array | None]) -> dict[str, Array]:
+        adapter, kernel, bias = scanned
+        made = one(adapter, kernel.dequantized(jnp.float32), None if bias is None else bias.astype(jnp.float32))
+        return {name: value.astype(jnp.bfloat16) for name, value in zip(names, made, strict=True) if value is not None}
+
+    return jax.lax.map(layer, (adapters, kernel, bias))

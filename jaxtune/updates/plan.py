@@ -18,6 +18,7 @@ from jaxtune.models.declarations import ArraySpec, Params, declare
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import our_pattern
 from jaxtune.models.linear import Adapter
+from jaxtune.models.weight import readable
 from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
@@ -97,6 +98,7 @@ class UpdatePlan:
             for stack, spec in specs.items()
         }
         self._check_rules(names, chosen, stacks)
+        self._check_quantized(names, chosen, specs)
         parts: list[Treatment] = []
         for treatment in dict.fromkeys(self._treatments):
             sections = {i: rule for i, rule in enumerate(self.rules) if self._treatments[i] is treatment}
@@ -142,6 +144,19 @@ class UpdatePlan:
                 raise UserError(
                     f"update.{index}: method {rule.method} is for {treatment.needs}, but {pattern.text!r} has only "
                     f"{', '.join(kinds)}; use method 'full' for these, or match {', '.join(served)}"
+                )
+
+    def _check_quantized(
+        self, names: Sequence[_Name], chosen: Mapping[str, int], specs: Mapping[str, ArraySpec]
+    ) -> None:
+        for index, (rule, treatment) in enumerate(zip(self.rules, self._treatments, strict=True)):
+            taken = [name for name in names if chosen[name.path] == index and specs[name.stack].quantization]
+            if taken and treatment.changes_parameters:
+                kinds = ", ".join(_distinct(name.kind for name in taken))
+                raise UserError(
+                    f"update.{index}: method '{rule.method}' trains {kinds}, which model.quantize "
+                    f"({specs[taken[0].stack].quantization}) holds as codes that stay frozen; use low_rank for these, "
+                    "or leave model.quantize out"
                 )
 
 
@@ -202,7 +217,8 @@ class ResolvedPlan:
           params: of the base.
           values: hyperparameters.
         """
-        begun = [part.init(key, params, values) for part in self.parts]
+        base = readable(params)
+        begun = [part.init(key, base, values) for part in self.parts]
         trainable = self._tree([arrays for arrays, _ in begun], _ALWAYS)
         return trainable, self._tree([fixed or None for _, fixed in begun])
 
@@ -231,13 +247,13 @@ class ResolvedPlan:
         Returns:
           The parameters with the changed ones in place, and the adapters by module path.
         """
-        merged, adapters = dict(params), {}
+        merged, adapters, base = dict(params), {}, readable(params)
         for part in self.parts:
             arrays = trainable.get(part.store, {}).get(part.path)
             if arrays is None:
                 continue
             kept = (fixed or {}).get(part.store, {}).get(part.path, {})
-            effect = part.apply(params, arrays, kept, hyperparameters, dropout_seed)
+            effect = part.apply(base, arrays, kept, hyperparameters, dropout_seed)
             merged.update(effect.params)
             adapters.update(effect.adapters)
         return merged, adapters

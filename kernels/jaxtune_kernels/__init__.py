@@ -12,10 +12,12 @@ from jaxtune_kernels.masked_update import (
     take_blocks,
 )
 from jaxtune_kernels.masked_update.transformation import masked_transformation
+from jaxtune_kernels.quantized import Quantized, quantize, quantized_matmul
 
 __all__ = [
     "LOW_RANK_STATES",
     "MaskedUpdate",
+    "Quantized",
     "Selection",
     "hash_words",
     "keep_mask",
@@ -24,6 +26,8 @@ __all__ = [
     "masked_transformation",
     "masked_update",
     "put_blocks",
+    "quantize",
+    "quantized_matmul",
     "share_out_blocks",
     "take_blocks",
 ]

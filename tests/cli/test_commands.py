@@ -178,6 +178,8 @@ def test_search_end_to_end(result, capsys, config_file, tmp_path):
     assert "2 on to step 10, 1 finished by score, the best 2 with 1 more seeds each (40 steps): 90 steps" in told
     assert "search.budget of 93 steps pays for 3 of 4 trials like the reference, finishing included" in told
     assert "search.budget of 60 seconds" in told
+    assert "straight" not in told
+    assert "\nfinishing straight to the end: it is short\n" in _dry_text({**checked, "straight": "it is short"})
     assert not (tmp_path / "run").exists()
     summary = result(*arguments)
     # Four trials that differ in rate, rank and dropout, and the reference: one compiled step.

@@ -163,7 +163,7 @@ def test_what_is_no_finished_trial_is_refused_with_the_nearest(study, summary, c
     (scored,) = (number for number, word in status.items() if word == "scored")
     others = [number for number in status if number != scored]
     message = told(capsys, "export", study, "--merged", tmp_path / "x", "--trial", scored, code=2)
-    assert f"--trial {scored}: not finished, but scored (step 4 of 20)" in message
+    assert f"--trial {scored}: not finished, but scored (step 8 of 20)" in message
     assert f"name --trial {min(others, key=lambda other: abs(other - scored))} (" in message
     message = told(capsys, "evaluate", study, "--trial", 40, code=2)
     assert "no such trial" in message

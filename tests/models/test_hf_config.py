@@ -323,6 +323,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "relu2"}, 'hidden_act = "relu2": not supported; did you mean'),
     ("gemma2", {"hidden_act": "gelu"}, 'contradicts hidden_activation = "gelu_pytorch_tanh"'),
     ("llama", {"quantization_config": {"quant_method": "gptq"}}, 'quantization_config = {"quant_method": "gptq"}'),
+    ("llama", {"quantization_config": {"quant_method": "bitsandbytes"}}, "made of, and set model.quantize to hold"),
     ("mistral", {"num_local_experts": 8}, "num_local_experts = 8"),
     ("mistral", {"attention_bias": True}, "attention_bias = true: supported is false"),
     ("llama", {"logit_scale": 0.0625}, "logit_scale = 0.0625"),

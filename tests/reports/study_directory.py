@@ -140,7 +140,7 @@ def write_study(
     search = SearchConfig.model_validate(
         {
             "space": dict(SPACE if space is None else space), "trials": trials, "promote": promote, "initial": trials,
-            "objective": objective, "ladder": list(ladder),
+            "objective": objective, "ladder": list(ladder), "finish": [1.0], "promote_by": "mean",
         }
     )  # fmt: skip
     share = objective != "loss"

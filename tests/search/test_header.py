@@ -17,7 +17,7 @@ KEPT = {"train.checkpoint_minutes": 1.0, "train.keep.latest": 7, "train.keep.eve
 def header(config):
     search = SearchConfig(space={"optimizer.learning_rate": {"log_uniform": (1e-5, 1e-2)}})
     base = config.model_dump(mode="json")
-    return study_header(search, population=1, direction="min", reference={}, start=(), base=base)
+    return study_header(search, population=1, direction="min", reference={}, start=(), base=base, rules=1)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from typing import Any
 
@@ -12,9 +13,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from synthetic import REFERENCE, SPACE, SyntheticRunner, interrupt_at, records, search_config
 
+from jaxtune.cli.search import _tell
 from jaxtune.config import load_config
 from jaxtune.config.search_section import DimensionConfig
 from jaxtune.errors import UserError
+from jaxtune.reports.headline import prior_sentence
+from jaxtune.reports.records import read_study
 from jaxtune.search import Study
 from jaxtune.search.acquisition import believed, expected_improvement, thompson
 from jaxtune.search.candidates import design, untaken
@@ -194,6 +198,87 @@ def test_the_gaussian_process_starts_near_it_and_leaves_where_scores_say_so(acqu
     drawn, plain = (proposed(space, level) for space in (space_of(**sure), space_of(x={"uniform": (0.0, 1.0)})))
     assert np.mean(np.abs(np.array(drawn) - 0.85)) < min(0.15, np.mean(np.abs(np.array(plain) - 0.85)))
     assert np.mean(np.abs(np.array(proposed(space_of(**sure), told)) - 0.2)) < 0.1
+
+
+def test_a_contradiction_is_as_rare_as_it_says_where_a_belief_says_nothing():
+    prior = Prior(space_of(x={"uniform": (0.0, 1.0), "prior": 0.5}, y={"uniform": (0.0, 1.0), "prior": 0.1}))
+    generator = np.random.default_rng(0)
+    found = [prior.contradicted(generator.random((6, 2)).tolist(), generator.random(6).tolist()) for _ in range(600)]
+    assert set(found) == {None, 6}
+    # Of the 720 orders of six scores those that Spearman's t calls rarer than one in 20 are 3 to 5 %.
+    assert 0.02 < np.mean([one is not None for one in found]) < 0.07
+    found = [prior.contradicted(generator.random((20, 2)).tolist(), generator.random(20).tolist()) for _ in range(100)]
+    assert 0.05 < np.mean([one is not None for one in found]) < 0.3
+
+
+@given(st.integers(0, 2**32 - 1), st.floats(0.05, 0.95), st.integers(6, 20))
+@settings(max_examples=30, deadline=None)
+def test_a_belief_that_scores_follow_stays_and_one_that_they_shun_is_dropped(seed, centre, count):
+    prior = Prior(space_of(x={"uniform": (0.0, 1.0), "prior": centre, "confidence": "high"}))
+    points = [[float(place)] for place in np.random.default_rng(seed).random(count)]
+    likely = prior.density(points)
+    if np.ptp(likely) == 0:
+        return
+    assert prior.contradicted(points, (-likely).tolist()) is None
+    assert prior.contradicted(points, likely.tolist()) == 6
+    # What was said of the first trials stays, whatever comes.
+    assert prior.contradicted(points, [*likely[:6].tolist(), *(-likely[6:]).tolist()]) == 6
+    assert prior.contradicted(points[:5], likely[:5].tolist()) is None
+
+
+@pytest.mark.parametrize("acquisition", ["ei", "thompson"])
+def test_without_its_belief_the_gaussian_process_proposes_as_if_there_had_been_none(acquisition):
+    sure, plain = (
+        space_of(x={"uniform": (0.0, 1.0), **belief}, y={"uniform": (0.0, 1.0)})
+        for belief in ({"prior": 0.9, "confidence": "high"}, {})
+    )
+    told = [Observation([x, 0.5], 1.0 + x) for x in (0.05, 0.2, 0.35, 0.5, 0.65, 0.8, 0.95)]
+
+    def proposed(space: Space, **rules: int) -> list[Any]:
+        return [
+            make_method("gp", space, seed=0, initial=3, acquisition=acquisition, **rules).propose(trial, told, [])
+            for trial in (8, 9)
+        ]
+
+    without, dropped, kept = proposed(plain), proposed(sure), proposed(sure, rules=1)
+    assert [one.configuration for one in dropped] == [one.configuration for one in without]
+    assert [one.prior_dropped for one in (*dropped, *without, *kept)] == [6, 6, None, None, None, None]
+    assert [one.configuration for one in kept] != [one.configuration for one in without]
+
+
+def test_a_study_tells_once_that_it_dropped_its_priors_and_an_older_one_never_does(tmp_path, capsys):
+    space = {**SPACE, "optimizer.learning_rate": {"log_uniform": (1e-5, 1e-2), "prior": 1.1e-5, "confidence": "high"}}
+
+    def study(run_dir, runner=None) -> Study:
+        search = search_config(space=space, trials=11, promote=1)
+        return Study(
+            run_dir, search, runner or SyntheticRunner(divergence=1.0), reference=REFERENCE, base={}, on_event=_tell
+        )
+
+    whole, parts, runner = tmp_path / "whole", tmp_path / "parts", SyntheticRunner(divergence=1.0)
+    summary = study(whole).run()
+    assert summary is not None
+    dropped = summary.prior_dropped
+    assert dropped is not None
+    (told,) = [record for record in records(whole) if "prior_dropped" in record]
+    assert (told["trial"], told["prior_dropped"]) == (dropped["trial"], dropped["scores"])
+    assert capsys.readouterr().err.count("without the priors") == 1
+    assert f"From trial {dropped['trial']} on" in prior_sentence(read_study(whole))
+    runner.before = interrupt_at(dropped["trial"], 10)
+    assert study(parts, runner).run() is None
+    assert study(parts).run() == summary
+    assert records(parts) == records(whole)
+    # A journal that was begun before there was such a test.
+    lines = (whole / "trials.jsonl").read_text().splitlines(keepends=True)
+    first = {key: value for key, value in json.loads(lines[0]).items() if key != "rules"}
+    place = next(at for at, line in enumerate(lines) if "prior_dropped" in line)
+    older = tmp_path / "older"
+    older.mkdir()
+    (older / "trials.jsonl").write_text("".join([json.dumps(first) + "\n", *lines[1:place]]))
+    summary = study(older).run()
+    assert summary is not None
+    assert summary.prior_dropped is None
+    assert not any("prior_dropped" in record for record in records(older))
 
 
 def test_a_stopped_study_goes_on_to_the_same_end(tmp_path):

@@ -41,6 +41,8 @@ SEARCH = (
     "search={trials: 3, promote: 1, fraction: 0.5, initial: 3, seed: 1, space: {update.0.rank: {choice: [2, 4]}, "
     "optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}, update.0.dropout: {uniform: [0.0, 0.2]}}}",
 )
+SAME_BITS = True
+"""False from the first change on that is meant to give a step other bits: then to rounding."""
 _OF_THE_PROCESS = ("time", "seconds", "stopped", "compilations")
 
 
@@ -117,7 +119,7 @@ def begun(tmp_path_factory, tiny_model, rows) -> Path:
 
 def test_a_run_goes_on(begun):
     whole, run = begun / "whole" / "run", begun / "runs" / "run"
-    exact = told(begun)["machine"] == machine()
+    exact = SAME_BITS and told(begun)["machine"] == machine()
     summary = train(load_config(run / "config.yaml"), listener=None)
     assert (summary["stopped"], summary["steps"]) == ("finished", 4)
     near(metrics(run), metrics(whole), exact=exact)
@@ -126,7 +128,7 @@ def test_a_run_goes_on(begun):
 
 def test_a_study_goes_on(begun):
     whole, study = begun / "whole" / "study", begun / "runs" / "study"
-    exact = told(begun)["machine"] == machine()
+    exact = SAME_BITS and told(begun)["machine"] == machine()
     config = load_config(study / "config.yaml")
     assert program_name(config) == told(begun)["program"]
     summary = search(config, listener=None)

@@ -12,24 +12,26 @@ from jaxtune_kernels import hash_words
 from jaxtune.models.decoder import merge, split
 from jaxtune.models.loading import load_model
 from jaxtune.updates import UpdatePlan, save_adapter
+from jaxtune.updates.treatments.dora import DoraRule
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
 
 
-def loss_function(model, plan, tokens, values):
+def loss_function(model, plan, tokens, values, fixed=None):
     """Mean cross entropy of the next token as a function of what is trained."""
     static, params = split(model)
     rows = hash_words(jnp.arange(tokens.size, dtype=jnp.uint32)).reshape(tokens.shape)
 
     def loss(trainable, dropout_seed=None):
-        merged, adapters = plan.apply(params, trainable, values, dropout_seed)
+        merged, adapters = plan.apply(params, trainable, values, dropout_seed, fixed)
         logits = merge(static, merged)(tokens, adapters=adapters, rows=None if dropout_seed is None else rows)
         return optax.softmax_cross_entropy_with_integer_labels(logits[:, :-1], tokens[:, 1:]).mean()
 
     return loss
 
 
-def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp_path):
+@pytest.mark.parametrize("kind", [LowRankRule, DoraRule])
+def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp_path, kind):
     peft = pytest.importorskip("peft")
     torch = pytest.importorskip("torch")
     import transformers
@@ -37,13 +39,15 @@ def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp
     directory = checkpoint("llama")
     model = load_model(directory, dtype="float32")
     rules = [
-        LowRankRule(match="layers.{0,1}.attention", rank=4, alpha=8.0),
-        LowRankRule(match="layers.*.mlp", rank=3, alpha=9.0),
-        LowRankRule(match="layers.2.attention.{q,v}", rank=2, alpha=3.0),
+        kind(match="layers.{0,1}.attention", rank=4, alpha=8.0),
+        kind(match="layers.*.mlp", rank=3, alpha=9.0),
+        kind(match="layers.2.attention.{q,v}", rank=2, alpha=3.0),
     ]
     plan = UpdatePlan(rules).resolve(model, {"update.1.rank": 8})
-    trainable = random_trainable(jax.eval_shape(plan.init, jax.random.key(0), split(model)[1]), scale=0.1)
-    computed = jax.jit(jax.grad(loss_function(model, plan, tokens, {})))(trainable)
+    begun, fixed = plan.start(jax.random.key(0), split(model)[1], {})
+    # Away from the start, and the sizes of columns away from zero.
+    trainable = jax.tree.map(jnp.add, begun, random_trainable(begun, scale=0.1))
+    computed = jax.jit(jax.grad(loss_function(model, plan, tokens, {}, fixed)))(trainable)
 
     # The gradients, written as an adapter, have the names and the orientation that PEFT's have.
     save_adapter(tmp_path / "weights", plan, trainable, {}, model, "base")
@@ -61,11 +65,11 @@ def test_gradients_equal_those_of_peft(checkpoint, random_trainable, tokens, tmp
         if weight.grad is None:
             continue
         expected = weight.grad.numpy()
-        ours = gradients[name.replace(".default", "")]
+        ours = gradients[name.replace("vector.default.weight", "vector").replace(".default", "")]
         errors[name] = float(np.linalg.norm(ours - expected) / np.linalg.norm(expected))
     print(f"largest relative error of a gradient: {max(errors.values()):.1e}")
     assert max(errors.values()) < 1e-4, errors
-    assert len(errors) == len(gradients) == 2 * (2 * 4 + 3 * 3 + 2)
+    assert len(errors) == len(gradients) == (2 if kind is LowRankRule else 3) * (2 * 4 + 3 * 3 + 2)
 
 
 @pytest.mark.parametrize("dropout", [False, True])

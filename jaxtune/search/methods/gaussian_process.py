@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from jaxtune.search.methods.protocol import Method
 from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 from jaxtune.search.surrogate import Surrogate
 
@@ -13,8 +14,8 @@ from jaxtune.search.surrogate import Surrogate
 class GaussianProcess(Method):
     """Proposals of :class:`jaxtune.search.surrogate.Surrogate`; see :func:`make_method` for the arguments."""
 
-    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
-        self._surrogate = Surrogate(space, seed=seed, initial=initial, acquisition=acquisition)
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei", rules: int = RULES):
+        self._surrogate = Surrogate(space, seed=seed, initial=initial, acquisition=acquisition, rules=rules)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:
         """The point of the design, or the candidate that the acquisition values most."""

@@ -7,14 +7,15 @@ from collections.abc import Sequence
 from jaxtune.search.candidates import random_point, taken_points
 from jaxtune.search.methods.protocol import Method
 from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 
 
 class RandomSearch(Method):
     """Independent draws (Bergstra & Bengio 2012), without repeats; see :func:`make_method` for the arguments."""
 
-    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
-        del initial, acquisition  # no design: every trial is a draw
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei", rules: int = RULES):
+        del initial, acquisition, rules  # no design: every trial is a draw
         self._space, self._seed = space, seed
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:

@@ -10,6 +10,7 @@ from jaxtune.search.candidates import random_point, random_state, taken_points
 from jaxtune.search.methods.protocol import Method
 from jaxtune.search.observation import Observation, Proposal
 from jaxtune.search.prior import Prior
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 
 
@@ -21,8 +22,8 @@ class Sobol(Method):
     other methods have in their design, fill the belief evenly, from the prior itself on, and later ones the space.
     """
 
-    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
-        del acquisition  # the whole sequence is a design, and nothing is learnt from scores
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei", rules: int = RULES):
+        del acquisition, rules  # the whole sequence is a design, and nothing is learnt from scores
         self._space, self._seed, self._initial, self._prior = space, seed, initial, Prior.of(space)
 
     def propose(self, trial: int, told: Sequence[Observation], pending: Sequence[Point]) -> Proposal:

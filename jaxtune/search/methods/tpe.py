@@ -9,6 +9,7 @@ from jaxtune.search.candidates import design, random_point, random_state, taken_
 from jaxtune.search.methods.optuna_study import distributions, empty_study, require_optuna, told_trials
 from jaxtune.search.methods.protocol import Method
 from jaxtune.search.observation import Observation, Proposal
+from jaxtune.search.rules import RULES
 from jaxtune.search.space import Point, Space
 
 # Draws of the estimator before a point that no trial has is taken at random: only small finite spaces need more.
@@ -27,8 +28,8 @@ class TreeParzen(Method):
 
     name = "tpe"
 
-    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei"):
-        del acquisition  # the estimator has its own
+    def __init__(self, space: Space, *, seed: int, initial: int, acquisition: str = "ei", rules: int = RULES):
+        del acquisition, rules  # the estimator has its own
         require_optuna(self.name)
         self._space, self._seed, self._initial = space, seed, initial
 

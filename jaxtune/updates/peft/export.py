@@ -61,6 +61,10 @@ tags:
 
 A {kind} adapter for `{base}`{revision}; load it with `peft.PeftModel.from_pretrained`.
 """
+_QUANTIZED = """
+It was trained beside a base whose linear modules were held as {kind} codes. On a base that is not quantized, or
+otherwise, it gives nearly the same answers and not the same.
+"""
 _WITH_BASE = """
 Its base lies beside it, in the folder `base`, and `peft.AutoPeftModelForCausalLM.from_pretrained` loads both. PEFT
 takes no path from an adapter's own folder: where this one was moved, set `base_model_name_or_path` in
@@ -153,20 +157,24 @@ def save_adapter(
         TensorToWrite(name, value.dtype, value.shape, lambda value=value: value) for name, value in tensors.items()
     ]
     write_tensors(directory / TENSOR_FILE, to_write, {"format": "pt"})
+    readme = _readme(
+        written["peft_type"], packaged or base, revision, config.quantization, written=packaged is not None
+    )
     for name, text in (
         (CONFIG_FILE, json.dumps(written, indent=2, sort_keys=True) + "\n"),
-        ("README.md", _readme(written["peft_type"], packaged or base, revision, written=packaged is not None)),
+        ("README.md", readme),
     ):
         with replaced(directory / name) as file:
             file.write(text.encode())
     _check_written(directory, modules, exported, tensors)
 
 
-def _readme(kind: str, base: str, revision: str | None, *, written: bool) -> str:
+def _readme(kind: str, base: str, revision: str | None, quantization: str | None, *, written: bool) -> str:
     """What the directory says of itself to people."""
     at = "" if revision is None else f" at revision `{revision}`"
     told = {"tag": kind.lower(), "kind": "LoRA" if kind == LORA else kind}
-    return _README.format(base=base, revision=at, **told) + (_WITH_BASE if written else "")
+    held = "" if quantization is None else _QUANTIZED.format(kind=quantization)
+    return _README.format(base=base, revision=at, **told) + held + (_WITH_BASE if written else "")
 
 
 def _architecture(base: str, config: DecoderConfig) -> Architecture:
@@ -194,7 +202,9 @@ def _exported(
     found: dict[tuple[str, int | None], Exported] = {}
     for part in plan.parts:
         arrays, kept = (jax.tree.map(_host, tree.get(part.store, {}).get(part.path, {})) for tree in (trainable, fixed))
-        found |= {(each.path, each.layer): each for each in part.tensors(arrays, kept, hyperparameters)}
+        for each in part.tensors(arrays, kept, hyperparameters):
+            place = each.path, each.layer
+            found[place] = _joined(found[place], each) if place in found else each
     kinds = sorted({str(part.peft_type) for part in plan.parts})
     if len(kinds) > 1:
         raise UserError(
@@ -205,6 +215,12 @@ def _exported(
     ordered = {name: found[place] for name, place in modules.items() if place in found}
     once = [("", each) for (path, _), each in found.items() if not path]
     return kinds[0], [_module(kinds[0], name, each, rslora) for name, each in (*once, *ordered.items())]
+
+
+def _joined(one: Exported, other: Exported) -> Exported:
+    """What stands once for all modules: that of the module that has most of it, of which others have a part."""
+    tensors = {name: max(one.tensors[name], other.tensors[name], key=np.size) for name in one.tensors}
+    return dataclasses.replace(one, tensors=tensors)
 
 
 def _module(kind: str, name: str, exported: Exported, rslora: bool) -> _Module:

@@ -31,7 +31,7 @@ from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
 from jaxtune.updates.treatments.base import Shape, Treatment
 
 Tensors = Mapping[str, Mapping[str, TensorEntry]]
-"""By the end of their names, those of each module, by its name in transformers."""
+"""By the end of their names, those of each module, by its name in transformers; of none, what all modules share."""
 
 Modules = Mapping[str, tuple[str, int | None]]
 """Our path of the stack, and the layer, of each linear module by its name in transformers."""
@@ -218,7 +218,7 @@ def _sorted(entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules:
         module, end = parse_tensor_name(name, modules) or ("", "")
         if name.endswith(".base_layer.weight"):
             problems.append(f"{name} is a weight of the base; save with save_pretrained(save_embedding_layers=False)")
-        elif module not in modules:
+        elif module not in modules and (module or not end):
             problems.append(f"{name} belongs to no linear layer of the model")
         elif entry.dtype not in DTYPES | INDICES:
             problems.append(f"{name} has the dtype {entry.dtype}, not {', '.join(DTYPES)}")
@@ -235,20 +235,25 @@ def _sorted(entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules:
 
 def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str]:
     """What the tensors are not that the method would write."""
-    problems, names = [], {place: name for name, place in modules.items()}
+    names = {place: name for name, place in modules.items()} | {("", None): ""}
+    kinds = {str(part.peft_type) for part in plan.parts}
+    expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in plan.parts:
-        nothing = [_zeros(shapes) for shapes in (part.arrays(), part.fixed())]
-        for each in part.tensors(*nothing, {}):
-            module = names[each.path, each.layer]
-            held = tensors.get(module, {})
-            problems += [
-                f"{end} of {module} belongs to no {part.peft_type}" for end in held.keys() - each.tensors.keys()
-            ]
+        for each in part.tensors(_zeros(part.arrays()), _zeros(part.fixed()), {}):
+            shapes = expected.setdefault(names[each.path, each.layer], {})
             for end, array in each.tensors.items():
-                if end not in held:
-                    problems.append(f"{end} of {module} is missing")
-                elif held[end].shape != array.shape:
-                    problems.append(f"{end} of {module} has shape {held[end].shape}, not {array.shape}")
+                # What all share is as large as whoever has most of it needs.
+                shape: tuple[int, ...] = array.shape
+                shapes[end] = tuple(map(max, shapes.get(end, shape), shape))
+    problems = []
+    for module in dict.fromkeys([*expected, *tensors]):
+        held, shapes, of = tensors.get(module, {}), expected.get(module, {}), f" of {module}" if module else ""
+        problems += [f"{end}{of} belongs to no {' or '.join(kinds)}" for end in held.keys() - shapes.keys()]
+        for end, shape in shapes.items():
+            if end not in held:
+                problems.append(f"{end}{of} is missing")
+            elif held[end].shape != shape:
+                problems.append(f"{end}{of} has shape {held[end].shape}, not {shape}")
     return problems
 
 
@@ -294,7 +299,7 @@ def _arrays(
     plan: ResolvedPlan, tensors: Tensors, modules: Modules, mesh: jax.sharding.Mesh | None
 ) -> tuple[Trainable, Trainable]:
     """The arrays of the plan, as the tensors have them."""
-    places = {place: name for name, place in modules.items()}
+    places, once = {place: name for name, place in modules.items()}, tensors.get("", {})
     axes, fixed_axes = plan.axes(), plan.fixed_axes()
     trainable: Trainable = {store: {} for store in axes}
     fixed: Trainable = {}
@@ -303,7 +308,7 @@ def _arrays(
         for layer in range(len(part.rules)):
             entries = tensors.get(places[part.path, layer if part.layered else None], {})
             if entries:
-                held[layer] = {end: entry.read() for end, entry in entries.items()}
+                held[layer] = {end: entry.read() for end, entry in {**once, **entries}.items()}
         arrays, kept = part.restored(held)
         trainable[part.store][part.path] = _placed(arrays, axes[part.store][part.path], mesh)
         if kept:

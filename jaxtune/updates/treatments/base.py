@@ -122,6 +122,16 @@ class Treatment:
         """Paths of the model's arrays that live in :meth:`fixed` from the start on, and not in the base."""
         return frozenset()
 
+    @property
+    def whole(self) -> frozenset[str]:
+        """Paths of the model's arrays that :meth:`init` takes layer by layer in a loop, each layer as one matrix.
+
+        Every device then has all of each before the loop, and all of what ``init`` makes after it, so that the loop has
+        no collective: XLA does not order those within a loop and those outside of it, and the devices of a CPU can wait
+        for each other for ever.
+        """
+        return frozenset()
+
     def arrays(self) -> Arrays:
         """What the optimizer moves, float32: a tree of :class:`Shape`."""
         return {}

@@ -76,7 +76,7 @@ class Ia3(LinearTreatment):
     def check(self, values: Values) -> None:
         """All rules of a module multiply the same side."""
         del values
-        sides = {rule: section.side for rule, section in self.sections.items()}
+        sides = {rule: self.value(rule, "side", {}) for rule in self.sections}
         if len(set(sides.values())) > 1:
             told = ", ".join(f"update.{rule}.side {side}" for rule, side in sides.items())
             raise UserError(f"{self.path}: {told}; all layers of a module have one side")

@@ -47,6 +47,11 @@ class FromWeights(LowRank):
         del values
         return jnp.ones(len(self.rules), jnp.float32)
 
+    @property
+    def whole(self) -> frozenset[str]:
+        """The kernel, which is decomposed."""
+        return frozenset({f"{self.path}.kernel"})
+
     def fixed(self) -> Arrays:
         """A and B of the start."""
         arrays = LowRank.arrays(self)

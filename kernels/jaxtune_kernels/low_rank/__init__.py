@@ -15,6 +15,7 @@ from jaxtune_kernels.low_rank.pallas import Launcher, Platform, low_rank_matmul_
 from jaxtune_kernels.low_rank.reference import low_rank_matmul_reference
 from jaxtune_kernels.low_rank.tpu_tiles import Problem, choose_tiles, hbm_bytes
 from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, low_rank_matmul_xla
+from jaxtune_kernels.quantized import Matrix, Quantized
 from jaxtune_kernels.transforms import GROUP, devices_in_context, joined, portable, spec_of, target_platform
 
 __all__ = ["LOW_RANK_STATES", "low_rank_matmul", "tpu_kernel_moves_less"]
@@ -26,7 +27,7 @@ _NAMES = {"rows": "m", "inputs": "k", "outputs": "n", "trials": GROUP}
 
 def low_rank_matmul(
     x: Float[Array, "*rows k"],
-    kernel: Float[Array, "k n"],
+    kernel: Matrix,
     a: Float[Array, "k r"],
     b: Float[Array, "r n"],
     scale: Float[Array, ""] | float,
@@ -48,7 +49,8 @@ def low_rank_matmul(
 
     Args:
       x: the layer's input, in the compute dtype.
-      kernel: the frozen weight W, (in, out).
+      kernel: the frozen weight W, (in, out), or one of few bits, which has no gradient: XLA makes the matrix inside of
+        its product, the Pallas kernels have it written out first.
       a: A, usually float32; a column of zeros takes that rank out of the result and out of b's gradient.
       b: B, usually float32.
       scale: the factor on the low-rank term: alpha / rank, or alpha / sqrt(rank).
@@ -86,8 +88,11 @@ def low_rank_matmul(
         dropout = (jnp.asarray(dropout_rate, jnp.float32), jnp.asarray(dropout_seed, jnp.uint32), rows)
     operands = (x, kernel, a, b, jnp.asarray(scale, jnp.float32), bias, dropout)
     m, k, n, r = math.prod(x.shape[:-1]), *kernel.shape, b.shape[0]
-    if implementation is None:
-        problem = Problem(1, m, k, n, r, x.dtype.itemsize, kernel.dtype.itemsize, dropout is not None)
+    held = kernel.codes if isinstance(kernel, Quantized) else kernel
+    if implementation is None and held is not kernel:
+        implementation = "xla"
+    elif implementation is None:
+        problem = Problem(1, m, k, n, r, x.dtype.itemsize, held.dtype.itemsize, dropout is not None)
         favoured = target_platform() == "tpu" and _can_be_cut(axes) and m * r and tpu_kernel_moves_less(problem)
         implementation = "tpu" if favoured else "xla"
     if implementation == "reference":
@@ -98,7 +103,7 @@ def low_rank_matmul(
         launcher = _launcher(implementation, axes)
         # A grid without steps writes nothing, and there is nothing in it to be fast at.
         function = functools.partial(low_rank_matmul_pallas, launcher) if m * k * n * r else low_rank_matmul_xla
-    return portable(function, lambda x, kernel, *_: joined(*spec_of(x)[:-1], spec_of(kernel)[-1]))(*operands)
+    return portable(function, lambda x, *_: joined(*spec_of(x)[:-1], spec_of(held)[-1]))(*operands)
 
 
 def _launcher(implementation: str, axes: Mapping[str, Sequence[str]] | None) -> Launcher:

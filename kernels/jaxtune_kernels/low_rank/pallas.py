@@ -25,6 +25,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float
 
 from jaxtune_kernels.low_rank.xla import LOW_RANK_STATES, Dropout, Residuals, parameter_gradients
+from jaxtune_kernels.quantized import Matrix, Quantized
 from jaxtune_kernels.transforms import Cuts, first_index, grouped, psum, without_derivative
 
 Platform = Literal["tpu", "gpu"]
@@ -122,7 +123,7 @@ def _interpreter(wanted: bool) -> contextlib.AbstractContextManager[Any]:
 def low_rank_matmul_pallas(
     launcher: Launcher,
     x: Float[Array, "*rows k"],
-    kernel: Float[Array, "k n"],
+    kernel: Matrix,
     a: Float[Array, "k r"],
     b: Float[Array, "r n"],
     scale: Float[Array, ""],
@@ -137,10 +138,15 @@ def _flat(dropout: Dropout | None) -> tuple[Array, Array, Array] | None:
     return None if dropout is None else (dropout[0], dropout[1], dropout[2].reshape(-1))
 
 
+def _written_out(kernel: Matrix, dtype: Any) -> Float[Array, "k n"]:
+    """W as the kernels read it: one of few bits is first written out, a matrix at a time."""
+    return kernel.dequantized(dtype) if isinstance(kernel, Quantized) else kernel
+
+
 def _forward(
     launcher: Launcher,
     x: Float[Array, "*rows k"],
-    kernel: Float[Array, "k n"],
+    kernel: Matrix,
     a: Float[Array, "k r"],
     b: Float[Array, "r n"],
     scale: Float[Array, ""],
@@ -149,7 +155,7 @@ def _forward(
 ) -> tuple[Float[Array, "*rows n"], Residuals]:
     rows = x.shape[:-1]
     flat = x.reshape(math.prod(rows), x.shape[-1])
-    y, h = launcher(flat, kernel, a, b, scale, bias, _flat(dropout), backward=False)
+    y, h = launcher(flat, _written_out(kernel, x.dtype), a, b, scale, bias, _flat(dropout), backward=False)
     # y and h are of one launch: unless both are kept, rematerialisation launches it again.
     h = checkpoint_name(h.reshape(*rows, h.shape[-1]), LOW_RANK_STATES)
     return y.reshape(*rows, y.shape[-1]), Residuals(x, kernel, a, b, scale, bias, dropout, h)
@@ -161,7 +167,7 @@ def _backward(launcher: Launcher, residuals: Residuals, g: Float[Array, "*rows n
     x, kernel, a, b, scale, _, dropout, _ = residuals
     rows = x.shape[:-1]
     flat = g.reshape(math.prod(rows), g.shape[-1])
-    dx, t = launcher(flat, kernel, b.T, a.T, scale, None, _flat(dropout), backward=True)
+    dx, t = launcher(flat, _written_out(kernel, x.dtype), b.T, a.T, scale, None, _flat(dropout), backward=True)
     gradients = parameter_gradients(residuals, g, t.reshape(*rows, t.shape[-1]))
     return dx.reshape(x.shape), *gradients, None
 

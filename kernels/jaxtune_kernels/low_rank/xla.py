@@ -16,6 +16,7 @@ from jax.ad_checkpoint import checkpoint_name
 from jaxtyping import Array, Float, UInt32
 
 from jaxtune_kernels.dropout import keep_mask
+from jaxtune_kernels.quantized import Matrix, Quantized, matrix
 
 LOW_RANK_STATES = "low_rank_states"
 """Name, for remat policies, of the M × r product x A: kept beside y, it leaves nothing of the forward pass to redo."""
@@ -27,7 +28,7 @@ class Residuals(NamedTuple):
     """What the forward pass keeps: its inputs, which are alive anyway, and the M × r product x A."""
 
     x: Float[Array, "*rows k"]
-    kernel: Float[Array, "k n"]
+    kernel: Matrix
     a: Float[Array, "k r"]
     b: Float[Array, "r n"]
     scale: Float[Array, ""]
@@ -68,7 +69,7 @@ def _dropped(x: Array, dropout: Dropout | None) -> tuple[Array, Array | float]:
 @jax.custom_vjp
 def low_rank_matmul_xla(
     x: Float[Array, "*rows k"],
-    kernel: Float[Array, "k n"],
+    kernel: Matrix,
     a: Float[Array, "k r"],
     b: Float[Array, "r n"],
     scale: Float[Array, ""],
@@ -81,7 +82,7 @@ def low_rank_matmul_xla(
 
 def _forward(
     x: Float[Array, "*rows k"],
-    kernel: Float[Array, "k n"],
+    kernel: Matrix,
     a: Float[Array, "k r"],
     b: Float[Array, "r n"],
     scale: Float[Array, ""],
@@ -90,7 +91,7 @@ def _forward(
 ) -> tuple[Float[Array, "*rows n"], Residuals]:
     z, boost = _dropped(x, dropout)
     h = _times(z, a.astype(x.dtype)) * boost
-    y = _times(x, kernel.astype(x.dtype)) + _times((scale * h).astype(x.dtype), b.astype(x.dtype))
+    y = _times(x, matrix(kernel, x.dtype)) + _times((scale * h).astype(x.dtype), b.astype(x.dtype))
     if bias is not None:
         y = y + bias.astype(jnp.float32)
     h = checkpoint_name(h.astype(x.dtype), LOW_RANK_STATES)
@@ -103,17 +104,17 @@ def parameter_gradients(
     """The gradients of W, A, B, the scale and the bias, for the gradient ``g`` of y and ``t = g Bᵀ``.
 
     Products with a side of length r, which read x and g once more: M (K + N) entries. W's is a full matmul, exact for
-    whoever trains W as well, and dead code, which XLA removes, for whoever holds it frozen.
+    whoever trains W as well, and dead code, which XLA removes, for whoever holds it frozen; a quantized W has none.
     """
     x, kernel, a, b, scale, bias, dropout, h = residuals
     z, boost = _dropped(x, dropout)
-    dkernel = _outer(x, g)
+    dkernel = None if isinstance(kernel, Quantized) else _outer(x, g).astype(kernel.dtype)
     # This way round XLA need not copy x transposed.
     da = _outer((scale * boost * t.astype(jnp.float32)).astype(x.dtype), z).T
     db = _outer((scale * h.astype(jnp.float32)).astype(x.dtype), g)
     dscale = jnp.sum(h.astype(jnp.float32) * t.astype(jnp.float32))
     dbias = None if bias is None else jnp.sum(g, axis=tuple(range(g.ndim - 1)), dtype=jnp.float32).astype(bias.dtype)
-    return dkernel.astype(kernel.dtype), da.astype(a.dtype), db.astype(b.dtype), dscale, dbias
+    return dkernel, da.astype(a.dtype), db.astype(b.dtype), dscale, dbias
 
 
 def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array | None, ...]:
@@ -127,7 +128,7 @@ def _backward(residuals: Residuals, g: Float[Array, "*rows n"]) -> tuple[Array |
         # Forward, the mask sits on an input; here it sits on the output, after the matmul.
         rate, seed, rows = dropout
         through_a = jnp.where(keep_mask(seed, rows, x.shape[-1], rate), through_a, 0)
-    dx = _times_transposed(g, kernel.astype(x.dtype)) + through_a
+    dx = _times_transposed(g, matrix(kernel, x.dtype)) + through_a
     return dx.astype(x.dtype), *parameter_gradients(residuals, g, t), None
 
 

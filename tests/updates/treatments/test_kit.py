@@ -6,6 +6,7 @@ import dataclasses
 import importlib
 import json
 import re
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -16,14 +17,18 @@ import numpy as np
 import pytest
 from pydantic import TypeAdapter
 
+from jaxtune.config import dump_config, load_config, update_rules
+from jaxtune.config.hyperparameters import hyperparameters
 from jaxtune.config.training_sections import TrainConfig
 from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
+from jaxtune.evaluation.groups import GroupedRows
 from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, save_model
 from jaxtune.training import Trainer
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
+from jaxtune.training.stacked_adapters import StackedAdapters
 from jaxtune.updates import UpdatePlan, merge_adapters, save_adapter, treatments
 from jaxtune.updates.peft.load import read_adapter
 from jaxtune.updates.treatments.base import LinearTreatment, Treatment
@@ -38,7 +43,7 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-RANK = {"rank": 2}
+SMALL = {"rank": 2, "block_size": 4}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -47,11 +52,24 @@ def written_outside(tmp_path_factory) -> Any:
     folder = tmp_path_factory.mktemp("outside")
     (code,) = re.findall(r'^```python\n("""SHiRA.*?)^```', PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
     (folder / "shira.py").write_text(code)
+    installed = folder / "shira-1.0.dist-info"
+    installed.mkdir()
+    (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: shira\nVersion: 1.0\n")
+    (installed / "entry_points.txt").write_text("[jaxtune.treatments]\nshira = shira:Shira\n")
     sys.path.insert(0, str(folder))
     importlib.invalidate_caches()
+    forget()
     yield
     sys.path.remove(str(folder))
     sys.modules.pop("shira", None)
+    forget()
+
+
+def forget() -> None:
+    """What was found by name."""
+    treatments.installed.cache_clear()
+    treatments.find.cache_clear()
+    update_rules._validator.cache_clear()
 
 
 def treatment_of(method: str) -> type[Treatment]:
@@ -61,11 +79,10 @@ def treatment_of(method: str) -> type[Treatment]:
 
 
 def rule(method: str, match: str, **numbers: Any) -> Any:
-    """A rule with the method's own defaults, but for a rank."""
-    has_rank = "rank" in treatment_of(method).Section.model_fields
-    return TypeAdapter(Rule).validate_python(
-        {"match": match, "method": method, **(RANK if has_rank else {}), **numbers}
-    )
+    """A rule with the method's own defaults, but for sizes."""
+    keys = treatment_of(method).Section.model_fields
+    small = {name: size for name, size in SMALL.items() if name in keys}
+    return TypeAdapter(Rule).validate_python({"match": match, "method": method, **small, **numbers})
 
 
 def rules_of(methods: list[str]) -> list[Any]:
@@ -214,8 +231,36 @@ def test_a_slot_of_a_population_is_a_run_alone(trainer):
         assert_near(population.take(slot).trainable, state.trainable, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_states_answer_side_by_side(written_outside):
+    trainer = make_trainer(["dora", "ia3", "vera", *OTHERS])
+    states = [randomized(trainer), trainer.init(seed=1)]
+    stacked = StackedAdapters(trainer, 2)([(state, {}) for state in states])
+    rows = GroupedRows(random_model(CONFIG, jax.random.key(0)), stacked, jnp.array([1, 0]), None)
+    tokens = jnp.asarray(np.stack([batch()["tokens"]] * 2))
+    found = rows.logits(rows.extend(tokens, rows.empty_cache(ROWS, LENGTH))[0])
+    for ours, state in zip(found, reversed(states), strict=True):
+        assert_near(ours, logits(trainer, *trainer.apply(state)), rtol=1e-3, atol=1e-4)
+
+
+def collectives_in_loops(text: str) -> list[str]:
+    """Of a compiled program: those in the body of a loop, or in what it calls."""
+    assert "ENTRY" in text
+    bodies = dict(re.findall(r"^(?:ENTRY )?%(\S+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
+    reached = set(re.findall(r" body=%([\w.-]+)", text))
+    while (
+        more := {name for body in reached for name in re.findall(r"%([\w.-]+)", bodies[body])} & set(bodies) - reached
+    ):
+        reached |= more
+    kinds = r"= \S+ ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*)\("
+    return [kind for name in sorted(reached) for kind in re.findall(kinds, bodies[name])]
+
+
 def test_a_mesh_computes_what_one_device_does(trainer, mesh):
     cut = make_trainer([one.method for one in trainer.plan.rules], mesh)
+    arguments = (cut.params, jax.random.key(0), cut.traced_values(), None, None)
+    # Nothing orders them with those outside of the loop: on a CPU, whose threads wait in them, init hung now and then.
+    assert not collectives_in_loops(cut._init.lower(*arguments).compile().as_text() or "")
     one, many = (each.step(each.init(), batch())[1] for each in (trainer, cut))
     for name in ("loss", "grad_norm"):
         assert float(one[name]) == pytest.approx(float(many[name]), rel=1e-4), name
@@ -306,6 +351,37 @@ def test_arrays_that_a_method_owns_leave_the_base(tmp_path, monkeypatch):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+def test_another_package_s_method_is_found_by_either_name(written_outside, tmp_path):
+    import shira  # pyright: ignore[reportMissingImports]
+
+    assert treatments.find("shira") is shira.Shira
+    assert "shira" in treatments.names()
+    text = "model: {path: m}\ndata: {train: a.jsonl, completion: '{a}'}\ntrain: {steps: 2}\n"
+    for name in ("shira", "shira:Shira"):
+        file = tmp_path / "run.yaml"
+        file.write_text(f"{text}update: [{{match: '**.q', method: '{name}', rank: 3}}]\n")
+        config = load_config(file)
+        assert config.update[0].method == name
+        assert isinstance(config.update[0], shira.ShiraRule)
+        # Written to a run's directory and read there, it is the same.
+        file.write_text(dump_config(config))
+        assert load_config(file).update == config.update
+        assert "update.0.learning_rate_scale" in hyperparameters(config)
+        with pytest.raises(UserError, match=r"update\.0\.rnk: unknown key; did you mean 'rank'"):
+            load_config(file, ["update.0.rnk=3"])
+        with pytest.raises(UserError, match=r"update\.0\.rank: Input should be greater than 0"):
+            load_config(file, ["update.0.rank=0"])
+
+
+def test_a_configuration_is_read_without_jax(tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("model: {path: m}\ndata: {train: a.jsonl, completion: '{a}'}\ntrain: {steps: 2}\n")
+    code = "import sys; from jaxtune.config import load_config; load_config(sys.argv[1]); "
+    code += "print({'jax', 'numpy'} & {*sys.modules})"
+    ended = subprocess.run([sys.executable, "-c", code, str(file)], cwd=PAGE.parents[1], capture_output=True, text=True)
+    assert ended.stdout == "set()\n", ended.stderr
+
+
 def test_a_method_that_is_none(tmp_path, monkeypatch):
     (tmp_path / "broken_method.py").write_text("class Other: pass\nraise_later = 1\n")
     monkeypatch.syspath_prepend(str(tmp_path))
@@ -327,9 +403,13 @@ def base(tmp_path_factory) -> Path:
 
 
 EXPORTED = [method for method in METHODS if method in OTHERS or treatments.own()[method].peft_type is not None]
+# To PEFT these are LoRA, of which one is enough for every day.
+AS_LORA = ("lora_fa", "lora_plus", "olora", "orthogonal", "rslora")
 
 
-@pytest.mark.parametrize("method", EXPORTED)
+@pytest.mark.parametrize(
+    "method", [pytest.param(one, marks=[pytest.mark.slow] if one in AS_LORA else []) for one in EXPORTED]
+)
 def test_an_adapter_is_read_back_and_by_peft(method, base, tmp_path, written_outside):
     model: Decoder = load_model(base, dtype="float32")
     plan = UpdatePlan([rule(method, "layers.*.{attention.q,mlp.down}"), rule(method, "layers.0.attention.v")])
