@@ -160,6 +160,23 @@ def test_the_state_is_that_of_trained_tensors_to_the_byte(runs, kind):
     assert held == sum(expected_bytes(kind, *tensor) for tensor in tensors())
 
 
+# States that are as large as what they stand for, or twice: they are cut as it is.
+ALIKE = ("adamw", "lion", "sgd", "schedule_free")
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind in OPTIMIZERS.builtin])
+def test_no_device_holds_a_whole_state(runs, mesh, kind):
+    _, optimizer, *_, path = runs(kind)
+    trainable, moments = path[0]
+    shardings = optimizer.shardings(jax.eval_shape(lambda: trainable), mesh)
+    leaves, places = jax.tree.leaves(moments), jax.tree.structure(moments).flatten_up_to(shardings)
+    held = sum(
+        math.prod(place.shard_shape(leaf.shape)) * leaf.dtype.itemsize
+        for leaf, place in zip(leaves, places, strict=True)
+    )
+    assert held < (0.5 if kind in ALIKE else 1.0) * sum(leaf.nbytes for leaf in leaves)
+
+
 # The others compute as one of these does, or as AdamW, which populations and meshes are tested with elsewhere.
 APART = ("adamw8bit", "galore", "optax")
 
