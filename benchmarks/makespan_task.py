@@ -269,6 +269,7 @@ def _for_peer(experiment: Any, setting: Setting, folder: Path) -> None:
     """
     from jaxtune.models import resolve_path
     from jaxtune.search.space import Space
+    from jaxtune.training.optimizers.adamw import OptimizerConfig
 
     config = experiment.config
     places = {example.index: place for place, example in enumerate(experiment.examples["train"])}
@@ -286,6 +287,7 @@ def _for_peer(experiment: Any, setting: Setting, folder: Path) -> None:
         arrays[f"{part}_ends"] = np.cumsum([len(example.tokens) for example in examples])
     np.savez(folder / "examples.npz", **arrays)
     search, optimizer, rule = config.search, config.optimizer, config.update[0]
+    assert isinstance(optimizer, OptimizerConfig), "the peer has AdamW"
     task = {
         "model": str(resolve_path(config.model.path)),
         "dtype": setting.dtype,

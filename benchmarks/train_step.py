@@ -94,10 +94,11 @@ def jaxtune_step(
     """A function that does one step and returns how many tokens of examples it trained on."""
     import jax
 
-    from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+    from jaxtune.config.training_sections import TrainConfig
     from jaxtune.data import Example, train_batches
     from jaxtune.models import load_model
     from jaxtune.training import Trainer
+    from jaxtune.training.optimizers.adamw import OptimizerConfig
     from jaxtune.updates import UpdatePlan
     from jaxtune.updates.treatments.low_rank import LowRankRule
 

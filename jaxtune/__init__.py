@@ -22,7 +22,7 @@ warnings.filterwarnings("ignore", message="IProgress not found")
 if TYPE_CHECKING:
     from jaxtune.config import Config, load_config
     from jaxtune.config.data_section import DataConfig, SourceConfig
-    from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+    from jaxtune.config.training_sections import TrainConfig
     from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
     from jaxtune.errors import UserError
     from jaxtune.evaluation import LossResult, generate
@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from jaxtune.training.checkpoints import Checkpoints, load_checkpoint
     from jaxtune.training.fit import FitResult
     from jaxtune.training.objectives import Batch, Forward, Hyperparameters, Terms
+    from jaxtune.training.optimizers.adamw import OptimizerConfig
     from jaxtune.updates import (
         UpdatePlan,
         combine_adapters,
@@ -75,7 +76,7 @@ _HOMES = {
     "FrozenRule": "updates.treatments.frozen",
     "FullRule": "updates.treatments.full",
     "LowRankRule": "updates.treatments.low_rank",
-    "OptimizerConfig": "config.training_sections",
+    "OptimizerConfig": "training.optimizers.adamw",
     "SourceConfig": "config.data_section",
     "TrainConfig": "config.training_sections",
     "evaluation_batches": "data",

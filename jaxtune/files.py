@@ -88,6 +88,28 @@ def whole_or_nothing(directory: Path) -> Iterator[None]:
         raise
 
 
+@contextlib.contextmanager
+def replaced_directory(directory: Path, *, write: bool = True) -> Iterator[Path]:
+    """A folder to fill, which then takes the place and the name of ``directory``: whoever finds that finds all of it.
+
+    Args:
+      directory: which may be there; it stays as it is where the block does not end well.
+      write: whether this process is the one that moves it.
+    """
+    partial = directory.with_name(f".{directory.name}.partial")
+    if write:
+        shutil.rmtree(partial, ignore_errors=True)
+    try:
+        yield partial
+    except BaseException:
+        if write:
+            shutil.rmtree(partial, ignore_errors=True)
+        raise
+    if write:
+        shutil.rmtree(directory, ignore_errors=True)
+        os.replace(partial, directory)
+
+
 def _stream(path: Path) -> BinaryIO | None:
     """What is no file, open to be written to; None for a file, or where there is nothing yet."""
     if named := _DESCRIPTOR.fullmatch(str(path)):

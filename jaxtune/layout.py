@@ -86,6 +86,11 @@ class RunFiles(TrialDirectory):
         return self.path / "adapter"
 
     @property
+    def model_path(self) -> Path:
+        """The whole model of a finished run whose training no adapter holds."""
+        return self.path / "model"
+
+    @property
     def data_path(self) -> Path:
         """Fingerprints of the data of a single run; a study has them in its journal."""
         return self.path / "data.json"

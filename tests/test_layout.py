@@ -38,7 +38,7 @@ def spelled(source: str, names: set[str]) -> Iterator[tuple[int, str]]:
 def test_the_names_on_disk_are_what_other_programs_read(tmp_path):
     directory = RunFiles(tmp_path)
     assert {path.relative_to(tmp_path).as_posix() for path in paths_of(directory).values()} == {
-        *("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "tensorboard", "profile", "summary.json"),
+        *("config.yaml", "metrics.jsonl", "checkpoints", "adapter", "model", "tensorboard", "profile", "summary.json"),
         *("trials.jsonl", "report.html", "data.json", "run.lock", "study.lock", "workers", "search"),
     }
     assert directory.trial(7).path == tmp_path / "trials" / "007"

@@ -32,7 +32,7 @@ def check(
 
     checked = preflight(config, directory=directory, accept_changed_data=accept_changed_data)
     examples = ", ".join(f"{count:,} {part}" for part, count in checked.examples.items())
-    memory = checked.memory
+    memory, disk = checked.memory, checked.disk.items()
     free = f" (an estimate), of {memory['free'] / 2**20:,.0f} MiB free" if "free" in memory else " (an estimate)"
     text = "\n".join(
         [
@@ -42,9 +42,14 @@ def check(
             f"{checked.flops_per_step:.3g} FLOPs per step",
             f"{memory['total'] / 2**20:,.0f} MiB per device: {memory['arguments'] / 2**20:,.0f} arguments, "
             f"{memory['temporaries'] / 2**20:,.0f} temporaries, {memory['outputs'] / 2**20:,.0f} outputs{free}",
+            "on the disk: " + ", ".join(f"{size / 2**20:,.0f} MiB {_each(name)}" for name, size in disk),
             *(f"never acts: {message}" for message in checked.warnings),
             "everything that can be checked before training is in order",
         ]
     )
     emit(checked.as_dict(), as_json, text)
     return 0
+
+
+def _each(name: str) -> str:
+    return "for each checkpoint" if name == "checkpoints" else f"{name} at the end"

@@ -262,6 +262,11 @@ def _dry_text(checked: Mapping[str, Any]) -> str:
             *([f"finishing straight to the end: {checked['straight']}"] if checked["straight"] else []),
             *_paid(checked),
             f"memory of the step: {checked['memory']['total'] / 2**20:,.0f} MiB per device (an estimate)",
+            *(
+                f"the winner's {name} takes {checked['disk'][name] / 2**20:,.0f} MiB on the disk"
+                for name in ("adapter", "model")
+                if name in checked["disk"]
+            ),
             *(f"never acts: {message}" for message in checked["warnings"]),
             "everything that can be checked before training is in order",
         ]

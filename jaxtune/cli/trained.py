@@ -111,7 +111,7 @@ def start_subject(
 
 
 def next_steps(config: Config, summary: Mapping[str, Any]) -> list[str]:
-    """Lines that say where the adapter is and which commands come next, once a run or a study has ended.
+    """Lines that say where the adapter or the model is and which commands come next, once a run or a study has ended.
 
     Args:
       config: of the run or the study.
@@ -127,8 +127,8 @@ def next_steps(config: Config, summary: Mapping[str, Any]) -> list[str]:
         f"jaxtune generate {name} {asked}",
         export_command(config.directory),
     ]
-    adapter = summary.get("adapter")
-    place = [f"adapter, as PEFT loads it: {adapter['path']}"] if adapter else []
+    loaders = {"adapter": "PEFT", "model": "transformers"}
+    place = [f"{name}, as {by} loads it: {summary[name]['path']}" for name, by in loaders.items() if name in summary]
     return [*place, "what comes next:", *(f"  {command}" for command in commands)]
 
 

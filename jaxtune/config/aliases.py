@@ -10,7 +10,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from jaxtune.config.schema import Config
-from jaxtune.config.section import Sections
+from jaxtune.config.section import Section, Sections
 from jaxtune.config.update_rules import rule_sections
 
 _ALIASES: dict[str, tuple[str, ...]] = {
@@ -61,6 +61,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "optimizer.warmup": ("warmup_ratio", "warmup_steps", "num_warmup_steps", "lr_warmup_steps"),
     "optimizer.final_scale": ("min_lr", "min_lr_ratio", "lr_end", "final_lr"),
     "optimizer.weight_decay": ("wd", "decay", "l2"),
+    "optimizer.kind": ("optim", "optimizer_name", "optimizer_type"),
     "optimizer.beta1": ("adam_beta1", "b1", "betas"),
     "optimizer.beta2": ("adam_beta2", "b2"),
     "optimizer.epsilon": ("adam_epsilon", "eps"),
@@ -121,7 +122,7 @@ def _keys(section: type[BaseModel], prefix: str) -> Iterator[str]:
 def sections_of(annotation: Any) -> list[type[BaseModel]]:
     """The configuration sections among the alternatives of a type."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return [annotation]
+        return [*annotation.choices()] if issubclass(annotation, Section) else [annotation]
     origin = typing.get_origin(annotation)
     if marks := [mark for mark in getattr(annotation, "__metadata__", ()) if isinstance(mark, Sections)]:
         return list(marks[0].of())

@@ -115,15 +115,17 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raw["run_dir"] = str(file.parent) if not str(file.parent).startswith("~") else f"./{file.parent}"
     changed: dict[str, str] = {}
     given: list[str] = []
+    parsed: dict[int, tuple[str, Any]] = {}
     for place, override in enumerate(overrides):
         key, separator, value = override.partition("=")
         follows = overrides[place + 1] if place + 1 < len(overrides) else "="
         if not separator or not all(key.split(".")) or key != key.strip() or (not value and "=" not in follows):
             raise UserError(f"override {override!r}: {_expected(overrides, place)}")
-        parsed = parse_value(value)
-        _set(raw, key, parsed)
+        parsed[place] = key, parse_value(value)
         changed[key] = override
-        given += _leaves(key, parsed)
+        given += _leaves(*parsed[place])
+    for key, value in _kinds_first(parsed.values()):
+        _set(raw, key, value)
 
     def where(key: str) -> str:
         for name, override in changed.items():
@@ -160,9 +162,14 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], *, origin: str 
       UserError: a key does not exist, or its value does not fit.
     """
     raw = config.model_dump(mode="python", exclude_unset=False)
-    for key, value in overrides.items():
+    for key, value in _kinds_first(overrides.items()):
         _set(raw, key, value)
     return _validate(Config, raw, lambda _: origin)
+
+
+def _kinds_first(overrides: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
+    """The overrides with those in front that choose what section a key is of: the others are meant for that."""
+    return sorted(overrides, key=lambda override: not override[0].endswith(".kind"))
 
 
 def dump_config(config: BaseModel) -> str:
@@ -253,6 +260,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             node = node[place]
             continue
         if last:
+            if part == "kind":
+                _leave_kind(node, _sections_at(parts[:-1]), value)
             if not _changed_within(tree, parts, node.get(part), value):
                 node[part] = copy.deepcopy(value)
             return
@@ -287,12 +296,26 @@ def _changed_within(tree: dict[str, Any], parts: Sequence[str], present: Any, va
     sections = _sections_at(parts)
     # Of several that a tag tells apart, one with its tag is meant as a whole.
     if not sections or (
-        len(sections) > 1 and any(_tag(section) is not None for section in sections) and "method" in value
+        len(sections) > 1
+        and any(_tag(section) is not None for section in sections)
+        and not value.keys().isdisjoint(_TAGS)
     ):
         return False
     for name, inner in value.items():
         _set(tree, ".".join((*parts, str(name))), inner)
     return True
+
+
+def _leave_kind(node: dict[str, Any], sections: Sequence[type[BaseModel]], kind: Any) -> None:
+    """Takes out of a section what its kind so far has by default, where it is to be of another: that has its own."""
+    before = next(
+        (one for one in sections if len(sections) > 1 and _tag(one) == node.get("kind", _tag(sections[0]))), None
+    )
+    if before is None or kind == _tag(before):
+        return
+    for name, field in before.model_fields.items():
+        if name in node and node[name] == field.default:
+            del node[name]
 
 
 def _sections_at(parts: Sequence[str]) -> list[type[BaseModel]]:
@@ -322,18 +345,22 @@ def _validate(model: type[SectionType], raw: Any, where: Any) -> SectionType:
     except ValidationError as error:
         messages = []
         for item in error.errors():
-            keys, section = _resolve(model, item["loc"])
+            keys, section = _resolve(model, item["loc"], raw)
             messages.append(f"{where('.'.join(keys))}{_explain(item, keys, section)}")
         raise UserError("\n".join(dict.fromkeys(messages))) from None
 
 
-def _resolve(model: type[BaseModel], location: Iterable[int | str]) -> tuple[list[str], type[BaseModel] | None]:
+def _resolve(
+    model: type[BaseModel], location: Iterable[int | str], raw: Any
+) -> tuple[list[str], type[BaseModel] | None]:
     """The dotted key behind a pydantic location (which also holds union tags), and the section that the key is in."""
     keys: list[str] = []
     current: Any = model
     section: type[BaseModel] | None = model
     for part in location:
         sections = sections_of(current)
+        kind = raw.get("kind") if isinstance(raw, dict) else None
+        sections = [item for item in sections if len(sections) > 1 and _tag(item) == kind] or sections
         tagged = [item for item in sections if _tag(item) == part]
         if not tagged and any(issubclass(item, RuleConfig) for item in sections) and isinstance(part, str):
             tagged = [found for found in [section_of(part)] if found is not None]
@@ -343,6 +370,7 @@ def _resolve(model: type[BaseModel], location: Iterable[int | str]) -> tuple[lis
         if isinstance(part, str) and any(part in {item.__name__, "tuple", "list", "dict"} for item in sections):
             continue
         keys.append(str(part))
+        raw = raw.get(part) if isinstance(raw, dict) else None
         holder = next((item for item in sections if part in item.model_fields), None)
         if holder is not None:
             section, current = holder, holder.model_fields[str(part)].annotation
@@ -373,9 +401,12 @@ def _elsewhere(keys: Sequence[str]) -> list[str]:
     return [] if ".".join(keys) in found else found
 
 
+_TAGS = ("method", "kind")
+"""Keys that tell the sections apart that can stand in one place."""
+
+
 def _tag(section: type[BaseModel]) -> str | None:
-    field = section.model_fields.get("method")
-    return field.default if field is not None else None
+    return next((section.model_fields[name].default for name in _TAGS if name in section.model_fields), None)
 
 
 def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str:

@@ -35,7 +35,9 @@ def sections(section: type[BaseModel] = Config, key: str = "") -> Iterator[tuple
 
 def _inner(annotation: Any) -> Iterator[tuple[str, type[BaseModel]]]:
     """The sections in a key's type, and where they stand below the key."""
-    yield from (("", section) for section in sections_of(annotation))
+    found = sections_of(annotation)
+    kinds = [f", kind: {section.model_fields['kind'].default}" if len(found) > 1 else "" for section in found]
+    yield from zip(kinds, found, strict=True)
     for argument in (annotation, *typing.get_args(annotation)):
         held = [section for each in typing.get_args(argument) for section in sections_of(each)]
         if typing.get_origin(argument) is dict:

@@ -13,10 +13,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, field_validator, model_validator
+from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from jaxtune.config.data_section import DataConfig
 from jaxtune.config.metrics import TaskName
+from jaxtune.config.optimizer_section import OPTIMIZERS, OptimizerSection, default_optimizer
 from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.section import (
     Compiled,
@@ -35,7 +36,7 @@ from jaxtune.config.section import (
     parsed,
 )
 from jaxtune.config.studies import StudiesConfig
-from jaxtune.config.training_sections import OptimizerConfig, ParallelConfig, TrainConfig
+from jaxtune.config.training_sections import ParallelConfig, TrainConfig
 from jaxtune.config.update_rules import Rule, reference_update
 
 LONGEST_NAME = 240
@@ -152,8 +153,13 @@ class Config(Section):
     train: Annotated[Parsed[TrainConfig, Mapping[str, Any]], Compiled(), PerTrial()] = Field(
         description="The training loop."
     )
-    optimizer: Annotated[Parsed[OptimizerConfig, Mapping[str, Any]], Compiled(), PerTrial()] = parsed(
-        "AdamW and its schedule.", default=OptimizerConfig()
+    optimizer: Annotated[
+        SerializeAsAny[Parsed[OptimizerSection, Mapping[str, Any]]],
+        BeforeValidator(OPTIMIZERS.parse),
+        Compiled(),
+        PerTrial(),
+    ] = parsed(
+        "What moves the trained parameters, and its schedule; AdamW by default.", default_factory=default_optimizer
     )
     update: Annotated[Parsed[list[Rule], Sequence[Rule | Mapping[str, Any]]], Compiled(), PerTrial()] = parsed(
         "What is trained: rules, the first that matches a parameter decides; by default a low-rank term of the "

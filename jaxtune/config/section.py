@@ -85,6 +85,17 @@ class Traced(Role):
 
 
 @dataclasses.dataclass(frozen=True)
+class Later(Role):
+    """Of a key that came after programs had names: where it says what held before it, it is no part of their names.
+
+    Attributes:
+      before: the value that stands for how it was without the key.
+    """
+
+    before: Any
+
+
+@dataclasses.dataclass(frozen=True)
 class Sections:
     """Marks a type whose values are each of one of several sections, which are known by name and not by the type.
 
@@ -157,6 +168,11 @@ class Section(BaseModel):
             note = "" if not default else " Required." if default == "required" else f" Default: {default}."
             lines.append(f"  {name}: {field.description}{note}")
         cls.__doc__ = "\n".join(lines)
+
+    @classmethod
+    def choices(cls) -> list[type[Section]]:
+        """The sections that can stand where this one is asked for: itself, if they are not told apart by a name."""
+        return [cls]
 
     @model_validator(mode="before")
     @classmethod

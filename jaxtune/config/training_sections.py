@@ -1,9 +1,9 @@
-"""The ``train``, ``optimizer`` and ``parallel`` sections: the training loop, its optimizer, its devices."""
+"""The ``train`` and ``parallel`` sections: the training loop, and its devices."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import Field, model_validator
 
@@ -93,35 +93,6 @@ class TrainConfig(Section):
             message = "patience counts evaluations, and there is none but the last one without train.evaluate_every"
             raise located(("patience",), self.patience, message)
         return self
-
-
-class OptimizerConfig(Section):
-    """AdamW and its schedule. The defaults are the paper's reference configuration (arXiv:2407.13906)."""
-
-    learning_rate: Annotated[float, Field(gt=0), Traced()] = Field(
-        default=1e-4, description="Learning rate at its peak, after the warm-up."
-    )
-    schedule: Literal["cosine", "linear", "constant"] = Field(
-        default="cosine", description="How the learning rate falls after the warm-up, down to final_scale."
-    )
-    warmup: Annotated[Probability, Traced()] = Field(default=0.1, description="Share of all steps spent warming up.")
-    final_scale: Annotated[float, Field(ge=0, le=1), Traced()] = Field(
-        default=0.0, description="Learning rate at the end, as a share of the peak (cosine and linear)."
-    )
-    weight_decay: Annotated[float, Field(ge=0), Traced()] = Field(
-        default=0.0,
-        description="Share of a parameter, times the learning rate, that a step takes off it (AdamW).",
-    )
-    beta1: Annotated[Probability, Traced()] = Field(
-        default=0.9, description="Share of the mean of gradients that a step keeps."
-    )
-    beta2: Annotated[Probability, Traced()] = Field(
-        default=0.999, description="Share of the mean of squared gradients that a step keeps."
-    )
-    epsilon: Annotated[float, Field(gt=0), Traced()] = Field(
-        default=1e-8, description="Added to the root of the mean of squared gradients, by which a step divides."
-    )
-    clip_norm: Annotated[float, Field(gt=0), Traced()] = Field(default=1.0, description="Largest global gradient norm.")
 
 
 class ParallelConfig(Section):

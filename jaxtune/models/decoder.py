@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -118,17 +119,10 @@ class Decoder(nnx.Module):
         kernels: str = "auto",
     ) -> Float[Array, "b s d"]:
         """States after the final norm, in the compute dtype; the arguments are those of :meth:`__call__`."""
-        _check_shapes(tokens, positions=positions, segment_ids=segment_ids, rows=rows)
-        self._check_adapters(adapters)
-        if remat not in REMAT:
-            raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
-        if kernels not in KERNELS:
-            raise ValueError(f"unknown kernels {kernels!r}{nearest(kernels, KERNELS)}")
-        static, params = split(self)
-        # Jitted here too, so that a call outside of any jit compiles once and not, for its scan, at each call.
-        return _hidden(
-            static, params, tokens, positions, segment_ids, dict(adapters or {}), rows, None, remat, kernels
-        )[0]
+        without, params = Detached.of(self)
+        return without.hidden(
+            params, tokens, positions, segment_ids, adapters=adapters, rows=rows, remat=remat, kernels=kernels
+        )
 
     def extend(
         self,
@@ -153,7 +147,7 @@ class Decoder(nnx.Module):
             ValueError: Shapes do not fit, or an adapter's path is unknown.
         """
         _check_shapes(tokens, segment_ids=segment_ids)
-        self._check_adapters(adapters)
+        _check_adapters(self.config, adapters)
         batch, slots = cache.segment_ids.shape
         if batch != tokens.shape[0] or slots < tokens.shape[1]:
             raise ValueError(f"tokens of shape {tokens.shape} do not fit a cache of {batch} rows × {slots} slots")
@@ -176,23 +170,8 @@ class Decoder(nnx.Module):
 
     def head(self, *, adapters: Adapters | None = None, rows: UInt32[Integers, "b s"] | None = None) -> Head:
         """What makes logits, or losses, of states after the final norm; the arguments are those of :meth:`__call__`."""
-        return Head(
-            matrix=self.embed.table[...] if self.lm_head is None else self.lm_head.matrix,
-            tied=self.lm_head is None,
-            soft_cap=self.config.final_soft_cap,
-            adapter=(adapters or {}).get("lm_head"),
-            rows=None if rows is None else jnp.asarray(rows),
-            mesh=self.mesh,
-        )
-
-    def _check_adapters(self, adapters: Adapters | None) -> None:
-        modules, specs = linear_modules(self.config), declare(self.config)
-        for path, adapter in (adapters or {}).items():
-            if path not in modules:
-                raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
-            *layers, inputs, outputs = specs[f"{path}.kernel"].shape
-            if (misfit := adapter.misfit(tuple(layers), inputs, outputs)) is not None:
-                raise ValueError(f"the adapter of {path} has {misfit}")
+        kernel = None if self.lm_head is None else self.lm_head.matrix
+        return _head(self.config, self.mesh, self.embed.table[...], kernel, adapters, rows)
 
     def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
         # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
@@ -255,6 +234,102 @@ class Decoder(nnx.Module):
         body = body if cached else _remat(body, remat, platform(self.mesh))
         stacks = {path: adapter.scanned() for path, adapter in own.items()}
         return lax.scan(body, x, (weights, layers, stacks, cached))
+
+
+@dataclasses.dataclass(frozen=True)
+class Detached:
+    """A decoder without its arrays, which are given with every call: what a compiled step holds of it.
+
+    The module is put together once, where its layers are applied.
+
+    Attributes:
+        static: Of the module, as :func:`split` gives it.
+        config: What it computes.
+        mesh: The mesh that its parameters lie on, or None.
+    """
+
+    static: nnx.GraphDef[Decoder]
+    config: DecoderConfig
+    mesh: jax.sharding.Mesh | None
+
+    @classmethod
+    def of(cls, model: Decoder) -> tuple[Detached, dict[str, Any]]:
+        """The decoder without its arrays, and these."""
+        static, params = split(model)
+        return cls(static, model.config, model.mesh), params
+
+    def merged(self, params: Params) -> Decoder:
+        """The decoder with arrays."""
+        return merge(self.static, params)
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Int32[Integers, "b s"],
+        positions: Int32[Integers, "_b _s"] | None = None,
+        segment_ids: Int32[Integers, "_b _s"] | None = None,
+        *,
+        adapters: Adapters | None = None,
+        rows: UInt32[Integers, "_b _s"] | None = None,
+        remat: str = "none",
+        kernels: str = "auto",
+    ) -> Float[Array, "b s d"]:
+        """:meth:`Decoder.hidden` with these arrays."""
+        _check_shapes(tokens, positions=positions, segment_ids=segment_ids, rows=rows)
+        _check_adapters(self.config, adapters)
+        if remat not in REMAT:
+            raise ValueError(f"unknown remat policy {remat!r}{nearest(remat, REMAT)}")
+        if kernels not in KERNELS:
+            raise ValueError(f"unknown kernels {kernels!r}{nearest(kernels, KERNELS)}")
+        # Jitted here too, so that a call outside of any jit compiles once and not, for its scan, at each call; and that
+        # a step which is traced more than once, for shapes or microbatches, traces the layers once.
+        return _hidden(
+            self.static,
+            dict(params),
+            tokens,
+            positions,
+            segment_ids,
+            dict(adapters or {}),
+            rows,
+            None,
+            remat,
+            kernels,
+        )[0]
+
+    def head(
+        self, params: Params, *, adapters: Adapters | None = None, rows: UInt32[Integers, "b s"] | None = None
+    ) -> Head:
+        """:meth:`Decoder.head` with these arrays."""
+        return _head(self.config, self.mesh, params["embed.table"], params.get("lm_head.kernel"), adapters, rows)
+
+
+def _head(
+    config: DecoderConfig,
+    mesh: jax.sharding.Mesh | None,
+    table: Array,
+    kernel: Array | None,
+    adapters: Adapters | None,
+    rows: UInt32[Integers, "b s"] | None,
+) -> Head:
+    """The head of a table of embeddings, or of a kernel where it is not tied to that."""
+    return Head(
+        matrix=table if kernel is None else kernel,
+        tied=kernel is None,
+        soft_cap=config.final_soft_cap,
+        adapter=(adapters or {}).get("lm_head"),
+        rows=None if rows is None else jnp.asarray(rows),
+        mesh=mesh,
+    )
+
+
+def _check_adapters(config: DecoderConfig, adapters: Adapters | None) -> None:
+    modules, specs = linear_modules(config), declare(config)
+    for path, adapter in (adapters or {}).items():
+        if path not in modules:
+            raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
+        *layers, inputs, outputs = specs[f"{path}.kernel"].shape
+        if (misfit := adapter.misfit(tuple(layers), inputs, outputs)) is not None:
+            raise ValueError(f"the adapter of {path} has {misfit}")
 
 
 def _check_shapes(tokens: Integers, **others: Integers | None) -> None:

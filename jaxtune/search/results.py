@@ -144,6 +144,7 @@ class StudySummary(Summary):
       where: the bounds on them; None where there are none.
       prior_dropped: where scores contradicted the priors of the space; None where they did not, or there are none.
       adapter: the winner's PEFT adapter; None unless all that is trained are low-rank terms.
+      model: the winner as a whole model, where no adapter holds all that is trained; else None.
     """
 
     __slots__ = ()
@@ -195,6 +196,11 @@ class StudySummary(Summary):
     def adapter(self) -> AdapterFiles | None:
         """The winner's PEFT adapter."""
         return self.get("adapter")
+
+    @property
+    def model(self) -> AdapterFiles | None:
+        """The winner as a whole model."""
+        return self.get("model")
 
     def _repr_html_(self) -> str:
         best, direction = self.best, self.objective["direction"]

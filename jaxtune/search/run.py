@@ -96,7 +96,7 @@ def run_search(config: Config, hooks: Hooks, on_plan: OnPlan | None = None) -> S
     except Interrupted:
         return None
     try:
-        study = make_study(config, runner, hooks, keep=runner.save_adapter, data=data, costs=runner.costs)
+        study = make_study(config, runner, hooks, keep=runner.save_winner, data=data, costs=runner.costs)
         if on_plan:
             on_plan(plan)
         if study.settings.straight is not None:
@@ -136,7 +136,7 @@ def make_study(
     runner: TrialRunner,
     hooks: Hooks = NOBODY,
     *,
-    keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
+    keep: Callable[[Trial], Mapping[str, Any]] | None = None,
     data: Fingerprints | None = None,
     costs: Count | None = None,
 ) -> Study:

@@ -10,8 +10,8 @@ from typing import Any
 
 from jaxtune.config import Config, dotted, with_overrides
 from jaxtune.config.metrics import METRICS, Direction, Goal, check_measured
+from jaxtune.config.optimizer_section import default_optimizer
 from jaxtune.config.search_section import SearchConfig
-from jaxtune.config.training_sections import OptimizerConfig
 from jaxtune.config.update_rules import reference_update
 from jaxtune.errors import UserError
 from jaxtune.search.beginning import Total, why_straight
@@ -228,7 +228,7 @@ def reference_overrides(config: Config) -> dict[str, Any]:
             return recorded
         values = dotted(config)
         return {key: values[key] for key in config.search.space if key in values}
-    paper, optimizer = reference_update()[0], OptimizerConfig()
+    paper, optimizer = reference_update()[0], default_optimizer()
     assert isinstance(paper, RankRule)
     overrides: dict[str, Any] = {
         "optimizer.learning_rate": optimizer.learning_rate,

@@ -57,7 +57,7 @@ class Study:
       on_event: called after each journal record as ``(event, trial, record)``, and with ``started`` before a trial
         runs (``step``, ``phase``) and ``summary`` at the end.
       should_stop: asked between trials; once true, :meth:`run` returns and the study can be continued.
-      keep: called with the winner before the runner closes; what it returns is the summary's ``adapter``.
+      keep: called with the winner before the runner closes; what it returns is added to the summary.
       data: fingerprints of the splits that the runner trains and scores on; None where it knows none.
       accept_changed_data: go on where the training or the validation split is not what it was; otherwise refused.
       costs: counts what a configuration costs, where ``search.objectives`` or ``search.where`` name a counted cost.
@@ -85,7 +85,7 @@ class Study:
         known_keys: Iterable[str] | None = None,
         on_event: Event | None = None,
         should_stop: ShouldStop = never,
-        keep: Callable[[Trial], Mapping[str, Any] | None] | None = None,
+        keep: Callable[[Trial], Mapping[str, Any]] | None = None,
         data: Fingerprints | None = None,
         accept_changed_data: bool = False,
         costs: Count | None = None,
@@ -158,7 +158,7 @@ class Study:
                 repeat(self.settings, self._ledger, self.runner)
                 best = self._best()
                 self._test(best)
-                kept = self._keep(best.trial) if self._keep is not None else None
+                kept = self._keep(best.trial) if self._keep is not None else {}
             except Interrupted:
                 return None
             finally:
@@ -174,8 +174,7 @@ class Study:
                 posterior=self._surrogate.fit([observation for _, observation in seen]),
                 reference_in_space=self.reference_in_space,
             )
-            if kept is not None:
-                summary["adapter"] = dict(kept)
+            summary |= kept
             write_summary(self.run_dir, summary)
             self._ledger.emit("summary", best.trial.id, summary)
             return StudySummary(summary)

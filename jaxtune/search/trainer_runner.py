@@ -21,7 +21,7 @@ from jaxtune.config import (
     program_name,
     with_overrides,
 )
-from jaxtune.config.paths import located, recorded
+from jaxtune.config.paths import recorded
 from jaxtune.errors import UserError
 from jaxtune.evaluation import EvaluatorResult
 from jaxtune.files import write_atomically
@@ -41,6 +41,7 @@ from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
+from jaxtune.training.loadable import save_loadable
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -276,24 +277,20 @@ class TrainerRunner:
             state = loaded[1]
         return trainer, values, state
 
-    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
-        """Writes a trial's newest state as the PEFT adapter of the study, in place of another one.
+    def save_winner(self, trial: Trial) -> dict[str, Any]:
+        """Writes a trial's newest state as the PEFT adapter, or the model, of the study, in place of another one.
 
         Returns:
-          Where it is, and what it is of; None where parameters were trained that no adapter holds.
+          ``adapter`` or ``model``: where it is, and what it is of; see :func:`jaxtune.training.loadable.save_loadable`.
 
         Raises:
           Interrupted: the trial has to be trained again, and it was told to stop.
         """
         self._make_good(trial)
         trainer, values, state = self.load(trial)
-        if not trainer.plan.exports:
-            return None
-        config = self.experiment.config
-        path = RunDirectory(config.directory).adapter_path
-        base, revision = located(config).model.path, config.model.revision
-        trainer.save_adapter(path, state, base=base, revision=revision, hyperparameters=values)
-        return {"path": str(path), "trial": trial.id, "step": int(state.step)}
+        directory = RunDirectory(self.experiment.config.directory)
+        kept = save_loadable(directory, self.experiment, trainer, state, values)
+        return {name: {"path": path, "trial": trial.id, "step": int(state.step)} for name, path in kept.items()}
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.

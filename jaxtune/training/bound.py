@@ -9,7 +9,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import UserError
-from jaxtune.models import Adapters, Decoder, Head
+from jaxtune.models import Adapters, Decoder, Head, Params
+from jaxtune.models.decoder import Detached
 
 Integers = Array | np.ndarray
 
@@ -19,7 +20,8 @@ class BoundModel:
     """A :class:`~jaxtune.training.objectives.Forward`.
 
     Attributes:
-      decoder: with the parameters of this step in place.
+      detached: the decoder without its arrays.
+      params: of this step, in place.
       adapters: by module path.
       rows: identity of each position, for dropout; None where nothing is dropped.
       remat: what the backward pass recomputes.
@@ -27,7 +29,8 @@ class BoundModel:
       start: makes the model as the run began, where the objective asks for it; None for itself.
     """
 
-    decoder: Decoder
+    detached: Detached
+    params: Params
     adapters: Adapters
     rows: UInt32[Integers, "b s"] | None
     remat: str
@@ -59,7 +62,8 @@ class BoundModel:
                 f"the objective calls the model with tokens of the shape {tokens.shape}, but dropout is drawn for each "
                 f"of batch['tokens'], {self.rows.shape}: call it with that shape, or set the dropout of all rules to 0"
             )
-        return self.decoder.hidden(
+        return self.detached.hidden(
+            self.params,
             tokens,
             positions,
             segment_ids,
@@ -70,9 +74,14 @@ class BoundModel:
         )
 
     @property
+    def decoder(self) -> Decoder:
+        """The decoder with the parameters of this step in place."""
+        return self.detached.merged(self.params)
+
+    @property
     def head(self) -> Head:
         """What makes logits, or losses, of these states."""
-        return self.decoder.head(adapters=self.adapters, rows=self.rows)
+        return self.detached.head(self.params, adapters=self.adapters, rows=self.rows)
 
     @property
     def reference(self) -> BoundModel:

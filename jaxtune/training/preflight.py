@@ -5,10 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
+import jax
+
 from jaxtune.config import Config
 from jaxtune.telemetry.writers import check_wandb
 from jaxtune.training.experiment import Experiment
 from jaxtune.training.idle_keys import idle_keys
+from jaxtune.training.loadable import loadable_bytes
 from jaxtune.training.memory import check_base, checked_memory
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
@@ -27,6 +30,8 @@ class Preflight:
       flops_per_step: model FLOPs of a step.
       memory: bytes of the compiled step on one device: ``arguments``, ``temporaries``, ``outputs``, ``total``, and what
         the device has ``free``, where the platform tells.
+      disk: bytes of the ``adapter`` or the ``model`` that the end of the run leaves, and of each of its
+        ``checkpoints``.
       warnings: keys that never act.
     """
 
@@ -37,6 +42,7 @@ class Preflight:
     steps: int
     flops_per_step: float
     memory: dict[str, int]
+    disk: dict[str, int]
     warnings: list[str]
 
     def as_dict(self) -> dict[str, Any]:
@@ -83,5 +89,9 @@ def examine(experiment: Experiment, trainer: Trainer, memory: dict[str, int]) ->
         steps=trainer.config.steps or 0,
         flops_per_step=trainer.step_flops().total,
         memory=memory,
+        disk={
+            "adapter" if trainer.plan.exports else "model": loadable_bytes(trainer),
+            "checkpoints": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract_state())),
+        },
         warnings=idle_keys(experiment.config, trainer.plan),
     )

@@ -8,7 +8,6 @@ import math
 from typing import Any, Literal
 
 from jaxtune.config import Config
-from jaxtune.config.paths import located
 from jaxtune.parallel.distributed import is_writer
 from jaxtune.parallel.platform import device_memory_peak
 from jaxtune.telemetry.progress import watched
@@ -26,6 +25,7 @@ from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.hooks import Listener, OnPlan, ShouldStop, never
 from jaxtune.training.idle_keys import tell_idle_keys
+from jaxtune.training.loadable import save_loadable
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -141,10 +141,8 @@ def _run(experiment: Experiment, trainer: Trainer, directory: RunDirectory, told
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
-    if trainer.plan.exports:
-        base, revision = located(config).model.path, config.model.revision
-        trainer.save_adapter(directory.adapter_path, state, base=base, revision=revision)
-        summary["adapter"] = {"path": str(directory.adapter_path), "step": exported_step}
+    for name, path in save_loadable(directory, experiment, trainer, state).items():
+        summary[name] = {"path": path, "step": exported_step}
     if is_writer():
         directory.write_summary(summary)
     return summary

@@ -213,6 +213,7 @@ class RunDirectory(RunFiles):
             )
         if "run_dir" in summary:
             summary["run_dir"] = str(self.path)
-        if "adapter" in summary:
-            summary["adapter"]["path"] = str(self.adapter_path)
+        for name, path in (("adapter", self.adapter_path), ("model", self.model_path)):
+            if name in summary:
+                summary[name]["path"] = str(path)
         return summary

@@ -10,19 +10,18 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from jaxtune_kernels.dropout import hash_words
 from jaxtyping import Array, Float
 
 from jaxtune.errors import UserError
-from jaxtune.models import Params, merge
+from jaxtune.models import Params
+from jaxtune.models.decoder import Detached
 from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel, Lost
 from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
-from jaxtune.training.optimizer import AdamW
+from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
-from jaxtune.training.transformation import Transformation
 from jaxtune.updates import ResolvedPlan
 
 Metrics = dict[str, Float[Array, ""]]
@@ -36,7 +35,7 @@ class Program:
     """What a compiled step is specialised to; everything else it takes as an argument.
 
     Attributes:
-      static: the decoder without its arrays.
+      decoder: without its arrays.
       plan: what is trained.
       objective: terms from model and batch.
       schedule: the shape of the learning rate.
@@ -45,14 +44,14 @@ class Program:
       dropout: whether dropout is compiled in (its rates are traced).
       kernels: what computes products with adapters and the update, one of :data:`jaxtune.models.linear.KERNELS`.
       mesh: the mesh of the parameters; kernels that XLA does not partition take it from the context.
-      transformation: what moves the parameters instead of AdamW, learning rate included; the schedule then counts only
-        where it is a function.
+      optimizer: what moves the trainable parameters; where it has a rate of its own, the schedule counts only where it
+        is a function.
       start: the trained arrays that the run began from, on the host; None where adapters began at nothing. Constants of
         the program, where the objective asks for the reference.
       start_fixed: what is fixed with those.
     """
 
-    static: Any
+    decoder: Detached
     plan: ResolvedPlan
     objective: Objective
     schedule: Schedule
@@ -61,16 +60,9 @@ class Program:
     dropout: bool
     kernels: str
     mesh: jax.sharding.Mesh
-    transformation: optax.GradientTransformation | None = None
+    optimizer: Optimizer
     start: Mapping[str, Mapping[str, Any]] | None = None
     start_fixed: Mapping[str, Mapping[str, Any]] | None = None
-
-    @property
-    def optimizer(self) -> AdamW | Transformation:
-        """What moves the trainable parameters."""
-        if self.transformation is not None:
-            return Transformation(self.plan, self.transformation)
-        return AdamW(self.plan, self.kernels)
 
     def forward(
         self,
@@ -96,9 +88,9 @@ class Program:
                 )
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        bound = BoundModel(merge(self.static, merged), adapters, rows, self.remat, self.kernels)
+        bound = BoundModel(self.decoder, merged, adapters, rows, self.remat, self.kernels)
         # Who asks what the model has, as checks of types do, has not asked for the reference yet.
-        start = functools.partial(Lost, bound.decoder, adapters, None, self.remat, self.kernels)
+        start = functools.partial(Lost, self.decoder, merged, adapters, None, self.remat, self.kernels)
         if not self.plan.owned:
             start = functools.cache(functools.partial(self.reference, params))
         return dataclasses.replace(bound, start=start)
@@ -108,7 +100,7 @@ class Program:
         params = jax.lax.stop_gradient(dict(params))
         started, fixed = (jax.tree.map(jnp.asarray, dict(held or {})) for held in (self.start, self.start_fixed))
         merged, adapters = self.plan.apply(params, started, {}, fixed=fixed)
-        return BoundModel(merge(self.static, merged), adapters, None, "none", self.kernels)
+        return BoundModel(self.decoder, merged, adapters, None, "none", self.kernels)
 
     def terms(
         self,
@@ -163,7 +155,8 @@ class Program:
 
         # The backward pass is traced here, so this too needs the mesh.
         with self._mesh_in_context():
-            (loss, (denominator, weight, further)), gradients = self._accumulated(summed, state, batch)
+            point = self.optimizer.point(state.trainable, state.moments, hyperparameters)
+            (loss, (denominator, weight, further)), gradients = self._accumulated(summed, point, batch)
         # A batch without a single weighted token must not turn the parameters into NaN.
         denominator = jnp.maximum(denominator, 1e-8)
         gradients = jax.tree.map(lambda gradient: gradient / denominator, gradients)
@@ -174,7 +167,7 @@ class Program:
             )
         after = dataclasses.replace(state, step=state.step + 1, trainable=trainable, moments=moments)
         metrics = {"loss": loss / denominator, "grad_norm": norm, "weight": weight}
-        if self.transformation is None:
+        if self.optimizer.scheduled:
             metrics["learning_rate"] = rate
         if "segment_ids" in batch:
             metrics["tokens"] = jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32)
@@ -182,7 +175,7 @@ class Program:
 
     def _rate(self, state: TrainState, hyperparameters: Hyperparameters) -> Float[Array, ""]:
         """What the optimizer's step is multiplied by."""
-        if self.transformation is None:
+        if self.optimizer.scheduled:
             return learning_rate(state.step, hyperparameters, self.schedule)
         return scale_of(self.schedule, state.step) if callable(self.schedule) else jnp.float32(1.0)
 
@@ -192,11 +185,11 @@ class Program:
             return contextlib.nullcontext()
         return jax.sharding.use_abstract_mesh(self.mesh.abstract_mesh)
 
-    def _accumulated(self, summed: Callable[[Any, Batch], Any], state: TrainState, batch: Batch) -> Any:
-        """Sums of what ``summed`` gives, and of its gradients, over the microbatches."""
+    def _accumulated(self, summed: Callable[[Any, Batch], Any], point: Any, batch: Batch) -> Any:
+        """Sums of what ``summed`` gives, and of its gradients at a point, over the microbatches."""
         value_and_grad = jax.value_and_grad(summed, has_aux=True)
         if self.accumulate == 1:
-            return value_and_grad(state.trainable, batch)
+            return value_and_grad(point, batch)
 
         def cut(array: Array) -> Array:
             # Row i goes to microbatch i mod n: each device cuts its own rows, and none move between devices.
@@ -204,12 +197,12 @@ class Program:
             return jnp.swapaxes(rows, 0, 1)
 
         def body(sums: Any, microbatch: Batch) -> tuple[Any, None]:
-            return jax.tree.map(jnp.add, sums, value_and_grad(state.trainable, microbatch)), None
+            return jax.tree.map(jnp.add, sums, value_and_grad(point, microbatch)), None
 
         microbatches = jax.tree.map(cut, dict(batch))
         # Which metrics there are is the objective's to say.
         sums = jax.eval_shape(
-            lambda: summed(state.trainable, jax.tree.map(lambda rows: rows[0], microbatches)),
+            lambda: summed(point, jax.tree.map(lambda rows: rows[0], microbatches)),
         )
-        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, state.trainable))
+        zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, point))
         return jax.lax.scan(body, zeros, microbatches)[0]

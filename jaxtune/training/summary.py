@@ -23,7 +23,7 @@ class Summary(dict[str, Any]):
 
 
 class AdapterFiles(TypedDict):
-    """Where an adapter lies, and the step it is of."""
+    """Where an adapter, or a whole model, lies, and the step it is of."""
 
     path: str
     step: int
@@ -53,6 +53,7 @@ class RunSummary(Summary):
       seconds: wall-clock time.
       peak_device_bytes: largest memory in use on a device; None where the platform does not tell.
       adapter: the PEFT adapter's ``path`` and ``step``; None unless all that is trained are low-rank terms.
+      model: ``path`` and ``step`` of the whole model, where no adapter holds all that is trained; else None.
     """
 
     __slots__ = ()
@@ -74,6 +75,11 @@ class RunSummary(Summary):
     def adapter(self) -> AdapterFiles | None:
         """The PEFT adapter."""
         return self.get("adapter")
+
+    @property
+    def model(self) -> AdapterFiles | None:
+        """The whole model."""
+        return self.get("model")
 
     def _repr_html_(self) -> str:
         row = {"steps": self.steps, "stopped": self.stopped, **self.metrics, "seconds": self.seconds}

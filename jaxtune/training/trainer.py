@@ -14,10 +14,12 @@ import numpy as np
 import optax
 
 from jaxtune.config.hyperparameters import hyperparameters as values_of
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.optimizer_section import OptimizerSection
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
-from jaxtune.models import Adapter, Decoder, Params, split
+from jaxtune.models import Adapter, Decoder, Params
+from jaxtune.models.decoder import Detached
 from jaxtune.parallel import constrain, make_mesh, named_sharding, place, replicated
 from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.platform import check_kernels, peak_flops
@@ -30,10 +32,12 @@ from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.fit import Evaluate, FitResult, fit
 from jaxtune.training.hooks import Listener, ShouldStop, never
 from jaxtune.training.objectives import Objective, cross_entropy
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics, Program
+from jaxtune.training.transformation import Transformation
 from jaxtune.updates import UpdatePlan, save_adapter
 from jaxtune.updates.plan import Trainable
 
@@ -51,8 +55,8 @@ class Trainer:
       model: the base, on its mesh.
       plan: which parameters are trained, and how.
       train: length, batch, seed; ``train.steps`` must be set.
-      optimizer: learning rate and AdamW's numbers; or any optax transformation, which then has its own rate, schedule,
-        clipping and decay: ``optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-4))``.
+      optimizer: a section of the key ``optimizer``, AdamW's by default; or any optax transformation, which then has its
+        own rate, schedule, clipping and decay: ``optax.chain(optax.clip_by_global_norm(1.0), optax.lion(1e-4))``.
       objective: from model and batch to :class:`~jaxtune.evaluation.terms.Terms`; next-token cross-entropy by default.
       schedule: from the steps done (0 for the first) to a factor: on ``optimizer.learning_rate``, instead of
         ``optimizer.schedule`` and its warm-up, or on what an optax transformation adds.
@@ -80,7 +84,7 @@ class Trainer:
         model: Decoder,
         plan: UpdatePlan,
         train: TrainConfig,
-        optimizer: OptimizerConfig | optax.GradientTransformation | None = None,
+        optimizer: OptimizerSection | optax.GradientTransformation | None = None,
         *,
         objective: Objective = cross_entropy,
         schedule: ScheduleFunction | None = None,
@@ -93,7 +97,7 @@ class Trainer:
     ):
         if optimizer is None:
             optimizer = OptimizerConfig()
-        configured = optimizer if isinstance(optimizer, OptimizerConfig) else None
+        configured = optimizer if isinstance(optimizer, OptimizerSection) else None
         if train.steps is None:
             raise UserError(
                 "train.steps: the trainer needs a number of steps (epochs are turned into steps by the data)"
@@ -103,7 +107,7 @@ class Trainer:
         self.mesh = model.mesh if model.mesh is not None else make_mesh(1, 1, 1, jax.local_devices()[:1])
         _check_batch(train, self.mesh)
         check_kernels(kernels, self.mesh)
-        static, params = split(model)
+        decoder, params = Detached.of(model)
         params = params if model.mesh is not None else jax.device_put(params, replicated(self.mesh))
         self.plan = plan.resolve(model, capacity or {})
         self.params = {path: array for path, array in params.items() if path not in self.plan.owned}
@@ -118,16 +122,18 @@ class Trainer:
             for name in ("optimizer.warmup", "optimizer.final_scale"):
                 self.hyperparameters.pop(name, None)
         self.program = Program(
-            static=static,
+            decoder=decoder,
             plan=self.plan,
             objective=objective,
-            schedule=schedule or (configured or OptimizerConfig()).schedule,
+            schedule=schedule or ("constant" if configured is None else configured.schedule),
             accumulate=train.accumulate,
             remat=remat,
             dropout=_drops(self.hyperparameters) if dropout is None else dropout,
             kernels=kernels,
             mesh=self.mesh,
-            transformation=None if isinstance(optimizer, OptimizerConfig) else optimizer,
+            optimizer=optimizer.build(self.plan, kernels)
+            if isinstance(optimizer, OptimizerSection)
+            else Transformation(self.plan, optimizer),
             start=None if start is None else jax.tree.map(np.asarray, start),
             start_fixed=None if start_fixed is None else jax.tree.map(np.asarray, start_fixed),
         )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +14,7 @@ from jaxtyping import Array, Float
 from jaxtune.errors import UserError
 from jaxtune.parallel.sharding import named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
+from jaxtune.training.optimizers import Optimizer
 from jaxtune.updates import ResolvedPlan
 from jaxtune.updates.treatments.base import Group
 
@@ -21,7 +22,7 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Transformation:
+class Transformation(Optimizer):
     """What optax makes of gradients, its learning rate, clipping and decay included, added to what is trained.
 
     The rules' factors on the learning rate multiply what it adds. Layers of no rule, which share an array with others,
@@ -35,6 +36,7 @@ class Transformation:
       UserError: a rule has a weight decay of its own, which only AdamW by the configuration knows.
     """
 
+    scheduled: ClassVar[bool] = False
     plan: ResolvedPlan
     transformation: optax.GradientTransformation
 
@@ -75,17 +77,7 @@ class Transformation:
         Raises:
           UserError: the transformation asks for more than that.
         """
-        transformation = optax.with_extra_args_support(self.transformation)
-        try:
-            updates, after = transformation.update(gradients, moments, trainable, value=loss)
-        except TypeError as error:
-            if "required keyword-only argument" not in str(error):
-                raise
-            asked = ", ".join(re.findall(r"'(\w+)'", str(error)))
-            raise UserError(
-                f"optimizer: this optax transformation asks for {asked}, as line searches do; a step gives it the "
-                "gradients, the parameters and the loss (value)"
-            ) from error
+        updates, after = updated(self.transformation, gradients, moments, trainable, loss)
 
         def moved(array: Array, update: Array, group: Group) -> Array:
             return array + (learning_rate * self._factor(array, group, hyperparameters) * update).astype(array.dtype)
@@ -102,20 +94,7 @@ class Transformation:
           trainable: shapes and dtypes of what is trained.
           mesh: of the model.
         """
-        axes = jax.tree.structure(trainable).flatten_up_to(self.plan.axes())
-        parameters = {
-            tuple(path): (leaf.shape, named_sharding(names, leaf.shape, mesh))
-            for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(trainable), axes, strict=True)
-        }
-
-        def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
-            for start in range(len(path)):
-                shape, sharding = parameters.get(tuple(path[start:]), (None, None))
-                if sharding is not None and shape == leaf.shape:
-                    return sharding
-            return replicated(mesh)
-
-        return jax.tree_util.tree_map_with_path(place, jax.eval_shape(self.init, trainable))
+        return shardings_alike(jax.eval_shape(self.init, trainable), trainable, self.plan.axes(), mesh)
 
     def _factor(self, array: Array, group: Group, hyperparameters: Hyperparameters) -> Float[Array, "..."]:
         """The rules' factor on the learning rate, for each layer of an array that several rules, or none, train."""
@@ -126,3 +105,52 @@ class Transformation:
                 return scale
             factors = factors.at[jnp.array(layers)].set(scale)
         return factors.reshape(-1, *[1] * (array.ndim - 1))
+
+
+def updated(
+    transformation: optax.GradientTransformation,
+    gradients: PyTree,
+    state: PyTree,
+    trainable: PyTree,
+    loss: Float[Array, ""] | None,
+) -> tuple[PyTree, PyTree]:
+    """What an optax transformation makes of gradients, and its new state.
+
+    Raises:
+      UserError: it asks for more than the gradients, the parameters and the loss.
+    """
+    try:
+        return optax.with_extra_args_support(transformation).update(gradients, state, trainable, value=loss)
+    except TypeError as error:
+        if "required keyword-only argument" not in str(error):
+            raise
+        asked = ", ".join(re.findall(r"'(\w+)'", str(error)))
+        raise UserError(
+            f"optimizer: this optax transformation asks for {asked}, as line searches do; a step gives it the "
+            "gradients, the parameters and the loss (value)"
+        ) from error
+
+
+def shardings_alike(state: PyTree, parameters: PyTree, axes: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
+    """How an optax state is cut: what stands for a parameter and has its shape like it, all else on every device.
+
+    Args:
+      state: shapes of what the transformation keeps.
+      parameters: shapes of what it was made for.
+      axes: logical axes of each of these.
+      mesh: of the model.
+    """
+    each = jax.tree.structure(parameters).flatten_up_to(axes)
+    known = {
+        tuple(path): (leaf.shape, named_sharding(names, leaf.shape, mesh))
+        for (path, leaf), names in zip(jax.tree_util.tree_leaves_with_path(parameters), each, strict=True)
+    }
+
+    def place(path: tuple[Any, ...], leaf: Any) -> jax.sharding.NamedSharding:
+        for start in range(len(path)):
+            shape, sharding = known.get(tuple(path[start:]), (None, None))
+            if sharding is not None and shape == leaf.shape:
+                return sharding
+        return replicated(mesh)
+
+    return jax.tree_util.tree_map_with_path(place, state)

@@ -12,7 +12,8 @@ from jaxtune.config import schema as schema_module
 from jaxtune.config.roles import mark_of
 from jaxtune.config.schema import Config
 from jaxtune.config.section import Traced
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.updates.treatments.frozen import FrozenRule
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule

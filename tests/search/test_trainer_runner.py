@@ -13,6 +13,8 @@ import pytest
 import yaml
 
 from jaxtune.config import dump_config, load_config
+from jaxtune.models import load_model
+from jaxtune.models.decoder import split
 from jaxtune.search.runner import Interrupted, run_all
 from jaxtune.search.settings import Settings
 from jaxtune.search.study import Study
@@ -289,7 +291,7 @@ def test_a_study_goes_on_from_its_journal_and_configuration_alone(config_file, t
 
     def run():
         directory.claim(config)
-        study = Study(directory.path, Settings.of(config), runner, keep=runner.save_adapter)
+        study = Study(directory.path, Settings.of(config), runner, keep=runner.save_winner)
         return dict(study.run())
 
     whole = run()
@@ -303,6 +305,22 @@ def test_a_study_goes_on_from_its_journal_and_configuration_alone(config_file, t
     ended = directory.journal_path.read_text().splitlines()
     assert timeless([json.loads(line) for line in ended]) == timeless([json.loads(line) for line in lines])
     assert directory.adapter_path.is_dir()
+
+
+def test_a_winner_that_no_adapter_holds_is_left_as_a_whole_model(config_file, tmp_path):
+    rules = "update=[{match: layers.*.mlp_norm, method: full}]"
+    own = SEARCH.replace("reference: paper, ", "")
+    config = load_config(config_file, [own, rules, "train.steps=2", "data.test=null", f"run_dir={tmp_path / 'study'}"])
+    runner, trial = (
+        TrainerRunner(Experiment(config)),
+        Trial(1, {"optimizer.learning_rate": 0.05}, tmp_path / "t" / "001"),
+    )
+    list(run_all(runner, [(trial, 2)]))
+    path = tmp_path / "study" / "model"
+    assert runner.save_winner(trial) == {"model": {"path": str(path), "trial": 1, "step": 2}}
+    _, _, state = runner.load(trial)
+    left = split(load_model(path, dtype="float32"))[1]["layers.mlp_norm.scale"]
+    np.testing.assert_array_equal(left, state.trainable["full"]["layers.mlp_norm.scale"])
 
 
 def test_what_is_measured_beside_the_objective_is_told(config_file, tmp_path):

@@ -9,10 +9,11 @@ from typing import Any
 import pytest
 
 from jaxtune.config.data_section import DataConfig, SourceConfig
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.data import evaluation_batches, make_examples, open_source, train_batches
 from jaxtune.models import load_model, load_tokenizer
 from jaxtune.training import Trainer
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.updates import UpdatePlan
 from jaxtune.updates.treatments.low_rank import LowRankRule
 from tests.tiny_task import config_file, rows, tiny_model

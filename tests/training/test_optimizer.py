@@ -8,7 +8,7 @@ import pytest
 from jaxtune.config.training_sections import TrainConfig
 from jaxtune.models import DecoderConfig, load_model
 from jaxtune.training import Trainer
-from jaxtune.training.optimizer import AdamW
+from jaxtune.training.masked_optimizer import MaskedOptimizer
 from jaxtune.updates import UpdatePlan
 from jaxtune.updates.treatments.full import Full, FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
@@ -67,7 +67,7 @@ def test_several_steps_equal_those_of_torch(kernels):
             groups.append({"params": [theirs[path, layer]], "weight_decay": decay, "scale": scale})
     optimizer = torch.optim.AdamW(groups, betas=(0.8, 0.95), eps=1e-3)
 
-    adamw = AdamW(PLAN, kernels)
+    adamw = MaskedOptimizer(PLAN, kernels)
     ours = jax.tree.map(jnp.asarray, start)
     moments = adamw.init(ours)
     update = jax.jit(adamw.apply)
@@ -102,7 +102,7 @@ def test_several_steps_equal_those_of_torch(kernels):
 
 def test_moments_are_those_of_trained_layers_alone():
     trainable = jax.tree.map(jnp.asarray, started(np.random.default_rng(0)))
-    moments = AdamW(PLAN).init(trainable)
+    moments = MaskedOptimizer(PLAN).init(trainable)
     stack = at(moments, ("low_rank", "layers.attention.q", "a"))
     assert [each.shape for each in stack[3].moments] == [(2, 8, 2), (2, 8, 2)]
     held = sum(leaf.size for leaf in jax.tree.leaves(moments) if leaf.dtype == jnp.float32)
@@ -115,7 +115,7 @@ def test_moments_are_those_of_trained_layers_alone():
 
 def test_no_gradient_is_no_step_and_no_nan():
     plan = UpdatePlan([FullRule(match="final_norm", weight_decay=0.0)]).resolve(CONFIG)
-    adamw = AdamW(plan)
+    adamw = MaskedOptimizer(plan)
     trainable = {"low_rank": {}, "full": {"final_norm.scale": jnp.arange(8.0)}}
     zeros = jax.tree.map(jnp.zeros_like, trainable)
     updated, _, norm = adamw.apply(zeros, adamw.init(trainable), trainable, jnp.float32(1.0), VALUES)
@@ -148,7 +148,7 @@ def test_moments_are_float32_and_cut_like_their_parameters(tiny_model, mesh):
 def test_rules_of_some_layers_are_traced_in_64_bit_mode():
     """For every platform: what is traced there must not take the width of Python's numbers."""
     trainable = jax.eval_shape(lambda: jax.tree.map(jnp.asarray, started(np.random.default_rng(0))))
-    adamw = AdamW(PLAN)
+    adamw = MaskedOptimizer(PLAN)
     with jax.enable_x64(True):
         moments = jax.eval_shape(adamw.init, trainable)
         after, same, norm = jax.eval_shape(adamw.apply, trainable, moments, trainable, jnp.float32(0.1), VALUES)

@@ -11,10 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.models import DecoderConfig, random_model
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.updates import UpdatePlan
 from jaxtune.updates.treatments.low_rank import LowRankRule

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from jaxtune.config import load_config
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation.generation import Generator
 from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, save_model, split
@@ -18,6 +18,7 @@ from jaxtune.models.weight import quantized_stack
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
 from jaxtune.training.memory import StepMemory, check_base
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.updates import UpdatePlan, merge_adapters
 from jaxtune.updates.treatments.dora import DoraRule

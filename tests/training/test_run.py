@@ -6,10 +6,13 @@ import json
 import logging
 import math
 
+import numpy as np
 import pytest
 
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.models import load_model, load_tokenizer
+from jaxtune.models.decoder import split
 from jaxtune.telemetry.progress import ProgressBoard
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training import trainer as trainer_module
@@ -129,12 +132,45 @@ def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(config, tmp_p
     assert not (directory / "summary.json").exists()
 
 
-def test_a_full_rule_leaves_checkpoints_and_no_adapter(config, tmp_path):
-    rules = [{"match": "layers.*.mlp_norm", "method": "full"}]
-    summary = train(type(config).model_validate({**config.model_dump(), "update": rules}))
+def test_what_no_adapter_holds_is_left_as_a_whole_model(config, tmp_path, caplog):
+    rules = [
+        {"match": "layers.*.attention.q", "method": "low_rank", "rank": 2},
+        {"match": "layers.*.mlp_norm", "method": "full"},
+    ]
+    optimizer = {"kind": "lion", "learning_rate": 1e-2}
+    config = type(config).model_validate({**config.model_dump(), "update": rules, "optimizer": optimizer})
+    config = with_overrides(config, {"train.steps": 2})
+    summary, directory = train(config), tmp_path / "run"
     assert "adapter" not in summary
-    assert not (tmp_path / "run" / "adapter").exists()
-    assert summary["trained_parameters"] == 2 * 32
+    assert not (directory / "adapter").exists()
+    assert summary.model == summary["model"] == {"path": str(directory / "model"), "step": 2}
+    check_types(RunSummary, summary)
+    # What the layers came to, told from the checkpoint by hand.
+    experiment = Experiment(config, parts=())
+    base, state = split(experiment.model)[1], trained(experiment).state
+    left = split(load_model(directory / "model", dtype="float32"))[1]
+    norms = state.trainable["full"]["layers.mlp_norm.scale"]
+    term = {part: np.asarray(array) for part, array in state.trainable["low_rank"]["layers.attention.q"].items()}
+    query = np.asarray(base["layers.attention.q.kernel"]) + 32.0 / 2 * term["a"] @ term["b"]
+    changed = {"layers.mlp_norm.scale": np.asarray(norms), "layers.attention.q.kernel": query}
+    assert left.keys() == base.keys()
+    for name, array in left.items():
+        np.testing.assert_allclose(array, changed.get(name, base[name]), rtol=1e-6, atol=1e-7, err_msg=name)
+        assert np.array_equal(array, base[name]) == (name not in changed)
+    assert load_tokenizer(directory / "model").eos_token == "</s>"
+    # Killed while it was written: what is there is put aside, and the same call writes it whole.
+    (directory / "summary.json").unlink()
+    weights = directory / "model" / "model.safetensors"
+    before = weights.read_bytes()
+    weights.write_bytes(b"")
+    (directory / ".model.partial").mkdir()
+    assert train(config)["model"] == summary["model"]
+    assert weights.read_bytes() == before
+    assert not (directory / ".model.partial").exists()
+    # Moved, it is where the directory is.
+    directory.rename(tmp_path / "moved")
+    moved = with_overrides(config, {"run_dir": str(tmp_path / "moved")})
+    assert train(moved)["model"]["path"] == str(tmp_path / "moved" / "model")
 
 
 def test_data_that_changed_under_a_run_is_refused(config, tmp_path, rows):

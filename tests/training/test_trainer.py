@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.errors import UserError
-from jaxtune.models import load_model, merge
+from jaxtune.models import decoder as decoder_module
+from jaxtune.models import load_model
 from jaxtune.training import Trainer
 from jaxtune.training.objectives import Terms
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.updates import UpdatePlan
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
+from tests.training.tiny_trainer import ROWS, tiny_model, tiny_trainer
 
 TRAIN = TrainConfig(steps=8, batch_size=4, sequence_length=12)
 # Another value for each traced number; each must make a difference to the training, and none may compile anew.
@@ -225,7 +230,7 @@ def test_evaluation_has_no_dropout_smoothing_or_z_loss(mixed, batches, validatio
     values = {"train.label_smoothing": 0.3, "train.z_loss": 0.1, "update.0.dropout": 0.5}
     result = mixed.evaluate(state, validation, values)
     params, adapters = mixed.apply(state)
-    tuned = merge(mixed.program.static, params)
+    tuned = mixed.program.decoder.merged(params)
     total = weight = 0.0
     for batch in validation:
         logits = np.asarray(
@@ -293,3 +298,27 @@ def test_batches_are_cut_over_the_mesh(tiny_model, mesh, batches):
     }
     again = trainer.place(placed)
     assert again["tokens"].sharding == placed["tokens"].sharding
+
+
+def test_a_step_puts_the_model_together_once_and_never_takes_it_apart(monkeypatch):
+    """Whatever is traced around it: shapes of a microbatch first, then the microbatches, forwards and backwards."""
+    calls = Counter()
+
+    def counted(name):
+        function = getattr(decoder_module, name)
+
+        def count(*arguments):
+            calls[name] += 1
+            return function(*arguments)
+
+        return count
+
+    trainer = tiny_trainer(tiny_model(), accumulate=2)
+    for name in ("split", "merge"):
+        monkeypatch.setattr(decoder_module, name, counted(name))
+    # Of a length that no other test has, for which the layers are not traced already.
+    batch = {name: np.zeros((ROWS, 7), np.int32) for name in ("tokens", "targets")} | {
+        "weights": np.ones((ROWS, 7), "f4")
+    }
+    jax.eval_shape(trainer.step_function, trainer.params, trainer.abstract_state(), batch, trainer.traced_values())
+    assert calls == {"merge": 1}

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from jaxtune.config.training_sections import OptimizerConfig
 from jaxtune.errors import UserError
 from jaxtune.models import split
 from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.objectives import Terms
+from jaxtune.training.optimizers.adamw import OptimizerConfig
+from jaxtune.training.optimizers.schedule_free import ScheduleFreeConfig
 from jaxtune.training.population import Population
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
@@ -124,6 +127,22 @@ def test_states_of_transformations_lie_as_what_they_stand_for_and_are_saved(mesh
     whole = trainer.fit([made(0)], until=3)
     assert_close(gone_on.state, whole.state, rtol=0)
     assert np.isfinite(result.metrics["loss"])
+
+
+def test_schedule_free_learns_beside_the_mean_that_is_evaluated_and_saved(model):
+    config = ScheduleFreeConfig(learning_rate=0.03, warmup=0.0, beta1=0.8)
+    trainer = trainer_of(model, config)
+    state, _ = steps(trainer, 2)
+    values = trainer.traced_values()
+    aside = trainer.program.optimizer.point(state.trainable, state.moments, values)
+    batch = made(7)
+    losses = [
+        trainer.evaluate(dataclasses.replace(state, trainable=trainable), [batch]).loss
+        for trainable in (state.trainable, aside)
+    ]
+    _, metrics = trainer.step(state, batch)
+    assert float(metrics["loss"]) == pytest.approx(losses[1], rel=1e-5)
+    assert abs(losses[0] - losses[1]) > 1e-3
 
 
 class Opened:

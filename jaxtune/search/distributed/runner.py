@@ -220,9 +220,9 @@ class RayRunner:
         """Measures a finished trial, or the untuned base model (None), on the test split; None without a test split."""
         return self._ask("test", trial)
 
-    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
-        """Lets a worker write a trial's adapter as the study's; None where no adapter holds what was trained."""
-        return self._ask("save_adapter", trial)
+    def save_winner(self, trial: Trial) -> dict[str, Any]:
+        """Lets a worker write what a trial trained as the study's adapter or model."""
+        return self._ask("save_winner", trial)
 
     def close(self) -> None:
         """Lets the workers save what they train, ends them, and leaves Ray."""

@@ -175,9 +175,9 @@ class Worker:
         return self._opened().test(trial)
 
     @_logged
-    def save_adapter(self, trial: Trial) -> dict[str, Any] | None:
-        """Writes a trial's adapter as the study's."""
-        return self._opened().save_adapter(trial)
+    def save_winner(self, trial: Trial) -> dict[str, Any]:
+        """Writes what a trial trained as the study's."""
+        return self._opened().save_winner(trial)
 
     def describe(self, trial: Trial) -> tuple[int, str]:
         """The trial's full length in optimizer steps, and the name of its program."""

@@ -24,7 +24,7 @@ from jaxtune_kernels.masked_update.partition import (
     update_whole,
 )
 from jaxtune_kernels.masked_update.reference import masked_update_reference
-from jaxtune_kernels.masked_update.rules import RULES, Coefficients
+from jaxtune_kernels.masked_update.rules import UPDATE_RULES, Coefficients
 from jaxtune_kernels.masked_update.xla import masked_update_xla, put, take
 from jaxtune_kernels.transforms import joined, portable, spec_of, target_platform
 
@@ -114,8 +114,8 @@ def masked_update(
       ValueError: the rule, implementation or dtype is unknown; from ``apply``, a seed is missing, or a gradient or a
         cut does not fit the blocks.
     """
-    if rule not in RULES:
-        raise ValueError(f"unknown rule {rule!r}; choose from {', '.join(RULES)}")
+    if rule not in UPDATE_RULES:
+        raise ValueError(f"unknown rule {rule!r}; choose from {', '.join(UPDATE_RULES)}")
     choices = get_args(Implementation)
     if implementation is not None and implementation not in choices:
         raise ValueError(f"unknown implementation {implementation!r}; choose from {', '.join(choices)}")
@@ -132,7 +132,7 @@ def masked_update(
             _check_dtype(param.dtype)
             blocks = Blocks.of(param.shape, selected.block)
             count = blocks.count if selected.indices is None else selected.indices.shape[0]
-            moments = tuple(jnp.zeros((count, *blocks.block), moment_dtype) for _ in range(RULES[rule].moments))
+            moments = tuple(jnp.zeros((count, *blocks.block), moment_dtype) for _ in range(UPDATE_RULES[rule].moments))
             return BlockState(selected.indices, jnp.zeros((count,), jnp.int32), moments)
 
         leaves, treedef = jax.tree.flatten(params)
@@ -144,8 +144,8 @@ def masked_update(
         params: PyTree,
         learning_rate: Scalar,
         *,
-        b1: Scalar = RULES[rule].b1,
-        b2: Scalar = RULES[rule].b2,
+        b1: Scalar = UPDATE_RULES[rule].b1,
+        b2: Scalar = UPDATE_RULES[rule].b2,
         epsilon: Scalar = 1e-8,
         weight_decay: Scalar = 0.0,
         clip: Scalar = 1.0,
@@ -164,12 +164,12 @@ def masked_update(
             # A kernel has nothing to skip where all is selected, and XLA makes one pass of it by itself.
             if old.indices is None and where.blocks.is_row_of_matrices and implementation in (None, "xla"):
                 new, moments = update_whole(
-                    where.blocks, RULES[rule], param, grad, old.moments, steps, coefficients, draw
+                    where.blocks, UPDATE_RULES[rule], param, grad, old.moments, steps, coefficients, draw
                 )
             else:
                 every = jnp.arange(where.blocks.count, dtype=jnp.int32)
                 new, moments = update_tensor(
-                    where, RULES[rule], choose, param, grad, old.moments,
+                    where, UPDATE_RULES[rule], choose, param, grad, old.moments,
                     every if old.indices is None else old.indices, steps, coefficients, draw,
                 )  # fmt: skip
             return new, BlockState(old.indices, steps, moments)

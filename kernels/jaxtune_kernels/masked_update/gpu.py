@@ -24,14 +24,14 @@ from jax.experimental.pallas import triton as plgpu
 
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results
-from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, Rule, updated
+from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, UpdateRule, updated
 from jaxtune_kernels.transforms import result
 
 _TILE_ELEMENTS = 2048
 _WARPS = 8
 
 
-def masked_update_gpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpret: Any = False) -> Results:
+def masked_update_gpu(rule: UpdateRule, blocks: Blocks, operands: Operands, *, interpret: Any = False) -> Results:
     """See :func:`jaxtune_kernels.masked_update.reference.masked_update_reference`."""
     groups, slots = operands.slots.blocks.shape
     matrices = (groups * math.prod(blocks.leading), blocks.rows, blocks.columns)
@@ -63,7 +63,7 @@ def _tile(blocks: Blocks) -> tuple[int, int]:
 
 
 def _kernel(
-    rule: Rule,
+    rule: UpdateRule,
     blocks: Blocks,
     tile: tuple[int, int],
     tiles: tuple[int, int],

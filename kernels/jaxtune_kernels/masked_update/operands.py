@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 from jaxtune_kernels.masked_update.rules import Coefficients, Corrections
 
 
-class Slots(NamedTuple):
+class SelectedBlocks(NamedTuple):
     """A slot is the place of one selected block in the moments."""
 
     blocks: Int32[Array, "g n"]
@@ -35,7 +35,7 @@ class Operands(NamedTuple):
     params: Float[Array, "g *leading rows columns"]
     grads: Float[Array, " g *_"]
     moments: tuple[Float[Array, "g n block_rows block_columns"], ...]
-    slots: Slots
+    slots: SelectedBlocks
     coefficients: Float[Array, "g 6"]
     seeds: UInt32[Array, " g"]
 

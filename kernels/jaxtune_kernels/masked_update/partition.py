@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune_kernels.masked_update.blocks import Blocks
-from jaxtune_kernels.masked_update.operands import Operands, Results, Slots, slot_terms
-from jaxtune_kernels.masked_update.rules import Coefficients, Rule, corrections, updated
+from jaxtune_kernels.masked_update.operands import Operands, Results, SelectedBlocks, slot_terms
+from jaxtune_kernels.masked_update.rules import Coefficients, UpdateRule, corrections, updated
 from jaxtune_kernels.transforms import GROUP, Cuts, first_index, grouped, joined, portable, spec_of, without_derivative
 
 Axes = Mapping[int, Sequence[str]]
@@ -111,7 +111,7 @@ class Partition:
 
 def update_tensor(
     partition: Partition,
-    rule: Rule,
+    rule: UpdateRule,
     choose: Callable[[Blocks, Operands], Callable[..., Results]],
     param: Float[Array, "..."],
     grad: Float[Array, "..."],
@@ -148,7 +148,7 @@ def update_tensor(
         local = partition.local(cuts, param.shape[1:])
         numbers, rows, columns = partition.local_slots(cuts, local, indices)
         b1, b2 = scalars[:, 1, None], scalars[:, 2, None]
-        slots = Slots(numbers, rows, columns, corrections(steps, b1), corrections(steps, b2))
+        slots = SelectedBlocks(numbers, rows, columns, corrections(steps, b1), corrections(steps, b2))
         operands = Operands(param, grad, moments, slots, scalars, seeds)
         return choose(local, operands)(rule, local, operands)
 
@@ -179,7 +179,7 @@ def _as_they_are(param: Array, _: Array, moments: tuple[Array, ...], *__: Array)
 
 def update_whole(
     blocks: Blocks,
-    rule: Rule,
+    rule: UpdateRule,
     param: Float[Array, "..."],
     grad: Float[Array, "..."],
     moments: tuple[Float[Array, "n rows columns"], ...],
@@ -193,7 +193,7 @@ def update_whole(
         indices = jnp.arange(blocks.count, dtype=jnp.int32)
         rows, columns = blocks.first_elements(indices)
         stacked = [array.reshape(1, *moments[0].shape) for array in (param, grad, *moments)]
-        slots = Slots(indices, rows, columns, corrections(steps, scalars[1]), corrections(steps, scalars[2]))
+        slots = SelectedBlocks(indices, rows, columns, corrections(steps, scalars[1]), corrections(steps, scalars[2]))
         slots = jax.tree.map(lambda array: array[None], slots)
         operands = Operands(stacked[0], stacked[1], tuple(stacked[2:]), slots, scalars[None], seed[None])
         new, moved = updated(rule, *operands[:3], *slot_terms(operands))

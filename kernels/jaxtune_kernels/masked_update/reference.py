@@ -7,10 +7,10 @@ import jax.numpy as jnp
 
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results, slot_terms
-from jaxtune_kernels.masked_update.rules import Rule, updated
+from jaxtune_kernels.masked_update.rules import UpdateRule, updated
 
 
-def masked_update_reference(rule: Rule, blocks: Blocks, operands: Operands) -> Results:
+def masked_update_reference(rule: UpdateRule, blocks: Blocks, operands: Operands) -> Results:
     """Cuts the tensor into its blocks, moves the selected ones, and joins all of them again."""
     cut = jax.vmap(blocks.split)
     parts = cut(operands.params)

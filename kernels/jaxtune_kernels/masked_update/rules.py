@@ -31,7 +31,7 @@ class Corrections(NamedTuple):
     second: Any
 
 
-class Rule(NamedTuple):
+class UpdateRule(NamedTuple):
     """How a parameter moves: ``step(p, g, moments, coefficients, corrections) -> (p, moments)``, all float32."""
 
     step: Callable[..., tuple[Array, tuple[Array, ...]]]
@@ -66,10 +66,10 @@ def lion(p: Array, g: Array, moments: tuple[Array, ...], c: Coefficients, correc
     return p - c.learning_rate * (direction + c.weight_decay * p), (m,)
 
 
-RULES = {
-    "adamw": Rule(adamw, moments=2, b1=0.9, b2=0.999),
-    "sgd": Rule(sgd, moments=1, b1=0.9, b2=0.0),
-    "lion": Rule(lion, moments=1, b1=0.9, b2=0.99),
+UPDATE_RULES = {
+    "adamw": UpdateRule(adamw, moments=2, b1=0.9, b2=0.999),
+    "sgd": UpdateRule(sgd, moments=1, b1=0.9, b2=0.0),
+    "lion": UpdateRule(lion, moments=1, b1=0.9, b2=0.99),
 }
 
 
@@ -80,7 +80,7 @@ def corrections(steps: Int32[Array, "*n"], b: Float[Array, "*#n"]) -> Float[Arra
 
 
 def updated(
-    rule: Rule,
+    rule: UpdateRule,
     p: Array,
     g: Array,
     moments: tuple[Array, ...],

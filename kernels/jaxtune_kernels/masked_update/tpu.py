@@ -23,7 +23,7 @@ from jaxtyping import Array, Int32
 
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results
-from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, Rule, updated
+from jaxtune_kernels.masked_update.rules import Coefficients, Corrections, UpdateRule, updated
 from jaxtune_kernels.transforms import result
 
 LANES = 128
@@ -50,7 +50,7 @@ class Tiling:
     counts: tuple[int, int]
 
 
-def masked_update_tpu(rule: Rule, blocks: Blocks, operands: Operands, *, interpret: Any = False) -> Results:
+def masked_update_tpu(rule: UpdateRule, blocks: Blocks, operands: Operands, *, interpret: Any = False) -> Results:
     """See :func:`jaxtune_kernels.masked_update.reference.masked_update_reference`.
 
     Raises:
@@ -202,7 +202,7 @@ def _tile_of_slot(blocks: Blocks, tiling: Tiling, slot: Any, row: Any, column: A
     return slot, *_step(blocks, tiling, slot, row, column, indices)[2]
 
 
-def _kernel(rule: Rule, blocks: Blocks, tiling: Tiling, granule: int, slots: int, *refs: Any) -> None:
+def _kernel(rule: UpdateRule, blocks: Blocks, tiling: Tiling, granule: int, slots: int, *refs: Any) -> None:
     (indices, first_rows, first_columns, seeds, first, second, coefficients), arrays = refs[:7], refs[7:]
     p_in, g_in, *m_in = arrays[: 2 + rule.moments]
     p_out, *m_out = arrays[2 + rule.moments :]

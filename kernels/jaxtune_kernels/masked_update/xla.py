@@ -16,10 +16,10 @@ from jaxtyping import Array, Bool, Int32
 
 from jaxtune_kernels.masked_update.blocks import Blocks
 from jaxtune_kernels.masked_update.operands import Operands, Results, slot_terms
-from jaxtune_kernels.masked_update.rules import Rule, updated
+from jaxtune_kernels.masked_update.rules import UpdateRule, updated
 
 
-def masked_update_xla(rule: Rule, blocks: Blocks, operands: Operands) -> Results:
+def masked_update_xla(rule: UpdateRule, blocks: Blocks, operands: Operands) -> Results:
     """See :func:`jaxtune_kernels.masked_update.reference.masked_update_reference`."""
     indices = operands.slots.blocks
     old = jax.vmap(lambda tensor, selected: take(blocks, tensor, selected))(operands.params, indices)

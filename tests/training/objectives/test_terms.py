@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxtune.errors import UserError
+from jaxtune.models.decoder import Detached
 from jaxtune.telemetry.writers import JsonlWriter
 from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel
@@ -135,14 +136,14 @@ def test_what_an_objective_returns_and_asks_for_is_checked(model, case):
         return returned(batch["values"])
 
     with pytest.raises(UserError, match=message):
-        call(odd, BoundModel(model, {}, None, "none", "auto"), made(0), HYPERPARAMETERS)
+        call(odd, BoundModel(*Detached.of(model), {}, None, "none", "auto"), made(0), HYPERPARAMETERS)
 
 
 def test_what_an_objective_reads_of_a_batch_in_vain_is_named(model):
     def pairs(model, batch, hyperparameters):
         return Terms(batch["chosen"] - batch["rejected"], 1.0)
 
-    bound, batch = BoundModel(model, {}, None, "none", "auto"), {"chosen": np.ones(3, np.float32)}
+    bound, batch = BoundModel(*Detached.of(model), {}, None, "none", "auto"), {"chosen": np.ones(3, np.float32)}
     with pytest.raises(
         UserError, match=r"the objective pairs reads batch\['rejected'\], which .* lacks; it holds chosen"
     ):

@@ -19,13 +19,14 @@ from pydantic import TypeAdapter
 
 from jaxtune.config import dump_config, load_config, update_rules
 from jaxtune.config.hyperparameters import hyperparameters
-from jaxtune.config.training_sections import OptimizerConfig, TrainConfig
+from jaxtune.config.training_sections import TrainConfig
 from jaxtune.config.update_rules import Rule
 from jaxtune.errors import UserError
 from jaxtune.evaluation.groups import GroupedRows
-from jaxtune.models import Decoder, DecoderConfig, load_model, merge, random_model, save_model
+from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, save_model
 from jaxtune.training import Trainer
 from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.training.stacked_adapters import StackedAdapters
 from jaxtune.updates import UpdatePlan, merge_adapters, save_adapter, treatments
@@ -141,7 +142,7 @@ def trainer(request, written_outside) -> Trainer:
 
 
 def logits(trainer: Trainer, params: Any, adapters: Any) -> np.ndarray:
-    return np.asarray(merge(trainer.program.static, params)(batch()["tokens"], adapters=adapters))
+    return np.asarray(trainer.program.decoder.merged(params)(batch()["tokens"], adapters=adapters))
 
 
 def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> Any:
@@ -177,7 +178,7 @@ def test_gradients_are_those_of_plain_weights_and_merged_equals_unmerged(trainer
             params, adapters = merged_params(trainer, trainable, state.fixed), {}
         else:
             params, adapters = trainer.plan.apply(trainer.params, trainable, trainer.hyperparameters, fixed=state.fixed)
-        out = merge(trainer.program.static, params)(batch()["tokens"], adapters=adapters)
+        out = trainer.program.decoder.merged(params)(batch()["tokens"], adapters=adapters)
         logs = jax.nn.log_softmax(out)
         return -jnp.mean(jnp.take_along_axis(logs, batch()["targets"][..., None], -1)), out
 

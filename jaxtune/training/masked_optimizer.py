@@ -1,4 +1,4 @@
-"""AdamW with traced hyperparameters, over the arrays that a plan trains."""
+"""AdamW, Lion and momentum with traced hyperparameters, over the arrays that a plan trains."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from jaxtyping import Array, Float
 
 from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
+from jaxtune.training.optimizers import Optimizer
 from jaxtune.updates import ResolvedPlan
 from jaxtune.updates.treatments.base import Group
 
@@ -20,8 +21,8 @@ PyTree = Any
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class AdamW:
-    """AdamW (arXiv:1711.05101, algorithm 2) after clipping by global norm (arXiv:1211.5063).
+class MaskedOptimizer(Optimizer):
+    """An update rule of the masked update after clipping by global norm (arXiv:1211.5063).
 
     The layers of a stack that one rule trains are updated together, with that rule's factor on the learning rate and
     its weight decay. Layers of no rule have no moments and are not touched.
@@ -29,13 +30,17 @@ class AdamW:
     Attributes:
       plan: what is trained, by which rules.
       kernels: what computes the update, one of :data:`jaxtune.models.linear.KERNELS`.
+      rule: of the masked update: AdamW (arXiv:1711.05101, algorithm 2), ``lion`` or ``sgd``.
+      scalars: the rule's numbers, each with its key in the ``optimizer`` section.
     """
 
     plan: ResolvedPlan
     kernels: str = "auto"
+    rule: str = "adamw"
+    scalars: tuple[tuple[str, str], ...] = (("b1", "beta1"), ("b2", "beta2"), ("epsilon", "epsilon"))
 
     def init(self, trainable: PyTree) -> PyTree:
-        """First and second moments (float32, zero) of what is trained: in place of each array, a state by rule."""
+        """The moments (float32, zero) of what is trained: in place of each array, a state by rule."""
 
         def states(array: Array, rules: dict[int, tuple[int, ...] | None]) -> dict[int, Any]:
             update = self._update(array.ndim)
@@ -59,20 +64,16 @@ class AdamW:
           moments: as :meth:`init` made them, or the last call returned them.
           trainable: float32 parameters.
           learning_rate: of this step.
-          hyperparameters: ``optimizer.clip_norm``, ``beta1``, ``beta2``, ``epsilon`` and ``weight_decay``, and the
-            rules' ``learning_rate_scale`` and ``weight_decay``.
-          loss: of this step; AdamW does not ask for it.
+          hyperparameters: ``optimizer.clip_norm``, ``optimizer.weight_decay`` and the rule's own, and the rules of the
+            plan's ``learning_rate_scale`` and ``weight_decay``.
+          loss: of this step, which is not asked for.
 
         Returns:
           The new parameters, the new moments, and the gradients' norm before clipping.
         """
         norm = optax.tree.norm(gradients)
-        shared = {
-            "b1": hyperparameters["optimizer.beta1"],
-            "b2": hyperparameters["optimizer.beta2"],
-            "epsilon": hyperparameters["optimizer.epsilon"],
-            "clip": jnp.minimum(1.0, hyperparameters["optimizer.clip_norm"] / jnp.maximum(norm, 1e-16)),
-        }
+        shared = {name: hyperparameters[f"optimizer.{key}"] for name, key in self.scalars}
+        shared["clip"] = clipping(norm, hyperparameters)
 
         def moved(
             array: Array, axes: Any, group: Group, gradient: Array, states: dict[int, Any]
@@ -114,8 +115,13 @@ class AdamW:
         implementation = choices.get(self.kernels, self.kernels) if dimensions > 2 else "xla"
         interpret = self.kernels == "interpret" and implementation == "tpu"
         return masked_update(
-            "adamw", axes=axes, trial_axes=RULES["trials"], implementation=implementation, interpret=interpret
+            self.rule, axes=axes, trial_axes=RULES["trials"], implementation=implementation, interpret=interpret
         )
+
+
+def clipping(norm: Float[Array, ""], hyperparameters: Hyperparameters) -> Float[Array, ""]:
+    """The factor that brings gradients of a norm to at most ``optimizer.clip_norm``."""
+    return jnp.minimum(1.0, hyperparameters["optimizer.clip_norm"] / jnp.maximum(norm, 1e-16))
 
 
 def _selection(dimensions: int, layers: tuple[int, ...] | None) -> Selection:
