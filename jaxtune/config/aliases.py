@@ -47,7 +47,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     ),
     "train.sequence_length": (
         "max_seq_length", "max_seq_len", "max_length", "seq_length", "seq_len", "sequence_len", "cutoff_len",
-        "block_size", "context_length", "model_max_length", "max_source_length",
+        "context_length", "model_max_length", "max_source_length",
     ),
     "train.seed": ("random_seed", "data_seed", "random_state"),
     "train.evaluate_every": ("eval_steps", "eval_every", "evaluation_steps", "val_check_interval", "eval_interval"),

@@ -31,7 +31,9 @@ class OftRule(RuleConfig):
     method: Literal["oft"] = Field(
         default="oft", description="The inputs of these linear layers get trained rotations, block by block."
     )
-    block_size: int = Field(default=32, ge=2, description="Inputs that are rotated together; divides their number.")
+    block_size: int = Field(
+        default=32, ge=2, description="Size of a block, the inputs that are rotated together; it divides their number."
+    )
     exact: bool = Field(
         default=False, description="Rotations are exact, by inverses, and not by a series of five terms (OFTv2)."
     )
