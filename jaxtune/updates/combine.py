@@ -26,7 +26,6 @@ root of its rank, and drops trained DoRA magnitudes without a word; adapters wit
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import re
 import zlib
@@ -39,9 +38,9 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxtune.errors import UserError, nearest
-from jaxtune.files import replaced
-from jaxtune.models.tensor_files import DTYPES, TensorEntry, TensorToWrite, read_header, write_tensors
-from jaxtune.updates.peft.format import CONFIG_FILE, LORA, TENSOR_FILE, AdapterConfig, adapter_files, tensor_name
+from jaxtune.models.tensor_files import DTYPES, TensorEntry, read_header
+from jaxtune.updates.peft.files import write_adapter
+from jaxtune.updates.peft.format import LORA, AdapterConfig, adapter_files, tensor_name
 from jaxtune.updates.peft.load import read_adapter_values
 
 Sign = Literal["total", "frequency"]
@@ -322,15 +321,5 @@ def _write(
         for module, pair in merged.items()
         for part, value in zip("AB", pair, strict=True)
     }
-    target.mkdir(parents=True, exist_ok=True)
-    to_write = [
-        TensorToWrite(name, value.dtype, value.shape, lambda value=value: value) for name, value in tensors.items()
-    ]
-    write_tensors(target / TENSOR_FILE, to_write, {"format": "pt"})
     readme = _README.format(base=config.base_model_name_or_path, count=len(read), method=method)
-    for name, text in (
-        (CONFIG_FILE, json.dumps(config.model_dump(), indent=2, sort_keys=True) + "\n"),
-        ("README.md", readme),
-    ):
-        with replaced(target / name) as file:
-            file.write(text.encode())
+    write_adapter(target, config.model_dump(), tensors, readme)

@@ -28,16 +28,16 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 from jaxtune.errors import UserError
-from jaxtune.files import replaced
 from jaxtune.models.architectures import Architecture
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import architecture_of
 from jaxtune.models.hf_config import read_architecture
 from jaxtune.models.loading import PACKAGED
-from jaxtune.models.tensor_files import TensorToWrite, read_header, write_tensors
+from jaxtune.models.tensor_files import read_header
 from jaxtune.remote_paths import local_path
 from jaxtune.updates.peft.base import named_base
+from jaxtune.updates.peft.files import write_adapter
 from jaxtune.updates.peft.format import (
     CONFIG_FILE,
     LORA,
@@ -157,20 +157,10 @@ def save_adapter(
         return
     names = _names(config, architecture, exported)
     written = _adapter_config(kind, names, exported) | {"base_model_name_or_path": base, "revision": revision}
-    directory.mkdir(parents=True, exist_ok=True)
-    to_write = [
-        TensorToWrite(name, value.dtype, value.shape, lambda value=value: value) for name, value in tensors.items()
-    ]
-    write_tensors(directory / TENSOR_FILE, to_write, {"format": "pt"})
     readme = _readme(
         written["peft_type"], packaged or base, revision, config.quantization, written=packaged is not None
     )
-    for name, text in (
-        (CONFIG_FILE, json.dumps(written, indent=2, sort_keys=True) + "\n"),
-        ("README.md", readme),
-    ):
-        with replaced(directory / name) as file:
-            file.write(text.encode())
+    write_adapter(directory, written, tensors, readme)
     _check_written(directory, modules, exported, tensors)
 
 
