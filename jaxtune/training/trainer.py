@@ -20,7 +20,7 @@ from jaxtune.errors import UserError, nearest
 from jaxtune.evaluation.loss import LossResult, evaluate_loss
 from jaxtune.models import Adapter, Decoder, Params
 from jaxtune.models.decoder import Detached
-from jaxtune.parallel import constrain, make_mesh, named_sharding, place, replicated
+from jaxtune.parallel import make_mesh, named_sharding, place, replicated
 from jaxtune.parallel.compiler_options import compiler_options
 from jaxtune.parallel.platform import check_kernels, peak_flops
 from jaxtune.telemetry.flops import StepFlops, step_flops
@@ -340,17 +340,7 @@ class Trainer:
         start: Trainable | None = None,
         start_fixed: Trainable | None = None,
     ) -> TrainState:
-        def whole(array: jax.Array) -> jax.Array:
-            return constrain(array, (None,) * array.ndim, self.mesh)
-
-        decomposed = [part for part in self.plan.parts if part.whole]
-        needed = frozenset[str]().union(*(part.whole for part in decomposed))
-        params = {path: whole(array) if path in needed else array for path, array in params.items()}
-        trainable, fixed = self.plan.start(key, params, hyperparameters)
-        for part in decomposed:
-            # Where what comes out of a loop is cut, its steps are too.
-            for own in (trainable, fixed):
-                own[part.store][part.path] = jax.tree.map(whole, own[part.store][part.path])
+        trainable, fixed = self.plan.start(key, params, hyperparameters, self.mesh)
         for own, given in ((trainable, start), (fixed, start_fixed)):
             for store, parts in (given or {}).items():
                 for path, arrays in parts.items():

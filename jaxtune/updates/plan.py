@@ -19,6 +19,7 @@ from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import our_pattern
 from jaxtune.models.linear import Adapter
 from jaxtune.models.weight import readable
+from jaxtune.parallel import constrain
 from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
@@ -26,6 +27,7 @@ from jaxtune.updates.treatments.base import (
     HEAD,
     KERNEL,
     NO_RULE,
+    Arrays,
     Group,
     Matched,
     Room,
@@ -231,16 +233,29 @@ class ResolvedPlan:
         """Paths of arrays of the model that live in the state from the start on."""
         return frozenset[str]().union(*(part.owns for part in self.parts))
 
-    def start(self, key: Key[Array, ""], params: Params, values: Values) -> tuple[Trainable, Trainable]:
+    def start(
+        self, key: Key[Array, ""], params: Params, values: Values, mesh: jax.sharding.Mesh | None = None
+    ) -> tuple[Trainable, Trainable]:
         """What is trained (float32) and what is fixed with it, at the start: the model computes what the base does.
 
         Args:
           key: of what is random.
           params: of the base.
           values: hyperparameters.
+          mesh: on which what a part needs whole is brought together, inside ``jax.jit``; None where nothing is cut.
         """
         base = readable(params)
-        begun = [part.init(key, base, values) for part in self.parts]
+
+        def whole(array: Array) -> Array:
+            return constrain(array, (None,) * array.ndim, mesh)
+
+        def started(part: Treatment) -> tuple[Arrays, Arrays]:
+            if not part.whole:
+                return part.init(key, base, values)
+            # Where what comes out of a loop is cut, its steps are too.
+            return jax.tree.map(whole, part.init(key, {path: whole(base[path]) for path in part.whole}, values))
+
+        begun = [started(part) for part in self.parts]
         trainable = self._tree([arrays for arrays, _ in begun], _ALWAYS)
         return trainable, self._tree([fixed or None for _, fixed in begun])
 

@@ -26,6 +26,7 @@ from jaxtune.updates.treatments.frozen import FrozenRule
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.low_rank import LowRankRule
 from jaxtune.updates.treatments.pissa import PissaRule
+from tests.compiled_loops import collectives_in_loops
 
 CONFIG = DecoderConfig(
     "llama", vocab_size=50, hidden_size=64, intermediate_size=96, num_layers=2, num_heads=4, num_kv_heads=2,
@@ -128,6 +129,15 @@ def test_methods_that_read_kernels_read_what_the_codes_stand_for(model):
     assert float(jnp.abs(trainable["dora"]["layers.mlp.up"]["m"]).min()) > 0.1
     tokens = batch()["tokens"]
     np.testing.assert_allclose(model(tokens, adapters=adapters), model(tokens), rtol=1e-3, atol=1e-4)
+
+
+def test_what_is_decomposed_is_brought_together_before_the_loop(directory):
+    """Codes as well as kernels; see ``Treatment.whole``."""
+    mesh = make_mesh(1, 2, 2, jax.devices()[:4])
+    rules = [PissaRule(match="layers.*.attention.q", rank=4, alpha=8.0)]
+    cut = trainer_of(load_model(directory, mesh, dtype="float32", quantize="nf4"), rules)
+    arguments = (cut.params, jax.random.key(0), cut.traced_values(), None, None)
+    assert not collectives_in_loops(cut._init.lower(*arguments).compile().as_text() or "")
 
 
 @pytest.mark.slow

@@ -126,7 +126,8 @@ class Treatment:
 
     @property
     def whole(self) -> frozenset[str]:
-        """Paths of the model's arrays that :meth:`init` takes layer by layer in a loop, each layer as one matrix.
+        """Paths of the model's arrays that :meth:`init` takes layer by layer in a loop, each layer as one matrix;
+        it is given these and no others.
 
         Every device then has all of each before the loop, and all of what ``init`` makes after it, so that the loop has
         no collective: XLA does not order those within a loop and those outside of it, and the devices of a CPU can wait

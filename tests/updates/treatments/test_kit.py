@@ -32,6 +32,7 @@ from jaxtune.training.stacked_adapters import StackedAdapters
 from jaxtune.updates import UpdatePlan, merge_adapters, save_adapter, treatments
 from jaxtune.updates.peft.load import read_adapter
 from jaxtune.updates.treatments.base import LinearTreatment, Treatment
+from tests.compiled_loops import collectives_in_loops
 
 CONFIG = DecoderConfig(
     "qwen2", 48, 16, 24, num_layers=2, num_heads=2, num_kv_heads=2, head_dim=8, qkv_bias=True, initializer_range=0.3
@@ -242,19 +243,6 @@ def test_states_answer_side_by_side(written_outside):
     found = rows.logits(rows.extend(tokens, rows.empty_cache(ROWS, LENGTH))[0])
     for ours, state in zip(found, reversed(states), strict=True):
         assert_near(ours, logits(trainer, *trainer.apply(state)), rtol=1e-3, atol=1e-4)
-
-
-def collectives_in_loops(text: str) -> list[str]:
-    """Of a compiled program: those in the body of a loop, or in what it calls."""
-    assert "ENTRY" in text
-    bodies = dict(re.findall(r"^(?:ENTRY )?%(\S+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL))
-    reached = set(re.findall(r" body=%([\w.-]+)", text))
-    while (
-        more := {name for body in reached for name in re.findall(r"%([\w.-]+)", bodies[body])} & set(bodies) - reached
-    ):
-        reached |= more
-    kinds = r"= \S+ ((?:all-gather|all-reduce|all-to-all|collective-permute|reduce-scatter)\S*)\("
-    return [kind for name in sorted(reached) for kind in re.findall(kinds, bodies[name])]
 
 
 def test_a_mesh_computes_what_one_device_does(trainer, mesh):
