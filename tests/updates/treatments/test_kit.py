@@ -71,7 +71,6 @@ def written_outside(tmp_path_factory) -> Any:
 
 def forget() -> None:
     """What was found by name."""
-    treatments.installed.cache_clear()
     treatments.find.cache_clear()
     update_rules._validator.cache_clear()
 
