@@ -24,6 +24,7 @@ from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
 from jaxtune.updates.treatments.base import (
+    BIAS,
     HEAD,
     KERNEL,
     NO_RULE,
@@ -225,7 +226,9 @@ class ResolvedPlan:
                 return True
             fits = part.beside == "any" or set(adapted.values()) == {part.beside}
             copied = part.beside == "any" and self.tied and part.module == "embed"
-            return bool(adapted) and part.beside is not None and fits and part.module not in adapted and not copied
+            # Of adapted modules a LoRA holds the biases.
+            apart = part.module not in adapted or (part.path.endswith(BIAS) and adapted[part.module] == "LORA")
+            return bool(adapted) and part.beside is not None and fits and apart and not copied
 
         return tuple(part for part in self.parts if not held(part))
 

@@ -29,7 +29,7 @@ from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_heade
 from jaxtune.parallel.sharding import named_sharding
 from jaxtune.updates import treatments
 from jaxtune.updates.patterns import pattern_of
-from jaxtune.updates.peft.beside import beside_names, beside_rules
+from jaxtune.updates.peft.beside import beside_names, beside_rules, bias_names, bias_rules
 from jaxtune.updates.peft.format import (
     LORA,
     AdapterConfig,
@@ -126,6 +126,9 @@ def load_adapters(adapters: Mapping[str, str | Path], model: Decoder) -> Adapter
     for name, directory in adapters.items():
         read = read_adapter(directory, model)
         plan = read.plan.resolve(model.config)
+        if not plan.adapters_only:
+            changed = ", ".join(part.path for part in plan.parts if part.changes_parameters)
+            raise UserError(f"adapter {name!r}: it also changes {changed}; take it by itself (jaxtune.load_adapter)")
         applied[name] = plan.apply(params, read.trainable, read.values, fixed=read.fixed)[1]
     return AdapterSet(params, applied)
 
@@ -156,7 +159,9 @@ def _read(
     readers = _treatments(config_file, values)
     modules, others = all_modules(config, layout), other_modules(config, layout)
     beside, problems = beside_names(entries, adapter, modules | others, config)
-    names = {name for names in beside.values() for name in names.values()}
+    biases, more = bias_names(entries, adapter, modules, config)
+    problems += more
+    names = {name for names in beside.values() for name in names.values()} | {*biases.values()}
     rest = {name: entry for name, entry in entries.items() if name not in names}
     treated = {
         name: treatment
@@ -179,8 +184,10 @@ def _read(
     ]
     if not rules and not problems:
         problems.append("it has no tensors")
-    rules += beside_rules(beside, adapter, modules | others, config)
+    rules = bias_rules(biases, modules, config) + rules + beside_rules(beside, adapter, modules | others, config)
     held = {module: {end: entries[name] for end, name in ends.items()} for module, ends in beside.items()}
+    for module, name in biases.items():
+        held[module] = {**tensors.get(module, {}), "bias": entries[name]}
     tensors = {**tensors, **held}
     if rules:
         problems += _misfits(UpdatePlan(rules).resolve(config), tensors, modules | others)

@@ -17,6 +17,7 @@ from jaxtune.config.section import BesideAdapter
 from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jax, jnp, np
 from jaxtune.updates.treatments.records import (
+    BIAS,
     HEAD,
     KERNEL,
     NAME,
@@ -37,6 +38,7 @@ if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Float, Key, UInt32
 
 __all__ = [
+    "BIAS",
     "HEAD",
     "KERNEL",
     "NAME",
