@@ -24,6 +24,7 @@ from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
 from jaxtune.updates.treatments.base import (
+    BIAS,
     HEAD,
     KERNEL,
     NO_RULE,
@@ -145,9 +146,10 @@ class UpdatePlan:
                 served = _distinct(
                     name.kind.removesuffix(KERNEL) for name in names if treatment.serves(stacks[name.stack])
                 )
+                fitting = {"embed.table": "'full' or 'low_rank_embedding'"}.get(kinds[0], "'full'")
                 raise UserError(
                     f"update.{index}: method {rule.method} is for {treatment.needs}, but {pattern.text!r} has only "
-                    f"{', '.join(kinds)}; use method 'full' for these, or match {', '.join(served)}"
+                    f"{', '.join(kinds)}; use method {fitting} for these, or match {', '.join(served)}"
                 )
 
     def _check_quantized(
@@ -224,7 +226,9 @@ class ResolvedPlan:
                 return True
             fits = part.beside == "any" or set(adapted.values()) == {part.beside}
             copied = part.beside == "any" and self.tied and part.module == "embed"
-            return bool(adapted) and part.beside is not None and fits and part.module not in adapted and not copied
+            # Of adapted modules a LoRA holds the biases.
+            apart = part.module not in adapted or (part.path.endswith(BIAS) and adapted[part.module] == "LORA")
+            return bool(adapted) and part.beside is not None and fits and apart and not copied
 
         return tuple(part for part in self.parts if not held(part))
 
@@ -414,7 +418,10 @@ def _unmatched(pattern: Pattern, alternative: Pattern, names: Sequence[_Name]) -
     if alternative.text != pattern.text:
         said = f"the alternative {alternative.text!r} of {said}"
     if alternative.matches("lm_head.kernel"):
-        return f"{said}: its head is tied to embed.table"
+        return (
+            f"{said}: its head is tied to embed.table, so match that with method 'full' to train both, or with "
+            "'low_rank_embedding' for the embeddings alone"
+        )
     ours = our_pattern(pattern.text)
     if ours != pattern.text and any(Pattern(ours).matches(name.path) for name in names):
         return f"{said}; did you mean {ours!r}?"

@@ -17,6 +17,7 @@ from jaxtune.config.section import BesideAdapter
 from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jax, jnp, np
 from jaxtune.updates.treatments.records import (
+    BIAS,
     HEAD,
     KERNEL,
     NAME,
@@ -37,6 +38,7 @@ if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Float, Key, UInt32
 
 __all__ = [
+    "BIAS",
     "HEAD",
     "KERNEL",
     "NAME",
@@ -318,7 +320,7 @@ class LinearTreatment(Treatment):
                 )
             *_, inputs, outputs = array.shape
             own = {"inputs": inputs, "outputs": outputs, "axes": array.axes[-2:], **cls.sized(used, capacity)}
-            yield cls(path=array.path.removesuffix(KERNEL), rules=array.rules, sections=used, **own)
+            yield cls(path=array.path.rpartition(".")[0], rules=array.rules, sections=used, **own)
 
     @classmethod
     def sized(cls, sections: Mapping[int, RuleConfig], capacity: Mapping[str, int]) -> dict[str, Any]:
