@@ -22,6 +22,7 @@ from jaxtune.search.space import Space
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.opened_config import OpenedConfig
+from jaxtune.updates import UpdatePlan
 
 
 def check_space(config: Config) -> None:
@@ -74,16 +75,25 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
         steps is less than a step, or two of them are the same step.
     """
     settings = Settings.of(config).begun(first_record(config.directory), runner.steps)
+
+    def fits(variant: Config) -> None:
+        check_milestones(settings, variant)
+        runner.opened.check_lengths(variant)
+        trainer, values = runner.prepared(variant)
+        trainer.plan.check(values)
+
+    def serves(variant: Config) -> None:
+        """Of methods that share a program each is looked at by itself, before that is made of all of them."""
+        UpdatePlan(variant.update).resolve(runner.opened.model)
+
     trials: list[tuple[str, str, dict[str, Any]]] = [("", "", {}), ("search.reference", "", dict(settings.reference))]
     trials += [("--add", "", dict(configuration)) for configuration in added]
     trials += [(f"search.space.{key}", key, overrides) for key, overrides in _tried(settings.space)]
-    for origin, key, overrides in trials:
+    methods = [trial for trial in trials if trial[1].endswith(".method")]
+    looks = [*((trial, serves) for trial in [*trials[: bool(methods)], *methods]), *((trial, fits) for trial in trials)]
+    for (origin, key, overrides), look in looks:
         try:
-            variant = runner.configuration(overrides)
-            check_milestones(settings, variant)
-            runner.opened.check_lengths(variant)
-            trainer, values = runner.prepared(variant)
-            trainer.plan.check(values)
+            look(runner.configuration(overrides))
         except UserError as error:
             # The value is worth saying where one was tried.
             tried = [overrides[key]] if key in overrides else [*overrides.values()]

@@ -46,6 +46,7 @@ from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
+from jaxtune.updates.shared import partners, shared_rule
 
 logger = logging.getLogger(__name__)
 
@@ -124,7 +125,7 @@ class TrainerRunner:
 
     def program(self, trial: Trial) -> str:
         """Names the compiled step that trains the trial."""
-        return program_name(self.configuration(trial.configuration))
+        return program_name(self._sharing(self.configuration(trial.configuration)))
 
     def costs(self, overrides: Mapping[str, Any]) -> dict[str, float]:
         """The counted costs of a configuration, by name."""
@@ -299,7 +300,8 @@ class TrainerRunner:
         Raises:
           UserError: as :meth:`trainer`.
         """
-        return self.trainer(config), hyperparameters(config)
+        shared = self._sharing(config)
+        return self._made(shared), hyperparameters(shared)
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.
@@ -307,6 +309,25 @@ class TrainerRunner:
         Raises:
           UserError: its batch or its rules do not fit.
         """
+        return self.prepared(config)[0]
+
+    def _sharing(self, config: Config) -> Config:
+        """The configuration with rules whose method is searched as those of the program that it shares with others."""
+        rules = list(config.update)
+        for index, methods in self._methods.items():
+            group = partners(rules[index].method, methods)
+            if len(group) > 1:
+                rules[index] = shared_rule(rules[index], group)
+        return config.model_copy(update={"update": rules})
+
+    @functools.cached_property
+    def _methods(self) -> dict[int, tuple[str, ...]]:
+        """The methods that are searched, by the index of the rule."""
+        parts = ((one.key.split("."), one.choices) for one in self._space.dimensions if one.choices)
+        return {int(key[1]): choices for key, choices in parts if key[0] == "update" and key[2:] == ["method"]}
+
+    def _made(self, config: Config) -> Trainer:
+        """The trainer of a configuration that is as :meth:`_sharing` has it."""
         key = program_key(config)
         if key not in self._trainers:
             ceiling = capacities(config)
@@ -339,16 +360,18 @@ class TrainerRunner:
         """How many programs the space has, and the key of the one that only the reference has, if it does."""
         dimensions = self._space.dimensions
         alone = self._space.alone
-        keys = [
-            {program_key(self.configuration(alone(one.key, value))) for value in one.samples()} for one in dimensions
-        ]
+
+        def key_of(overrides: Mapping[str, Any]) -> str:
+            return program_key(self._sharing(self.configuration(overrides)))
+
+        keys = [{key_of(alone(one.key, value)) for value in one.samples()} for one in dimensions]
         reference = self.settings.reference
         inside = {
             one.key: reference[one.key]
             for one in dimensions
             if one.key in reference and one.encode(reference[one.key]) is not None
         }
-        own, searched = (program_key(self.configuration(overrides)) for overrides in (reference, inside))
+        own, searched = key_of(reference), key_of(inside)
         return math.prod(map(len, keys)), own if own != searched else None
 
     def _drops(self) -> bool:

@@ -22,6 +22,7 @@ from jaxtune.models.weight import readable
 from jaxtune.parallel import constrain
 from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
+from jaxtune.updates.shared import Shared, SharedRule
 from jaxtune.updates.summary import table_rows
 from jaxtune.updates.treatments.base import (
     BIAS,
@@ -123,7 +124,7 @@ class UpdatePlan:
     @property
     def _treatments(self) -> tuple[type[Treatment], ...]:
         """What treats what each rule matches: methods that share their arrays have one."""
-        return tuple(_treatment(rule.method) for rule in self.rules)
+        return tuple(Shared if isinstance(rule, SharedRule) else _treatment(rule.method) for rule in self.rules)
 
     def _first_match(self, path: str) -> int:
         return next((index for index, pattern in enumerate(self._patterns) if pattern.matches(path)), NO_RULE)
@@ -314,7 +315,8 @@ class ResolvedPlan:
     def rate_scale(self, group: Group, rule: int, values: Values) -> Float[Array, ""] | float | int:
         """The factor on the learning rate of what a rule trains of an array."""
         factors = [rule_value(self.rules, rule, name, values) for name in ("learning_rate_scale", *group.factors)]
-        return math.prod(factors[1:], start=factors[0])
+        scale = math.prod(factors[1:], start=factors[0])
+        return scale if group.moves is None else scale * group.moves(rule, values)
 
     def weight_decay(self, group: Group, rule: int, values: Values) -> Float[Array, ""] | float | int:
         """The weight decay of what a rule trains of an array; ``optimizer.weight_decay`` by default."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -168,9 +169,9 @@ def test_wrong_choices(space, rule, message):
 def test_another_method_takes_its_own_defaults():
     """What a rule sets itself goes on to hold; what stands at the default of one method is the default of the other."""
     own = config(rule={"rank": 8, "learning_rate_scale": 0.5})
-    rule = with_overrides(own, {METHOD: "vera"}).update[0]
+    rule: Any = with_overrides(own, {METHOD: "vera"}).update[0]
     assert (rule.method, rule.rank, rule.learning_rate_scale) == ("vera", 8, 0.5)
-    plain = with_overrides(config(), {RATIO: 2.0, METHOD: "lora_plus"}).update[0]
+    plain: Any = with_overrides(config(), {RATIO: 2.0, METHOD: "lora_plus"}).update[0]
     assert (plain.rank, plain.ratio) == (16, 2.0)
     # What is searched where it applies is no reason to refuse the others, whatever the rule sets.
     assert Settings.of(config(rule={"rank": 8})).space.applies(RANK, {METHOD: "low_rank"})

@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field
 
 from jaxtune.late import TYPES, jax, jnp, np
-from jaxtune.updates.treatments.base import NO_RULE, Arrays, Effect, Exported, Trained, Values
+from jaxtune.updates.treatments.base import NO_RULE, Arrays, Exported, Trained, Values
 from jaxtune.updates.treatments.low_rank import LowRank, RankRule
 
 if TYPE_CHECKING or TYPES:
-    from jaxtyping import Array, Float, Key, UInt32
+    from jaxtyping import Array, Bool, Float, Key
 
-    from jaxtune.models.linear import AdaptedLayer
+    from jaxtune.models.linear import AdaptedLayer, Adapter
 
 
 class DoraRule(RankRule):
@@ -45,6 +45,7 @@ class Dora(LowRank):
 
     Section = DoraRule
     serves_head = False
+    stage = 2
 
     def arrays(self) -> Arrays:
         """A, B and the sizes."""
@@ -60,27 +61,31 @@ class Dora(LowRank):
         norm = jnp.sum(jnp.square(base[f"{self.path}.kernel"].astype(jnp.float32)), axis=-2)
         return {**arrays, "m": jnp.sqrt(norm)}, {"norm": norm}
 
-    def apply(
+    def changed(
         self,
+        term: Any,
+        held: Mapping[str, Float[Array, "..."]],
         base: Mapping[str, Array],
-        arrays: Arrays,
-        fixed: Arrays,
         values: Values,
-        seed: UInt32[Array, ""] | None,
-    ) -> Effect:
+        on: Bool[Array, "*layers"] | None = None,
+    ) -> Adapter:
         """The term, and the factor on each column."""
         from jaxtune.models.linear import ArraysAdapter
 
-        term = self.adapter(arrays, values, seed)
-        a, b, scale = jax.lax.stop_gradient((term.a, term.b, term.scale[..., None]))
+        # What another method has put beside A and B is zero where this one is used.
+        plain = term if on is None else self.adapter(held, values, None)
+        a, b, scale = jax.lax.stop_gradient((plain.a, plain.b, plain.scale[..., None]))
         kernel = base[f"{self.path}.kernel"]
         across = jnp.einsum("...ir,...io->...ro", a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
         gram = jnp.einsum("...ir,...is->...rs", a, a)
-        squared = fixed["norm"] + 2 * scale * jnp.sum(across * b, axis=-2)
+        squared = held["norm"] + 2 * scale * jnp.sum(across * b, axis=-2)
         squared += jnp.square(scale) * jnp.sum(b * jnp.einsum("...rs,...so->...ro", gram, b), axis=-2)
         treated = self.of_layers(np.array([[index != NO_RULE] for index in self.rules]))
-        factor = jnp.where(treated, arrays["m"] / jnp.sqrt(squared), 1.0)
-        return Effect(adapters={self.path: ArraysAdapter(_product, {"term": term, "factor": factor})})
+        if on is not None:
+            treated = on[..., None]
+            squared = jnp.where(treated, squared, 1.0)
+        factor = jnp.where(treated, held["m"] / jnp.sqrt(squared), 1.0)
+        return ArraysAdapter(_product, {"term": term, "factor": factor})
 
     def sizes(self, values: Values) -> Iterator[Trained]:
         """The low-rank term's, and a size for each output."""

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from jaxtune.late import TYPES, jax, jnp
-from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Trained, Values
+from jaxtune.updates.treatments.base import Arrays, Exported, Trained, Values
 from jaxtune.updates.treatments.low_rank import LowRank, RankRule
 
 if TYPE_CHECKING or TYPES:
-    from jaxtyping import Array, Key, UInt32
+    from jaxtyping import Array, Bool, Float, Key
+
+    from jaxtune.models.linear import Adapter
 
 _RIDGE = 1e-8
 
@@ -48,18 +50,19 @@ class LoraFa(LowRank):
         arrays, _ = super().init(key, base, values)
         return {"b": arrays["b"]}, {"a": arrays["a"]}
 
-    def apply(
+    def changed(
         self,
+        term: Any,
+        held: Mapping[str, Float[Array, "..."]],
         base: Mapping[str, Array],
-        arrays: Arrays,
-        fixed: Arrays,
         values: Values,
-        seed: UInt32[Array, ""] | None,
-    ) -> Effect:
-        """As LoRA's, with another gradient of B."""
-        del base
-        term = self.adapter({**arrays, **fixed}, values, seed)
+        on: Bool[Array, "*layers"] | None = None,
+    ) -> Adapter:
+        """Another gradient of B."""
+        del held, base, values
         gram = jnp.einsum("...ir,...is->...rs", term.a, term.a)
+        if on is not None:
+            gram = jnp.where(on[..., None, None], jax.lax.stop_gradient(gram), jnp.eye(gram.shape[-1]))
         # Columns out of use are zero: a one in their place leaves the others' inverse as it is.
         unused = jnp.where(jnp.diagonal(gram, axis1=-2, axis2=-1) == 0, 1.0, _RIDGE)
         inverse = jnp.linalg.inv(gram + unused[..., None] * jnp.eye(gram.shape[-1]))
@@ -67,8 +70,9 @@ class LoraFa(LowRank):
         moved = factor @ term.b
         # B itself, whose gradient is multiplied.
         b = jax.lax.stop_gradient(term.b) + (moved - jax.lax.stop_gradient(moved))
-        arrays = (term.a, b, term.scale, term.dropout_rate, term.dropout_seed)
-        return Effect(adapters={self.path: type(term)(*arrays)})
+        if on is not None:
+            b = jnp.where(on[..., None, None], b, term.b)
+        return type(term)(term.a, b, term.scale, term.dropout_rate, term.dropout_seed)
 
     def sizes(self, values: Values) -> Iterator[Trained]:
         """The rows of B up to the rank."""

@@ -12,7 +12,7 @@ import dataclasses
 import math
 import zlib
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
@@ -29,12 +29,13 @@ from jaxtune.updates.treatments.base import (
     Room,
     Trained,
     Values,
+    per_layer,
 )
 
 if TYPE_CHECKING or TYPES:
-    from jaxtyping import Array, Float, Key, UInt32
+    from jaxtyping import Array, Bool, Float, Key, UInt32
 
-    from jaxtune.models.linear import LowRankAdapter
+    from jaxtune.models.linear import Adapter, LowRankAdapter
 
 
 class RankRule(RuleConfig):
@@ -49,6 +50,9 @@ class RankRule(RuleConfig):
     dropout: Annotated[Probability, Traced(), BesideAdapter()] = Field(
         default=0.0, description="Share of the term's inputs that are left out of a training step."
     )
+
+    told: ClassVar[tuple[str, ...]] = ("use_rslora",)
+    """Keys of sections derived from this one that :attr:`rooted` tells."""
 
     @property
     def rooted(self) -> bool:
@@ -74,6 +78,10 @@ class LowRankRule(RankRule):
 class LowRank(LinearTreatment):
     """A linear module with a low-rank term.
 
+    Methods derived from it that differ in what they make of the term (:meth:`changed`), in arrays of their own, in the
+    start and in the rates of their groups, and whose sections have traced numbers alone, are searched in one program
+    (:mod:`jaxtune.updates.shared`).
+
     Attributes:
       capacity: the largest rank that there is room for.
     """
@@ -81,6 +89,8 @@ class LowRank(LinearTreatment):
     Section = LowRankRule
     serves_head = True
     peft_type = "LORA"
+    stage: ClassVar[int] = 0
+    """Which of several methods' changes of one term comes first."""
 
     capacity: int
 
@@ -115,8 +125,16 @@ class LowRank(LinearTreatment):
     def scale(self, values: Values) -> Float[Array, " layers"]:
         """The factor on A B for each layer: alpha / rank, or alpha / sqrt(rank); 0 where there is no rule."""
         rank = jnp.maximum(self.gathered("rank", values), 1.0)
-        rooted = np.array([index != NO_RULE and self.is_rooted(index) for index in self.rules])
-        return self.gathered("alpha", values) / jnp.where(rooted, jnp.sqrt(rank), rank)
+        return self.gathered("alpha", values) / jnp.where(self.rooted(values), jnp.sqrt(rank), rank)
+
+    def rooted(self, values: Values) -> Any:
+        """In which layers the scale has the root of the rank: known, or a number of the rules where methods share a
+        program.
+        """
+        roots = {index: values.get(f"update.{index}.root") for index in self.used_rules}
+        if None in roots.values():
+            return np.array([index != NO_RULE and self.is_rooted(index) for index in self.rules])
+        return per_layer(roots, self.rules) > 0
 
     def is_rooted(self, index: int) -> bool:
         """Whether a rule scales by the root of the rank (arXiv:2312.03732)."""
@@ -131,9 +149,30 @@ class LowRank(LinearTreatment):
         values: Values,
         seed: UInt32[Array, ""] | None,
     ) -> Effect:
-        """The term beside the layer's own product."""
-        del base, fixed
-        return Effect(adapters={self.path: self.adapter(arrays, values, seed)})
+        """The term beside the layer's own product, and what the method makes of it."""
+        held = {**arrays, **fixed}
+        return Effect(adapters={self.path: self.changed(self.adapter(held, values, seed), held, base, values)})
+
+    def changed(
+        self,
+        term: Any,
+        held: Mapping[str, Float[Array, "..."]],
+        base: Mapping[str, Array],
+        values: Values,
+        on: Bool[Array, "*layers"] | None = None,
+    ) -> Adapter:
+        """What the method makes of the plain term.
+
+        Args:
+          term: an adapter, :class:`~jaxtune.models.linear.LowRankAdapter` but where another method has changed it.
+          held: arrays, trained and fixed. Those that the method has not are zero in layers that it is not used in.
+          base: the model's arrays.
+          values: numbers of the rules.
+          on: in which layers the method is used; None for all. In the others the term has to stay what it is, and no
+            number may come of it that is not finite: gradients pass through all that is computed.
+        """
+        del held, base, values, on
+        return term
 
     def adapter(
         self, arrays: Mapping[str, Float[Array, "..."]], values: Values, dropout_seed: UInt32[Array, ""] | None

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field
 
 from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jax, jnp, np
-from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Values
+from jaxtune.updates.treatments.base import Arrays, Exported, Values
 from jaxtune.updates.treatments.low_rank import LowRank, RankRule
 
 if TYPE_CHECKING or TYPES:
-    from jaxtyping import Array, Float, Key, UInt32
+    from jaxtyping import Array, Bool, Float, Key
 
-    from jaxtune.models.linear import LowRankAdapter
+    from jaxtune.models.linear import Adapter
 
 _EXACT, _BEYOND, _ITERATIONS = 1024, 8, 4
 """Up to this side a matrix is decomposed whole; beyond, by so many columns more than are asked for, and iterations."""
@@ -37,6 +37,8 @@ class FromWeights(LowRank):
     but for the rounding of a difference that is zero. Both products are made as one of twice the rank, and so it is
     exported: a plain LoRA beside the base. Dropout drops the inputs of both.
     """
+
+    stage = 1
 
     def part(self, kernel: Float[Array, "inputs outputs"]) -> tuple[Float[Array, "..."], Float[Array, "..."]]:
         """A and B of a kernel, float32, with as many columns as there is room for, the most important first."""
@@ -67,27 +69,20 @@ class FromWeights(LowRank):
         a, b = self.of_layers(a / root), self.of_layers(b / root)
         return {"a": a, "b": b}, {"a0": a, "b0": b}
 
-    def difference(
-        self, arrays: Arrays, fixed: Arrays, values: Values, seed: UInt32[Array, ""] | None
-    ) -> LowRankAdapter:
-        """[A A₀] and [B; −B₀]."""
-        now = self.adapter(arrays, values, seed)
-        begun = self.adapter({"a": fixed["a0"], "b": fixed["b0"]}, values, None)
-        a = jnp.concatenate([now.a, begun.a], axis=-1)
-        b = jnp.concatenate([now.b, -begun.b], axis=-2)
-        return type(now)(a, b, now.scale, now.dropout_rate, now.dropout_seed)
-
-    def apply(
+    def changed(
         self,
+        term: Any,
+        held: Mapping[str, Float[Array, "..."]],
         base: Mapping[str, Array],
-        arrays: Arrays,
-        fixed: Arrays,
         values: Values,
-        seed: UInt32[Array, ""] | None,
-    ) -> Effect:
-        """The difference of two terms."""
-        del base
-        return Effect(adapters={self.path: self.difference(arrays, fixed, values, seed)})
+        on: Bool[Array, "*layers"] | None = None,
+    ) -> Adapter:
+        """[A A₀] and [B; −B₀]: the difference of two terms, where A₀ and B₀ are not zero."""
+        del base, on
+        begun = self.adapter({"a": held["a0"], "b": held["b0"]}, values, None)
+        a = jnp.concatenate([term.a, begun.a], axis=-1)
+        b = jnp.concatenate([term.b, -begun.b], axis=-2)
+        return type(term)(a, b, term.scale, term.dropout_rate, term.dropout_seed)
 
     def check(self, values: Values) -> None:
         """Every rank lies within the sides of the matrix, which has no more parts."""

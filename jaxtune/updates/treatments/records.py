@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from jaxtune.late import TYPES
@@ -74,11 +74,13 @@ class Group:
       layers: which rule moves which of its layers. Those of no rule are not touched, and have no moments.
       factors: names of numbers of the rule that multiply the learning rate, beside ``learning_rate_scale``.
       decays: whether the rule's weight decay holds.
+      moves: a further factor on the learning rate, of a rule by its index and of the numbers of all rules.
     """
 
     layers: Layers
     factors: tuple[str, ...] = ()
     decays: bool = True
+    moves: Callable[[int, Values], Any] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
