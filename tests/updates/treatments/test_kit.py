@@ -44,7 +44,7 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-SMALL = {"rank": 2, "block_size": 4, "tokens": [20, 5]}
+SMALL = {"rank": 2, "rho": 1.0, "block_size": 4, "tokens": [20, 5]}
 OWN = {"trainable_tokens": "embed", "bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
 OWN |= {"low_rank_embedding": "embed"}
 """What the methods match that are not for linear layers."""
