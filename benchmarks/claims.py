@@ -18,11 +18,11 @@ from comparisons import holm
 from experiments.run_blocks import FINAL_SEEDS, FRACTION, JOURNALS, OUT, SEARCH_SEEDS, TASKS
 from scipy import stats
 
+from jaxtune.experiments.learning_curve import Measured
+from jaxtune.experiments.output import markdown_table
 from jaxtune.files import write_atomically
 from jaxtune.search.journal import plain, read_journal
 from jaxtune.search.trial import replay
-from jaxtune.studies.learning_curve import Measured
-from jaxtune.studies.output import markdown_table
 
 ARMS = ("search", "random", "rate", "reference")
 SAMPLES = 10_000

@@ -27,11 +27,11 @@ import numpy as np
 from jaxtune.config import Config, hyperparameters, load_config
 from jaxtune.data import train_batches
 from jaxtune.data.pipeline import steps_of_epochs
+from jaxtune.experiments.early_score import design
+from jaxtune.experiments.sampling import read_documents, sampling_order
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.studies.early_score import design
-from jaxtune.studies.sampling import read_documents, sampling_order
 from jaxtune.telemetry.environment import machine
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.population import Population
 
 POPULATIONS = (1, 4, 8, 16)
@@ -83,12 +83,12 @@ def configured(model: Path, data: Path, *further: str) -> Config:
 
 def times(journal: Journal, runner: TrainerRunner, configurations: Sequence[Mapping[str, Any]]) -> None:
     """Seconds to compile and of a step, by population."""
-    experiment = runner.experiment
+    opened = runner.opened
     trainer = runner.trainer(runner.configuration(configurations[0]))
     for size in POPULATIONS:
         if (name := f"population {size}") in journal.known or journal.left < 40:
             continue
-        population, feed = Population(trainer, size, batched=True), experiment.batches()
+        population, feed = Population(trainer, size, batched=True), opened.batches()
         for slot in range(size):
             values = hyperparameters(runner.configuration(configurations[slot]))
             population.put(slot, trainer.init(values), values)
@@ -102,7 +102,7 @@ def times(journal: Journal, runner: TrainerRunner, configurations: Sequence[Mapp
             _losses(population.step(batches))
             taken.append(time.perf_counter() - begin)
         feed.close()
-        tokens = size * experiment.config.train.batch_size * experiment.config.train.sequence_length
+        tokens = size * opened.config.train.batch_size * opened.config.train.sequence_length
         seconds = statistics.median(taken)
         journal.write(name, compile_seconds=compiled, step_seconds=seconds, tokens_per_second=tokens / seconds)
 
@@ -119,7 +119,7 @@ def designed(journal: Journal, runner: TrainerRunner, configurations: Sequence[M
         for slot in range(width):
             values = hyperparameters(runner.configuration(configurations[start + slot]))
             population.put(slot, trainer.init(values), values)
-        feed = runner.experiment.batches()
+        feed = runner.opened.batches()
         losses: list[float] = []
         for _ in range(STEPS):
             losses = _losses(population.step(dict.fromkeys(range(width), next(feed))))
@@ -127,11 +127,11 @@ def designed(journal: Journal, runner: TrainerRunner, configurations: Sequence[M
         journal.write(name, seconds=time.perf_counter() - begin, losses=losses)
 
 
-def sized(journal: Journal, experiment: Experiment, folder: Path) -> None:
+def sized(journal: Journal, opened: OpenedConfig, folder: Path) -> None:
     """Every size and seed as a slot of one population, each with examples and a length of its own."""
     if "sizes" in journal.known:
         return
-    config, examples = experiment.config, experiment.examples["train"]
+    config, examples = opened.config, opened.examples["train"]
     units = read_documents(examples, config.data.explode, None, "examples")
     layout = {"sequence_length": config.train.sequence_length, "packing": config.data.packing}
     runs = [(min(size, len(examples)), seed) for size in SIZES for seed in SEEDS]
@@ -144,7 +144,7 @@ def sized(journal: Journal, experiment: Experiment, folder: Path) -> None:
     feeds = [
         train_batches(each, batch_size=ROWS, seed=seed, **layout) for each, (_, seed) in zip(chosen, runs, strict=True)
     ]
-    trainer = experiment.trainer()
+    trainer = opened.trainer()
     population = Population(trainer, len(runs), batched=True)
     saved, states = folder / "sizes.npz", []
     losses: dict[int, float] = {}
@@ -207,14 +207,14 @@ def main() -> None:
     further = [] if arguments.call == 1 else [f"train.batch_size={ROWS}", "train.steps=null", f"train.epochs={EPOCHS}"]
     begin = time.perf_counter()
     config = configured(arguments.model, arguments.data, *further)
-    experiment = Experiment(config)
+    opened = OpenedConfig(config)
     journal.write(f"open {arguments.call} at {time.time():.0f}", seconds=time.perf_counter() - begin)
     if arguments.call == 1:
-        configurations, runner = design(config), TrainerRunner(experiment, population=POPULATIONS[-1])
+        configurations, runner = design(config), TrainerRunner(opened, population=POPULATIONS[-1])
         times(journal, runner, configurations)
         designed(journal, runner, configurations)
     else:
-        sized(journal, experiment, arguments.out)
+        sized(journal, opened, arguments.out)
 
 
 if __name__ == "__main__":

@@ -90,7 +90,7 @@ def prepare(setting: Setting, search: Mapping[str, int | float], steps: int, val
     """
     from jaxtune.cli.common import start_devices
     from jaxtune.config import dump_config, with_overrides
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     start_devices()
     make = _pretrained if setting.shape is None else _random
@@ -108,14 +108,14 @@ def prepare(setting: Setting, search: Mapping[str, int | float], steps: int, val
     }
     config = with_overrides(config, common)
     config = with_overrides(config, {"search.reference": _reference(config)})
-    examples = Experiment(config).examples
+    examples = OpenedConfig(config).examples
     config = with_overrides(config, {"train.batch_size": _rows(setting.examples, examples["train"], config)})
     (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    experiment = Experiment(config)
+    opened = OpenedConfig(config)
     if setting.with_peer:
-        _for_peer(experiment, setting, folder)
-    trainer = experiment.trainer()
-    loss = trainer.evaluate(trainer.init(), experiment.validation_batches or []).loss
+        _for_peer(opened, setting, folder)
+    trainer = opened.trainer()
+    loss = trainer.evaluate(trainer.init(), opened.validation_batches or []).loss
     described = {
         "untuned_loss": loss,
         "rows_per_step": config.train.batch_size,
@@ -176,16 +176,16 @@ def _present(config: Any) -> bool:
 
 def _full_rows(config: Any, folder: Path) -> dict[str, Any]:
     """The examples' texts on end, in pieces that fill a row and are cut to it; the loss is on all of their tokens."""
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
-    experiment = Experiment(config)
+    opened = OpenedConfig(config)
     length = config.train.sequence_length
     overrides: dict[str, Any] = {}
-    for part, examples in experiment.examples.items():
+    for part, examples in opened.examples.items():
         if part == "test":
             continue
         tokens = np.concatenate([example.tokens for example in examples])
-        text = experiment.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
+        text = opened.tokenizer.decode(tokens.tolist(), skip_special_tokens=True)
         # Longer than a row: what is too much is cut off.
         size = int(1.5 * length * len(text) / len(tokens))
         pieces = [{"text": text[begin : begin + size]} for begin in range(0, len(text) - size, size)]
@@ -262,7 +262,7 @@ def _word_tokenizer(vocabulary: int) -> Any:
 # The peer's files
 
 
-def _for_peer(experiment: Any, setting: Setting, folder: Path) -> None:
+def _for_peer(opened: Any, setting: Setting, folder: Path) -> None:
     """The task without jaxtune: tokens and loss weights, and the examples of each step of every trial.
 
     They are the very examples of jaxtune's batches: rows are packed, but a step has them all.
@@ -271,9 +271,9 @@ def _for_peer(experiment: Any, setting: Setting, folder: Path) -> None:
     from jaxtune.search.space import Space
     from jaxtune.training.optimizers.adamw import OptimizerConfig
 
-    config = experiment.config
-    places = {example.index: place for place, example in enumerate(experiment.examples["train"])}
-    batches = experiment.batches(config)
+    config = opened.config
+    places = {example.index: place for place, example in enumerate(opened.examples["train"])}
+    batches = opened.batches(config)
     groups = []
     for _ in range(config.train.steps):
         ids = next(batches)["example_ids"]
@@ -281,7 +281,7 @@ def _for_peer(experiment: Any, setting: Setting, folder: Path) -> None:
     batches.close()
     arrays: dict[str, np.ndarray] = {}
     for part in ("train", "validation"):
-        examples = experiment.examples[part]
+        examples = opened.examples[part]
         arrays[f"{part}_tokens"] = np.concatenate([example.tokens for example in examples])
         arrays[f"{part}_weights"] = np.concatenate([example.weights for example in examples])
         arrays[f"{part}_ends"] = np.cumsum([len(example.tokens) for example in examples])

@@ -33,12 +33,12 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     import jax.numpy as jnp
 
     from jaxtune.config import load_config
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
     from jaxtune.training.stacked_adapters import StackedAdapters
 
     changes = [*arguments.overrides, f"evaluation.limit={arguments.questions}", f"update.0.rank={max(RANKS)}"]
-    experiment = Experiment(load_config(arguments.config, changes))
-    trainer, evaluator = experiment.trainer(), experiment.evaluator("validation")
+    opened = OpenedConfig(load_config(arguments.config, changes))
+    trainer, evaluator = opened.trainer(), opened.evaluator("validation")
     assert evaluator is not None, "the configuration scores no answers"
     runs = []
     for trial in range(arguments.trials):
@@ -70,9 +70,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         "distinct": distinct,
         "words": words,
         "questions": len(evaluator.examples),
-        "programs": experiment.generator.compilations,
-        "batch_size": experiment.generator.batch_size,
-        "groups": experiment.generator.groups(arguments.trials),
+        "programs": opened.generator.compilations,
+        "batch_size": opened.generator.batch_size,
+        "groups": opened.generator.groups(arguments.trials),
     }
 
 

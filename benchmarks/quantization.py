@@ -32,17 +32,17 @@ KINDS = ("none", "nf4", "int8", "fp8")
 def measured(kind: str, overrides: list[str]) -> dict[str, Any]:
     """Losses of one kind before and after training, with those of single examples."""
     from jaxtune.config import load_config
-    from jaxtune.training.experiment import Experiment
     from jaxtune.training.memory import compiled_memory
+    from jaxtune.training.opened_config import OpenedConfig
 
     quantize = "null" if kind == "none" else kind
     config = load_config(CONFIG, [*SETTING, *overrides, f"model.quantize={quantize}"])
-    experiment = Experiment(config, parts=("train", "validation"))
-    trainer = experiment.trainer()
-    batches = experiment.validation_batches or ()
+    opened = OpenedConfig(config, parts=("train", "validation"))
+    trainer = opened.trainer()
+    batches = opened.validation_batches or ()
     state = trainer.init()
     untuned = trainer.evaluate(state, batches)
-    iterator, batch = experiment.batches(), None
+    iterator, batch = opened.batches(), None
     for _ in range(trainer.config.steps or 0):
         batch = next(iterator)
         state, _ = trainer.step(state, batch)

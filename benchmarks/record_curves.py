@@ -40,22 +40,22 @@ def train(runner: Any, configuration: dict[str, Any]) -> dict[str, float]:
     """Trains one trial to its end; its columns, empty from where it diverged."""
     from jaxtune.config import hyperparameters
 
-    experiment = runner.experiment
+    opened = runner.opened
     config = runner.configuration(configuration)
     trainer, values = runner.trainer(config), hyperparameters(config)
-    state, batches = trainer.init(values), experiment.batches(config)
+    state, batches = trainer.init(values), opened.batches(config)
     row: dict[str, float] = {}
     seconds = 0.0
     for share in SHARES:
         until = round(share * config.train.steps)
         result = trainer.fit(batches, state=state, hyperparameters=values, until=until, evaluate_at_end=False)
         state, seconds = result.state, seconds + result.seconds
-        loss = None if result.stopped == "diverged" else trainer.evaluate(state, experiment.validation_batches, values)
+        loss = None if result.stopped == "diverged" else trainer.evaluate(state, opened.validation_batches, values)
         if loss is None or not math.isfinite(loss.loss):
             break
         row[f"loss_{until}"], row[f"standard_error_{until}"] = loss.loss, loss.standard_error
     else:
-        row["test_loss"] = trainer.evaluate(state, experiment.loss_batches("test"), values).loss
+        row["test_loss"] = trainer.evaluate(state, opened.loss_batches("test"), values).loss
     batches.close()
     return {**row, "seconds": seconds}
 
@@ -72,16 +72,16 @@ def record(task: str, trials: int) -> None:
     from jaxtune.config import load_config
     from jaxtune.search.space import Space
     from jaxtune.search.trainer_runner import TrainerRunner
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     config = load_config(CURVES / f"{task}.yaml")
-    experiment = Experiment(config)
-    runner = TrainerRunner(experiment)
+    opened = OpenedConfig(config)
+    runner = TrainerRunner(opened)
     space = Space(config.search.space)
-    names = columns(space, experiment.config.train.steps)
+    names = columns(space, opened.config.train.steps)
     path = CURVES / f"{task}.csv"
     done = max(sum(1 for _ in path.open(encoding="utf-8")) - 1, 0) if path.exists() else 0
-    print(f"{task}: {len(experiment.examples['validation'])} validation examples, {done} of {trials} trials recorded")
+    print(f"{task}: {len(opened.examples['validation'])} validation examples, {done} of {trials} trials recorded")
     with path.open("a", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, names, lineterminator="\n", restval="")
         if not done:

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from replay import read_table
 
-from jaxtune.studies.agreement import draw_trials, interval, regret, regret_interval
+from jaxtune.experiments.agreement import draw_trials, interval, regret, regret_interval
 
 TABLES = ("attr_oamine", "slots_restaurant8k")
 CONFIDENCE = 0.95

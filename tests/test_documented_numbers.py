@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 import yaml
 
-from jaxtune.studies import ablation_page, data_size_page, early_score_page, transfer_page
-from jaxtune.studies.output import write_output
+from jaxtune.experiments import ablation_page, data_size_page, early_score_page, transfer_page
+from jaxtune.experiments.output import write_output
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES: dict[str, dict[str, Any]] = yaml.safe_load((ROOT / "tests/documented_numbers.yaml").read_text(encoding="utf-8"))

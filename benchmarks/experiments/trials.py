@@ -18,12 +18,12 @@ from typing import Any
 
 from jaxtune.config import Config, load_config
 from jaxtune.errors import UserError
+from jaxtune.experiments.run import claim, open_runner
+from jaxtune.experiments.trials import ExperimentTrials
 from jaxtune.files import write_atomically
 from jaxtune.search.journal import plain
 from jaxtune.search.milestones import distinct_steps
 from jaxtune.search.runner import Interrupted
-from jaxtune.studies.run import claim, open_runner
-from jaxtune.studies.trials import StudyTrials
 from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.signals import stop_signals
 from jaxtune.training.template_date import with_date
@@ -58,8 +58,10 @@ def run(
     runner = open_runner(config, STUDY, hooks)
     claim(config)
     settings = {"trials": [dict(one) for one in named], "fractions": list(fractions)}
-    data = runner.experiment.fingerprints
-    with StudyTrials(config, STUDY, runner, settings=settings, planned=len(named), hooks=hooks, data=data) as trials:
+    data = runner.opened.fingerprints
+    with ExperimentTrials(
+        config, STUDY, runner, settings=settings, planned=len(named), hooks=hooks, data=data
+    ) as trials:
         each = [trials.add(one["configuration"], name=one["name"]) for one in named]
         named_fractions = [("--fractions", fraction) for fraction in fractions]
         steps = [distinct_steps(named_fractions, runner.total_steps(trial)) for trial in each]

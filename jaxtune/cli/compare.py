@@ -16,7 +16,7 @@ from jaxtune.layout import TrialDirectory
 if TYPE_CHECKING:
     from jaxtune.config import Config
     from jaxtune.reports.comparison import Side
-    from jaxtune.training.experiment import Part
+    from jaxtune.training.opened_config import Part
 
 EXAMPLE = "jaxtune compare runs/mine runs/quickstart runs/quickstart@3 --html compared.html"
 
@@ -115,7 +115,7 @@ def _config(subject: Subject) -> Config:
 def _check(subjects: Mapping[str, Subject], split: Part) -> None:
     """Refuses what does not compare before any model is opened."""
     from jaxtune.reports.comparison import Asked, check_alike
-    from jaxtune.training.experiment import read_examples
+    from jaxtune.training.opened_config import read_examples
     from jaxtune.training.predictions import row_identities
 
     asked: list[Asked] = []
@@ -134,15 +134,15 @@ def _check(subjects: Mapping[str, Subject], split: Part) -> None:
 def _evaluated(subjects: Mapping[str, Subject], split: Part) -> list[Side]:
     """The predictions of all; a study is opened once for those of its trials that follow each other."""
     from jaxtune.reports.comparison import Side
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
     from jaxtune.training.predictions import predictions
 
     sides: list[Side] = []
-    opened: tuple[str, Experiment] | None = None
+    opened: tuple[str, OpenedConfig] | None = None
     for name, subject in subjects.items():
         directory = subject.config.directory
         if opened is None or opened[0] != directory:
-            opened = directory, Experiment(subject.config, parts=(split,))
+            opened = directory, OpenedConfig(subject.config, parts=(split,))
         trained = subject.open(opened[1])
         state = subject.trial
         folder = TrialDirectory(directory) if state is None else state.trial.files

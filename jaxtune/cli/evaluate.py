@@ -31,7 +31,7 @@ def run(arguments: argparse.Namespace) -> int:
 
     from jaxtune.errors import UserError
     from jaxtune.files import check_writable, write_atomically
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     if getattr(config.data, arguments.split) is None:
         raise UserError(f"data.{arguments.split}: the configuration has no such split; name another with --split")
@@ -39,15 +39,15 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(arguments.predictions, "--predictions")
         if Path(arguments.predictions).is_dir():
             raise UserError(f"--predictions: {arguments.predictions} is a directory, not a file")
-    experiment = Experiment(config)
-    subject = chosen.open(experiment)
-    evaluator = experiment.evaluator(arguments.split)
+    opened = OpenedConfig(config)
+    subject = chosen.open(opened)
+    evaluator = opened.evaluator(arguments.split)
     if arguments.predictions and evaluator is None:
         raise UserError("--predictions needs evaluation.task, which is 'none'")
     if arguments.dry_run:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would evaluate {subject.origin}")
         return 0
-    batches = experiment.loss_batches(arguments.split)
+    batches = opened.loss_batches(arguments.split)
     assert batches is not None
     loss = subject.trainer.evaluate(subject.state, batches)
     metrics: dict[str, float] = {"loss": loss.loss}

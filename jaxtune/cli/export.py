@@ -94,15 +94,15 @@ def _run(arguments: argparse.Namespace) -> int:
     from jaxtune.errors import UserError
     from jaxtune.files import check_writable, whole_or_nothing
     from jaxtune.models import save_model
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
     from jaxtune.updates import merge_adapters
 
     target = Path(arguments.merged or arguments.peft)
     check_writable(target, "--merged" if arguments.merged else "--peft")
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise UserError(f"{target}: exists and is not an empty directory; choose another")
-    experiment = Experiment(config, parts=())
-    subject = chosen.open(experiment)
+    opened = OpenedConfig(config, parts=())
+    subject = chosen.open(opened)
     if arguments.merge is not None:
         subject = dataclasses.replace(subject, origin=f"the merger of {', '.join(arguments.merge)}")
     kind = "merged model" if arguments.merged else "PEFT adapter"
@@ -112,9 +112,7 @@ def _run(arguments: argparse.Namespace) -> int:
     trainer, trainable = subject.trainer, subject.state.trainable
     with whole_or_nothing(target):
         if arguments.merged:
-            merged = merge_adapters(
-                experiment.model, trainer.plan, trainable, trainer.hyperparameters, subject.state.fixed
-            )
+            merged = merge_adapters(opened.model, trainer.plan, trainable, trainer.hyperparameters, subject.state.fixed)
             source, revision = located(config).model.tokenizer_source
             save_model(merged, target, tokenizer_from=source, tokenizer_revision=revision)
         else:

@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.errors import UserError
     from jaxtune.evaluation.generation import check_request
     from jaxtune.evaluation.text import answer_texts
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     if arguments.messages is not None and arguments.prompt:
         raise UserError("give --prompt or --messages, not both")
@@ -67,24 +67,24 @@ def run(arguments: argparse.Namespace) -> int:
     overrides = {"evaluation.batch_size": min(len(talks or prompts), config.evaluation.batch_size)}
     if arguments.max_new_tokens is not None:
         overrides["evaluation.max_new_tokens"] = arguments.max_new_tokens
-    experiment = Experiment(with_overrides(config, overrides), parts=())
-    subject = chosen.open(experiment)
+    opened = OpenedConfig(with_overrides(config, overrides), parts=())
+    subject = chosen.open(opened)
     if talks:
-        prompts = [chat_prompt(talk, experiment.tokenizer, place, key="--messages") for talk, place in talks]
+        prompts = [chat_prompt(talk, opened.tokenizer, place, key="--messages") for talk, place in talks]
     elif rendered:
         prompts = [
-            chat_prompt(one_turn(text), experiment.tokenizer, f"prompt {number}", key="data.chat")
+            chat_prompt(one_turn(text), opened.tokenizer, f"prompt {number}", key="data.chat")
             for number, text in enumerate(prompts, 1)
         ]
-    encoded = encode_prompts(experiment.tokenizer, prompts, rendered=rendered)
+    encoded = encode_prompts(opened.tokenizer, prompts, rendered=rendered)
     sampling = {name: getattr(arguments, name) for name in ("temperature", "top_k", "top_p", "seed")}
-    decoder = experiment.model.config
+    decoder = opened.model.config
     check_request(encoded, decoder.vocab_size, context=decoder.max_position_embeddings, **sampling)
     if arguments.dry_run:
         emit({"checked": True, "subject": subject.origin}, arguments.json, f"would continue with {subject.origin}")
         return 0
-    answers = experiment.generator(*subject.apply(), encoded, **sampling)
-    texts = answer_texts(experiment.tokenizer, answers)
+    answers = opened.generator(*subject.apply(), encoded, **sampling)
+    texts = answer_texts(opened.tokenizer, answers)
     result = {"subject": subject.origin, "prompts": prompts, "continuations": texts}
     shown = texts if rendered else [f"{prompt}{text}" for prompt, text in zip(prompts, texts, strict=True)]
     emit(result, arguments.json, "\n".join(shown))

@@ -32,8 +32,8 @@ def run(arguments: argparse.Namespace) -> int:
     from jaxtune.files import check_writable
     from jaxtune.parallel.platform import device_memory_peak, peak_flops
     from jaxtune.telemetry.profiling import record_trace, time_steps
-    from jaxtune.training.experiment import Experiment
     from jaxtune.training.memory import checked_memory, compiled_memory
+    from jaxtune.training.opened_config import OpenedConfig
 
     if arguments.steps < 1:
         raise UserError(f"--steps: {arguments.steps} is not a positive number")
@@ -42,12 +42,12 @@ def run(arguments: argparse.Namespace) -> int:
         check_writable(folder, "--trace")
         if folder.exists() and not folder.is_dir():
             raise UserError(f"--trace: {folder} is a file, not a directory")
-    experiment = Experiment(config, parts=("train",))
-    trainer = experiment.trainer()
+    opened = OpenedConfig(config, parts=("train",))
+    trainer = opened.trainer()
     if arguments.dry_run:
-        emit({"checked": True, "memory": checked_memory(experiment, trainer)}, arguments.json, "the step compiles")
+        emit({"checked": True, "memory": checked_memory(opened, trainer)}, arguments.json, "the step compiles")
         return 0
-    batches = experiment.batches()
+    batches = opened.batches()
     host_batch = next(batches)
     batches.close()
     compiled = trainer.compile_step(host_batch)

@@ -16,7 +16,7 @@ from jaxtune.layout import CONFIG_FILE, RunFiles, TrialDirectory
 if TYPE_CHECKING:
     from jaxtune.config import Config
     from jaxtune.search.trial import TrialState
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
     from jaxtune.training.trained import Trained
 
 
@@ -62,14 +62,14 @@ class Subject:
     untuned: bool = False
     winner: bool = False
 
-    def open(self, experiment: Experiment) -> Trained:
+    def open(self, opened: OpenedConfig) -> Trained:
         """The trained state, over the opened configuration."""
         from jaxtune.search.trained import trained_trial
         from jaxtune.training.trained import trained
 
         if self.trial is not None:
-            return trained_trial(experiment, self.trial, origin=self.origin)
-        return trained(experiment, adapter=self.adapter, untuned=self.untuned)
+            return trained_trial(opened, self.trial, origin=self.origin)
+        return trained(opened, adapter=self.adapter, untuned=self.untuned)
 
 
 def start_subject(

@@ -70,7 +70,13 @@ class OptimizerSection(Section):
         raise NotImplementedError(f"{type(self).__name__} has no build(plan, kernels)")
 
 
-OPTIMIZERS = Kinds("optimizer", "jaxtune.training.optimizers", "jaxtune.optimizers", OptimizerSection, "adamw")
+OPTIMIZERS = Kinds(
+    what="optimizer",
+    package="jaxtune.training.optimizers",
+    group="jaxtune.optimizers",
+    base=lambda: OptimizerSection,
+    default="adamw",
+)
 """What ``optimizer.kind`` can name."""
 
 

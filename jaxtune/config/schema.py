@@ -16,6 +16,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, SerializeAsAny, field_validator, model_validator
 
 from jaxtune.config.data_section import DataConfig
+from jaxtune.config.experiments import ExperimentsConfig
 from jaxtune.config.metrics import TaskName
 from jaxtune.config.optimizer_section import OPTIMIZERS, OptimizerSection, default_optimizer
 from jaxtune.config.search_section import SearchConfig
@@ -35,7 +36,6 @@ from jaxtune.config.section import (
     located,
     parsed,
 )
-from jaxtune.config.studies import StudiesConfig
 from jaxtune.config.training_sections import ParallelConfig, TrainConfig
 from jaxtune.config.update_rules import Rule, reference_update
 
@@ -181,8 +181,8 @@ class Config(Section):
     search: Annotated[Parsed[SearchConfig | None, Mapping[str, Any]], HostOnly()] = parsed(
         "What `jaxtune search` tries; one configuration is trained if unset.", default=None
     )
-    study: Annotated[Parsed[StudiesConfig, Mapping[str, Any]], HostOnly(), Free()] = parsed(
-        "The experiments of `jaxtune study`.", default=StudiesConfig()
+    study: Annotated[Parsed[ExperimentsConfig, Mapping[str, Any]], HostOnly(), Free()] = parsed(
+        "The experiments of `jaxtune study`.", default=ExperimentsConfig()
     )
     telemetry: Annotated[Parsed[TelemetryConfig, Mapping[str, Any]], HostOnly()] = parsed(
         "Where metrics go, besides metrics.jsonl.", default=TelemetryConfig()

@@ -146,6 +146,11 @@ def linear_modules(config: DecoderConfig) -> tuple[str, ...]:
     return tuple(path.removesuffix(_KERNEL) for path in declare(config) if path.endswith(_KERNEL))
 
 
+def adaptable_modules(config: DecoderConfig) -> dict[str, str]:
+    """Paths of the modules that can hold an adapter, the embedding table's among them: those of their matrices."""
+    return {"embed": "embed.table", **{path: f"{path}{_KERNEL}" for path in linear_modules(config)}}
+
+
 def count_parameters(config: DecoderConfig) -> int:
     """Number of parameters; a tied head counts once."""
     return sum(spec.size for spec in declare(config).values())

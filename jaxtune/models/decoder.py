@@ -20,7 +20,7 @@ from jaxtune.models.attention import HEADS, RESIDUALS
 from jaxtune.models.blocks import Block, Layer, Linear, RMSNorm, Shared, subtree
 from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
-from jaxtune.models.declarations import Params, check_params, declare, held, linear_modules
+from jaxtune.models.declarations import Params, adaptable_modules, check_params, declare, held
 from jaxtune.models.head import Head
 from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
 from jaxtune.models.rotary import rotary_table
@@ -96,7 +96,7 @@ class Decoder(nnx.Module):
             positions: Position of each token in its own document. By default counted from the start of each segment.
             segment_ids: The document of each token: tokens see only their own document. 0 is padding. By default all
                 tokens of a row are one document.
-            adapters: Adapters by module path (``layers.attention.q``, stacked; ``lm_head``).
+            adapters: Adapters by module path (``layers.attention.q``, stacked; ``embed``; ``lm_head``).
             rows: Identity of each position, for dropout; see :func:`jaxtune_kernels.low_rank_matmul`.
             remat: What the backward pass recomputes, one of :data:`REMAT`.
             kernels: What computes products with adapters, one of :data:`jaxtune.models.linear.KERNELS`.
@@ -173,9 +173,11 @@ class Decoder(nnx.Module):
         kernel = None if self.lm_head is None else self.lm_head.matrix
         return _head(self.config, self.mesh, self.embed.table[...], kernel, adapters, rows)
 
-    def _embedded(self, tokens: Int32[Array, "b s"]) -> Float[Array, "b s d"]:
+    def _embedded(self, tokens: Int32[Array, "b s"], adapter: Adapter | None) -> Float[Array, "b s d"]:
         # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
         x = jnp.take(self.embed.table[...], tokens, axis=0).astype(self.dtype)
+        if adapter is not None:
+            x = x + adapter.embedding_term(tokens, self.dtype)
         # The table is cut by width over fsdp, and so is what is looked up in it. Rows are cut over data alone first:
         # from there one all-to-all cuts them over fsdp as well, where XLA by itself would copy all of x to each device.
         x = constrain(x, ("replicas", None, "embed"), self.mesh)
@@ -323,11 +325,11 @@ def _head(
 
 
 def _check_adapters(config: DecoderConfig, adapters: Adapters | None) -> None:
-    modules, specs = linear_modules(config), declare(config)
+    modules, specs = adaptable_modules(config), declare(config)
     for path, adapter in (adapters or {}).items():
         if path not in modules:
             raise ValueError(f"no module {path!r} to adapt{nearest(path, modules)}")
-        *layers, inputs, outputs = specs[f"{path}.kernel"].shape
+        *layers, inputs, outputs = specs[modules[path]].shape
         if (misfit := adapter.misfit(tuple(layers), inputs, outputs)) is not None:
             raise ValueError(f"the adapter of {path} has {misfit}")
 
@@ -379,7 +381,7 @@ def _hidden(
     if positions is None:
         positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
     shared = model._shared(positions, segments, rows, cache, kernels)
-    x, written = model._scanned(model._embedded(tokens), shared, adapters, cache, remat)
+    x, written = model._scanned(model._embedded(tokens, adapters.get("embed")), shared, adapters, cache, remat)
     states = model.final_norm(x)
     if cache is None or written is None:
         return states, None

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from jax.ad_checkpoint import checkpoint_name
 from jaxtune_kernels import Quantized, keep_mask, low_rank_matmul, quantized_matmul
-from jaxtyping import Array, Float, UInt32
+from jaxtyping import Array, Float, Int32, UInt32
 
 KERNELS = ("auto", "xla", "pallas", "interpret")
 """What computes a product with an adapter: the best by platform and shape, XLA, the platform's Pallas kernel, or
@@ -71,6 +71,10 @@ class Adapter:
     ) -> tuple[Float[Array, "*rows rank"], Float[Array, "rank outputs"]]:
         """Two factors of what is added to the head's result, whose own product is made elsewhere."""
         raise NotImplementedError(f"{type(self).__name__} does not serve the head")
+
+    def embedding_term(self, tokens: Int32[Array, "b s"], dtype: Any) -> Float[Array, "b s d"]:
+        """What is added to the embeddings of tokens, before a family's factor on them."""
+        raise NotImplementedError(f"{type(self).__name__} does not serve the embedding table")
 
     def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
         """What does not fit a module, of so many layers if it is stacked; None where nothing is known to be wrong."""
@@ -166,6 +170,11 @@ class LowRankAdapter(Adapter):
     ) -> tuple[Float[Array, "*rows rank"], Float[Array, "rank outputs"]]:
         """``scale · dropout(x) A`` and B."""
         return low_rank_states(states, self, rows), self.b
+
+    def embedding_term(self, tokens: Int32[Array, "b s"], dtype: Any) -> Float[Array, "b s d"]:
+        """``scale · A[tokens] B``, without dropout; as elsewhere, a token that is none gives NaN."""
+        rows = jnp.take(self.a, tokens, axis=0).astype(dtype)
+        return (self.scale * jnp.dot(rows, self.b.astype(dtype), preferred_element_type=jnp.float32)).astype(dtype)
 
     def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
         """The shapes of A and B, where they are others."""

@@ -17,8 +17,8 @@ from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.settings import Settings
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
+from jaxtune.training.opened_config import OpenedConfig
 
 
 def check_space(config: Config) -> None:
@@ -62,7 +62,7 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
 
     Args:
       config: with a ``search`` section.
-      runner: over the opened experiment.
+      runner: over the opened configuration.
       added: configurations by hand to try as well.
 
     Raises:
@@ -78,7 +78,7 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
         try:
             variant = runner.configuration(overrides)
             check_milestones(settings, variant)
-            runner.experiment.check_lengths(variant)
+            runner.opened.check_lengths(variant)
             runner.trainer(variant)
         except UserError as error:
             # The value is worth saying where it is one of a dimension's.
@@ -102,13 +102,13 @@ def checked_runner(
     Raises:
       UserError: as :func:`check_trials`, or the population does not fit the devices.
     """
-    runner = TrainerRunner(Experiment(config), hooks=hooks)
+    runner = TrainerRunner(OpenedConfig(config), hooks=hooks)
     check_trials(config, runner)
     directory = Path(config.directory) if run_dir is None else run_dir
     runner.capacity = population_size(runner, directory)
     # Whether the study may go on with other examples is asked where its journal is held.
-    experiment = runner.experiment
-    experiment.data_changed = read_data(directory).training_changed(experiment.fingerprints)
+    opened = runner.opened
+    opened.data_changed = read_data(directory).training_changed(opened.fingerprints)
     return runner
 
 

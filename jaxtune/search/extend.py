@@ -36,7 +36,7 @@ from jaxtune.search.settings import Settings, search_config
 from jaxtune.search.space import canonical
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import History, replay
-from jaxtune.training.experiment import Experiment, read_fingerprints
+from jaxtune.training.opened_config import OpenedConfig, read_fingerprints
 from jaxtune.training.template_date import with_date
 
 _SETTINGS = [key for key, mark in marked(Amendable).items() if mark.option is None]
@@ -110,14 +110,14 @@ def extend(
         _check_trials(now_set, history, numbered)
         known = recorded_data(journal.records, journal.path)
         # The model and the data have the last word on a configuration: ask them before it is written for good.
-        experiment = Experiment(changed) if numbered else None
+        opened = OpenedConfig(changed) if numbered else None
         costs: dict[int, dict[str, float]] = {}
-        if experiment is not None:
-            runner = TrainerRunner(experiment)
+        if opened is not None:
+            runner = TrainerRunner(opened)
             check_trials(changed, runner, [dict(one) for one in numbered.values()])
             if search.counted:
                 costs = {number: runner.costs(one) for number, one in numbered.items()}
-        now = experiment.fingerprints if experiment else read_fingerprints(changed) if known.entries else {}
+        now = opened.fingerprints if opened else read_fingerprints(changed) if known.entries else {}
         data = known.follow(now, f"the study in {directory}", accept=accept_changed_data, begun=bool(history.trials))
         new = {name: value for name, value in now_set.search.model_dump().items() if header.get(name) != value}
         new = {name: value for name, value in new.items() if any(within(key, [f"search.{name}"]) for key in changes)}

@@ -13,7 +13,7 @@ def check_memory(runner: TrainerRunner) -> dict[str, int]:
     Workers that a running Ray has may have other devices than this process, whose memory then says nothing of theirs.
 
     Args:
-      runner: over the opened experiment, with the trainers of all programs of the study.
+      runner: over the opened configuration, with the trainers of all programs of the study.
 
     Returns:
       See :func:`~jaxtune.training.memory.checked_memory`.
@@ -21,9 +21,9 @@ def check_memory(runner: TrainerRunner) -> dict[str, int]:
     Raises:
       UserError: it does not fit; the message names the key to lower and the nearest value that fits.
     """
-    own = runner.trainer(runner.experiment.config)
+    own = runner.trainer(runner.opened.config)
     if runner.search.ray_address is not None:
-        step = StepMemory(runner.experiment, own, runner.slots_of(own))
+        step = StepMemory(runner.opened, own, runner.slots_of(own))
         return step.compiled(step.size)
     largest = max(runner.trainers, key=lambda trainer: _weight(runner, trainer))
     memory = _checked(runner, largest)
@@ -33,7 +33,7 @@ def check_memory(runner: TrainerRunner) -> dict[str, int]:
 def _weight(runner: TrainerRunner, trainer: Trainer) -> tuple[int, int]:
     """What orders programs by their memory: their rows, which all activations have, and then their arrays."""
     slots = runner.slots_of(trainer)
-    step = StepMemory(runner.experiment, trainer, slots)
+    step = StepMemory(runner.opened, trainer, slots)
     rows = trainer.config.batch_size // trainer.config.accumulate * trainer.config.sequence_length
     return rows * slots, step.least(step.size)
 
@@ -41,7 +41,7 @@ def _weight(runner: TrainerRunner, trainer: Trainer) -> tuple[int, int]:
 def _checked(runner: TrainerRunner, trainer: Trainer) -> dict[str, int]:
     slots, searched = runner.slots_of(trainer), runner.search.space
     return checked_memory(
-        runner.experiment,
+        runner.opened,
         trainer,
         slots,
         keys={key: f"search.space.{key}" for key in searched},

@@ -34,8 +34,8 @@ def population_size(runner: TrainerRunner, run_dir: Path) -> int:
     Raises:
       UserError: the population does not divide over the mesh's ``trial`` axis.
     """
-    # An experiment's model always lies on a mesh.
-    mesh = runner.experiment.model.mesh
+    # An opened configuration's model always lies on a mesh.
+    mesh = runner.opened.model.mesh
     assert mesh is not None
     given, parts = runner.search.population, mesh.shape["trial"]
     if given != "auto":

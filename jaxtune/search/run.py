@@ -126,9 +126,9 @@ def _open_runner(
         workers = RayRunner(config, should_stop=hooks.should_stop)
         return workers, workers.plan, workers.fingerprints
     runner = checked_runner(config, hooks=hooks)
-    plan = runner.experiment.trainer().plan
-    tell_idle_keys(runner.experiment.config, plan)
-    return runner, plan.table(), runner.experiment.fingerprints
+    plan = runner.opened.trainer().plan
+    tell_idle_keys(runner.opened.config, plan)
+    return runner, plan.table(), runner.opened.fingerprints
 
 
 def make_study(
@@ -221,11 +221,11 @@ def preflight_search(config: Config, *, accept_changed_data: bool = False) -> di
     directory.check(config)
     check_base(config)
     runner = checked_runner(config)
-    experiment = runner.experiment
+    opened = runner.opened
     what = f"the study in {directory.path}"
-    read_data(directory.path).follow(experiment.fingerprints, what, accept=accept_changed_data)
+    read_data(directory.path).follow(opened.fingerprints, what, accept=accept_changed_data)
     settings = make_study(config, runner, costs=runner.costs).settings
-    checked = examine(experiment, runner.trainer(experiment.config), check_memory(runner))
+    checked = examine(opened, runner.trainer(opened.config), check_memory(runner))
     search, stops = settings.search, settings.milestones(checked.steps)
     paid = Budget.of(settings, runner).trials(Trial(0, dict(settings.reference), directory.path))
     trials = search.trials if paid is None else paid

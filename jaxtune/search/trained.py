@@ -12,7 +12,7 @@ from jaxtune.search.status import Recorded, read_recorded
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.search.trial import Trial, TrialState
 from jaxtune.training.checkpoints import UnreadableCheckpoint
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trained import Trained
 
@@ -98,11 +98,11 @@ def _others(finished: Sequence[int], first: int) -> str:
     return f" (finished as well: {shown})" if others else ", the only one that is finished"
 
 
-def trained_trial(experiment: Experiment, state: TrialState, *, origin: str | None = None) -> Trained:
+def trained_trial(opened: OpenedConfig, state: TrialState, *, origin: str | None = None) -> Trained:
     """The state that a trial was scored with last, as the study tested it.
 
     Args:
-      experiment: the study's configuration, opened.
+      opened: the study's configuration, opened.
       state: the trial.
       origin: what it is, for people, without the step; by default trial and study.
 
@@ -110,18 +110,18 @@ def trained_trial(experiment: Experiment, state: TrialState, *, origin: str | No
       UserError: its checkpoint is gone or damaged, or it is one of another configuration.
     """
     trial = state.trial
-    if experiment.config.search is None:
+    if opened.config.search is None:
         raise UserError(
-            f"{experiment.config.directory}: its trials differ in their data, not in the configuration (it has no "
+            f"{opened.config.directory}: its trials differ in their data, not in the configuration (it has no "
             "search section); jaxtune train runs any of them by itself"
         )
     # What epochs come to is not known where no example is read; the journal tells it of all that were scored.
     length = {"train.steps": state.total_steps or 1, "train.epochs": None}
     try:
-        trainer, _, loaded = TrainerRunner(experiment).load(trial, length)
+        trainer, _, loaded = TrainerRunner(opened).load(trial, length)
     except UnreadableCheckpoint as error:
-        raise UserError(f"{error}; {_instead(experiment.config.directory, trial)}") from error
-    name = origin or f"trial {trial.id} of {experiment.config.directory}"
+        raise UserError(f"{error}; {_instead(opened.config.directory, trial)}") from error
+    name = origin or f"trial {trial.id} of {opened.config.directory}"
     return Trained(trainer, loaded, f"{name} at step {int(loaded.step)}")
 
 

@@ -1,4 +1,4 @@
-"""Trials trained by the trainer: one opened experiment, one compiled program for each shape."""
+"""Trials trained by the trainer: one opened configuration, one compiled program for each shape."""
 
 from __future__ import annotations
 
@@ -39,9 +39,9 @@ from jaxtune.search.slots import RunningTrial, Slots
 from jaxtune.search.space import canonical
 from jaxtune.search.trial import Trial
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.loadable import save_loadable
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -54,7 +54,7 @@ class TrainerRunner:
     """Trains and scores trials of one study in this process.
 
     Args:
-      experiment: the opened configuration with its ``search`` section.
+      opened: the opened configuration with its ``search`` section.
       population: trials that train at the same time, in one compiled step.
       hooks: who is told of the trials, and who may stop them.
     """
@@ -63,13 +63,13 @@ class TrainerRunner:
 
     def __init__(
         self,
-        experiment: Experiment,
+        opened: OpenedConfig,
         *,
         population: int = 1,
         hooks: Hooks = NOBODY,
     ):
-        self.experiment = experiment
-        self.settings = Settings.of(experiment.given)
+        self.opened = opened
+        self.settings = Settings.of(opened.given)
         self.search = self.settings.search
         self._hooks = hooks
         self.capacity = population
@@ -80,8 +80,8 @@ class TrainerRunner:
         self._running: list[RunningTrial] = []
         self._stopping = False
         self._space = self.settings.space
-        self._variants = [experiment.config, self.configuration(self.settings.reference)]
-        self._evaluators = {"validation": experiment.evaluator("validation"), "test": experiment.evaluator("test")}
+        self._variants = [opened.config, self.configuration(self.settings.reference)]
+        self._evaluators = {"validation": opened.evaluator("validation"), "test": opened.evaluator("test")}
         self._scoring = Scoring(self._evaluators["validation"], self.slots_of)
 
     @property
@@ -102,8 +102,8 @@ class TrainerRunner:
         """
         key = canonical(overrides)
         if key not in self._configurations:
-            changed = with_overrides(self.experiment.given, overrides, origin="search: ")
-            self._configurations[key] = self.experiment.resolve(changed)
+            changed = with_overrides(self.opened.given, overrides, origin="search: ")
+            self._configurations[key] = self.opened.resolve(changed)
         return self._configurations[key]
 
     def total_steps(self, trial: Trial) -> int:
@@ -127,7 +127,7 @@ class TrainerRunner:
 
     def costs(self, overrides: Mapping[str, Any]) -> dict[str, float]:
         """The counted costs of a configuration, by name."""
-        return counted_costs(self.configuration(overrides), self.experiment.model.config)
+        return counted_costs(self.configuration(overrides), self.opened.model.config)
 
     def start(self, trial: Trial, until: int) -> None:
         """Opens a trial at its checkpoint, or its start; see :class:`~jaxtune.search.runner.TrialRunner`."""
@@ -145,12 +145,12 @@ class TrainerRunner:
             values,
             until=until,
             seed=config.train.seed,
-            batches=self.experiment.batches(config),
+            batches=self.opened.batches(config),
             objective=self.search.objective,
             metrics=self.search.measured,
             answer=None if self._side_by_side(trainer) else functools.partial(self._answer, trainer, values),
             options=RunOptions(
-                validation=self.experiment.validation_batches,
+                validation=self.opened.validation_batches,
                 listener=self._hooks.listen(f"trial {trial.id}"),
                 should_stop=lambda: self._stopping,
                 config=config.train,
@@ -226,7 +226,7 @@ class TrainerRunner:
         Raises:
           Interrupted: the trial has to be trained again, as its checkpoint is gone, and it was told to stop.
         """
-        loss_batches = self.experiment.loss_batches("test")
+        loss_batches = self.opened.loss_batches("test")
         if loss_batches is None:
             return None
         begin = time.perf_counter()
@@ -288,8 +288,8 @@ class TrainerRunner:
         """
         self._make_good(trial)
         trainer, values, state = self.load(trial)
-        directory = RunDirectory(self.experiment.config.directory)
-        kept = save_loadable(directory, self.experiment, trainer, state, values)
+        directory = RunDirectory(self.opened.config.directory)
+        kept = save_loadable(directory, self.opened, trainer, state, values)
         return {name: {"path": path, "trial": trial.id, "step": int(state.step)} for name, path in kept.items()}
 
     def trainer(self, config: Config) -> Trainer:
@@ -309,7 +309,7 @@ class TrainerRunner:
                 if dimension.key in ceiling:
                     values = dimension.choices or (dimension.decode(dimension.high),)
                     ceiling[dimension.key] = max(ceiling[dimension.key], *map(int, values))
-            self._trainers[key] = self.experiment.trainer(config, capacity=ceiling, dropout=self._drops())
+            self._trainers[key] = self.opened.trainer(config, capacity=ceiling, dropout=self._drops())
         return self._trainers[key]
 
     def slots_of(self, trainer: Trainer) -> int:

@@ -51,7 +51,9 @@ def step_flops(
       full: share of the layers that are trained for each parameter path (``"layers.mlp.up.kernel"``).
     """
     added, full = added or {}, full or {}
-    forward = backward = 0.0
+    # A lookup in the embedding table costs nothing, but an adapter may add a product behind it.
+    forward = added.get("embed", 0.0)
+    backward = 2.0 * forward
     for path, spec in declare(config).items():
         if (path == "embed.table" and config.tie_embeddings) or path.endswith(".kernel"):
             matrix = spec.size

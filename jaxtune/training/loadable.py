@@ -11,7 +11,7 @@ from jaxtune.files import replaced_directory
 from jaxtune.layout import RunFiles
 from jaxtune.models import save_model
 from jaxtune.parallel.distributed import is_writer
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import merge_adapters
@@ -21,7 +21,7 @@ logger = logging.getLogger(__name__)
 
 def save_loadable(
     directory: RunFiles,
-    experiment: Experiment,
+    opened: OpenedConfig,
     trainer: Trainer,
     state: TrainState,
     hyperparameters: Mapping[str, float] | None = None,
@@ -32,7 +32,7 @@ def save_loadable(
 
     Args:
       directory: of the run, or the study.
-      experiment: the base, and its tokenizer.
+      opened: the base, and its tokenizer.
       trainer: whose plan was trained.
       state: what was trained.
       hyperparameters: overrides of the trainer's by dotted key.
@@ -41,7 +41,7 @@ def save_loadable(
       ``{"adapter": path}`` or ``{"model": path}``; nothing where the model's family cannot be written, which is warned
       of: the checkpoints are there.
     """
-    config = experiment.config
+    config = opened.config
     # Hours of training must not end in an error about what lies beside the weights, or in what an adapter cannot say.
     if trainer.plan.exports:
         base, revision = located(config).model.path, config.model.revision
@@ -53,7 +53,7 @@ def save_loadable(
         except UserError as error:
             logger.warning("no adapter is written, but the whole model: %s", error)
     values = {**trainer.hyperparameters, **(hyperparameters or {})}
-    merged = merge_adapters(experiment.model, trainer.plan, state.trainable, values, state.fixed)
+    merged = merge_adapters(opened.model, trainer.plan, state.trainable, values, state.fixed)
     source, revision = located(config).model.tokenizer_source
     for tokenizer in (source, None):
         try:

@@ -24,8 +24,8 @@ from jaxtune.models.loading import quantized_config
 from jaxtune.parallel import make_mesh, named_sharding
 from jaxtune.parallel.platform import compute_dtype, free_bytes, platform
 from jaxtune.parallel.sharding import TRIAL_AXIS
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.model_directory import model_directory
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.population import Population
 from jaxtune.training.trainer import Trainer
 
@@ -70,13 +70,13 @@ class StepMemory:
     """Bytes on a device that a training step takes, for other sizes as well.
 
     Args:
-      experiment: the opened configuration.
+      opened: the opened configuration.
       trainer: of it, or of a variant.
       slots: of its population; None for a run by itself.
     """
 
-    def __init__(self, experiment: Experiment, trainer: Trainer, slots: int | None = None):
-        self.trainer, self._experiment = trainer, experiment
+    def __init__(self, opened: OpenedConfig, trainer: Trainer, slots: int | None = None):
+        self.trainer, self._opened = trainer, opened
         ranks = {key: max(room.capacity for room in rooms.values()) for key, rooms in trainer.plan.rooms().items()}
         self.size = Size(trainer.config.batch_size, ranks, slots)
 
@@ -122,7 +122,7 @@ class StepMemory:
           per_slot: trials of the population for each slot.
           trials: that there are in all.
         """
-        size, mesh, own = self.size, self.trainer.mesh, dotted(self._experiment.config)
+        size, mesh, own = self.size, self.trainer.mesh, dotted(self._opened.config)
 
         def called(key: str, value: int) -> str:
             return key if own.get(key) == value else keys.get(key, key)
@@ -173,12 +173,12 @@ class StepMemory:
             rule = rules[int(index)]
             rules[int(index)] = rule.model_copy(update={name: min(getattr(rule, name), rank)})
         train = self.trainer.config.model_copy(update={"batch_size": size.batch_size})
-        config = self._experiment.config.model_copy(update={"train": train, "update": rules})
-        return self._experiment.trainer(config, capacity=size.ranks, dropout=self.trainer.program.dropout)
+        config = self._opened.config.model_copy(update={"train": train, "update": rules})
+        return self._opened.trainer(config, capacity=size.ranks, dropout=self.trainer.program.dropout)
 
 
 def checked_memory(
-    experiment: Experiment,
+    opened: OpenedConfig,
     trainer: Trainer,
     slots: int | None = None,
     *,
@@ -189,7 +189,7 @@ def checked_memory(
     """The bytes of the compiled step of a trainer, if they fit its devices.
 
     Args:
-      experiment: the opened configuration.
+      opened: the opened configuration.
       trainer: of it, or of a variant.
       slots: see :class:`StepMemory`.
       keys: see :meth:`StepMemory.levers`, as the others.
@@ -202,7 +202,7 @@ def checked_memory(
     Raises:
       UserError: they do not fit; the message names the key to lower and the nearest value that fits.
     """
-    step = StepMemory(experiment, trainer, slots)
+    step = StepMemory(opened, trainer, slots)
     free = step.free
     needed = step.least(step.size)
     memory: dict[str, int] = {}

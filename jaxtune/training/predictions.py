@@ -18,7 +18,7 @@ from jaxtune.data import Example
 from jaxtune.evaluation import answer_texts, documents, normalize
 from jaxtune.files import write_atomically
 from jaxtune.layout import TrialDirectory
-from jaxtune.training.experiment import Experiment, Part
+from jaxtune.training.opened_config import OpenedConfig, Part
 from jaxtune.training.trained import Trained
 
 logger = logging.getLogger(__name__)
@@ -72,7 +72,7 @@ def row_identities(examples: Sequence[Example]) -> list[str]:
 
 
 def predictions(
-    experiment: Experiment, subject: Trained, split: Part, directory: TrialDirectory, *, name: str | None = None
+    opened: OpenedConfig, subject: Trained, split: Part, directory: TrialDirectory, *, name: str | None = None
 ) -> Predictions:
     """A trained state on a split: as kept by an earlier call, or evaluated now and kept.
 
@@ -80,17 +80,17 @@ def predictions(
     another by now, it is evaluated anew.
 
     Args:
-      experiment: the opened configuration, with the split.
+      opened: the opened configuration, with the split.
       subject: over it.
       split: that is evaluated.
       directory: of the run or the trial, in which they are kept.
       name: of the file, without its ending; the split's by default.
     """
     file = directory.predictions_path(name or split)
-    of = _identity(experiment, subject, split)
+    of = _identity(opened, subject, split)
     if (kept := _read(file, of)) is not None:
         return kept
-    found = _evaluate(experiment, subject, split)
+    found = _evaluate(opened, subject, split)
     try:
         file.parent.mkdir(exist_ok=True)
         write_atomically(file, json.dumps({"of": of, **dataclasses.asdict(found)}, ensure_ascii=False) + "\n")
@@ -99,16 +99,16 @@ def predictions(
     return found
 
 
-def _identity(experiment: Experiment, subject: Trained, split: Part) -> dict[str, Any]:
+def _identity(opened: OpenedConfig, subject: Trained, split: Part) -> dict[str, Any]:
     digest = hashlib.blake2b(digest_size=16)
     for leaf in jax.tree.leaves(jax.device_get(subject.state.trainable)):
         digest.update(np.ascontiguousarray(leaf).tobytes())
-    keys = dotted(experiment.config)
+    keys = dotted(opened.config)
     values = {key: value for key, value in subject.trainer.hyperparameters.items() if key.startswith("update.")}
     return {
         "trained": digest.hexdigest(),
         "values": values,
-        "data": experiment.fingerprints[f"data.{split}"],
+        "data": opened.fingerprints[f"data.{split}"],
         "settings": {key: keys[key] for key in _DECIDING},
     }
 
@@ -126,8 +126,8 @@ def _read(file: Path, of: Mapping[str, Any]) -> Predictions | None:
         return None
 
 
-def _evaluate(experiment: Experiment, subject: Trained, split: Part) -> Predictions:
-    examples, batches = experiment.examples[split], experiment.loss_batches(split)
+def _evaluate(opened: OpenedConfig, subject: Trained, split: Part) -> Predictions:
+    examples, batches = opened.examples[split], opened.loss_batches(split)
     assert batches is not None
     result = subject.trainer.evaluate(subject.state, batches)
     losses, tokens = np.zeros(len(examples)), np.zeros(len(examples))
@@ -137,7 +137,7 @@ def _evaluate(experiment: Experiment, subject: Trained, split: Part) -> Predicti
     metrics: dict[str, float] = {"loss": result.loss}
     errors = {} if result.standard_error is None else {"loss": result.standard_error}
     records: list[dict[str, Any]] = []
-    if (evaluator := experiment.evaluator(split)) is not None:
+    if (evaluator := opened.evaluator(split)) is not None:
         task = evaluator.evaluate(*subject.apply())
         metrics, errors, records = metrics | task.metrics, errors | task.standard_errors, task.records
     return Predictions(
@@ -145,8 +145,8 @@ def _evaluate(experiment: Experiment, subject: Trained, split: Part) -> Predicti
         standard_errors=errors,
         losses=losses.tolist(),
         tokens=tokens.tolist(),
-        documents=documents(examples, experiment.config.data.explode),
-        prompts=answer_texts(experiment.tokenizer, [example.prompt.tolist() for example in examples]),
+        documents=documents(examples, opened.config.data.explode),
+        prompts=answer_texts(opened.tokenizer, [example.prompt.tolist() for example in examples]),
         completions=[example.completion for example in examples],
         records=records,
     )

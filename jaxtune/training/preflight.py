@@ -9,10 +9,10 @@ import jax
 
 from jaxtune.config import Config
 from jaxtune.telemetry.writers import check_wandb
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.idle_keys import idle_keys
 from jaxtune.training.loadable import loadable_bytes
 from jaxtune.training.memory import check_base, checked_memory
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.trainer import Trainer
 
@@ -65,27 +65,27 @@ def preflight(config: Config, *, directory: RunDirectory | None = None, accept_c
     if directory is not None:
         directory.check_place()
     check_base(config)
-    experiment = Experiment(config)
+    opened = OpenedConfig(config)
     if directory is not None:
-        directory.check(experiment.config)
-        directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
-    trainer = experiment.trainer()
-    return examine(experiment, trainer, checked_memory(experiment, trainer))
+        directory.check(opened.config)
+        directory.follow_data(opened.fingerprints, accept=accept_changed_data)
+    trainer = opened.trainer()
+    return examine(opened, trainer, checked_memory(opened, trainer))
 
 
-def examine(experiment: Experiment, trainer: Trainer, memory: dict[str, int]) -> Preflight:
+def examine(opened: OpenedConfig, trainer: Trainer, memory: dict[str, int]) -> Preflight:
     """What a trainer of an opened configuration would do.
 
     Args:
-      experiment: the opened configuration.
+      opened: the opened configuration.
       trainer: of it.
       memory: of its step.
     """
     return Preflight(
-        name=experiment.config.name,
+        name=opened.config.name,
         plan=trainer.plan.table(),
         trained_parameters=trainer.plan.trainable_parameters(trainer.hyperparameters),
-        examples={part: len(examples) for part, examples in experiment.examples.items()},
+        examples={part: len(examples) for part, examples in opened.examples.items()},
         steps=trainer.config.steps or 0,
         flops_per_step=trainer.step_flops().total,
         memory=memory,
@@ -93,5 +93,5 @@ def examine(experiment: Experiment, trainer: Trainer, memory: dict[str, int]) ->
             "adapter" if trainer.plan.exports else "model": loadable_bytes(trainer),
             "checkpoints": sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract_state())),
         },
-        warnings=idle_keys(experiment.config, trainer.plan),
+        warnings=idle_keys(opened.config, trainer.plan),
     )

@@ -21,11 +21,11 @@ from jaxtune.telemetry.writers import (
 )
 from jaxtune.training.adapter_start import with_adapter
 from jaxtune.training.checkpoints import Checkpoints, UnreadableCheckpoint
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.fit import FitResult, fit
 from jaxtune.training.hooks import Listener, OnPlan, ShouldStop, never
 from jaxtune.training.idle_keys import tell_idle_keys
 from jaxtune.training.loadable import save_loadable
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.state import TrainState
@@ -89,46 +89,44 @@ def train(
     config = with_adapter(config)
     if config.train.epochs is None:
         directory.check(config)
-    experiment = Experiment(config)
-    config = experiment.config
+    opened = OpenedConfig(config)
+    config = opened.config
     directory.check(config)
     if (finished := directory.read_summary()) is not None and not directory.taken_further(config):
         if is_writer():
             follow_base(directory.adapter_path)
         return RunSummary(finished)
-    data = directory.follow_data(experiment.fingerprints, accept=accept_changed_data)
-    experiment.data_changed = data.training_changed(experiment.fingerprints)
-    trainer = experiment.trainer()
+    data = directory.follow_data(opened.fingerprints, accept=accept_changed_data)
+    opened.data_changed = data.training_changed(opened.fingerprints)
+    trainer = opened.trainer()
     if is_writer():
         tell_idle_keys(config, trainer.plan)
     if on_plan:
         on_plan(trainer.plan.table())
     told = RunOptions(listener=watched(config.name) if listener == "auto" else listener, should_stop=should_stop)
     if not is_writer():
-        return _run(experiment, trainer, directory, told)
+        return _run(opened, trainer, directory, told)
     directory.claim(config)
     with directory.locked():
         directory.take_further(config)
         directory.write_data(data)
-        return _run(experiment, trainer, directory, told)
+        return _run(opened, trainer, directory, told)
 
 
-def _run(experiment: Experiment, trainer: Trainer, directory: RunDirectory, told: RunOptions) -> RunSummary:
+def _run(opened: OpenedConfig, trainer: Trainer, directory: RunDirectory, told: RunOptions) -> RunSummary:
     """Trains from the last checkpoint on, and writes what a finished run leaves."""
-    config = experiment.config
+    config = opened.config
     checkpoints = Checkpoints(directory.checkpoints_path, keep=config.train.keep)
     writers = open_writers(directory, config, checkpoints.latest_step or 0)
-    evaluator = experiment.evaluator("validation")
+    evaluator = opened.evaluator("validation")
 
     def evaluate(state: TrainState) -> dict[str, float]:
         assert evaluator is not None
         return evaluator.evaluate(*trainer.apply(state)).metrics
 
-    options = dataclasses.replace(
-        told, validation=experiment.validation_batches, checkpoints=checkpoints, writer=writers
-    )
+    options = dataclasses.replace(told, validation=opened.validation_batches, checkpoints=checkpoints, writer=writers)
     try:
-        result = fit(trainer, experiment.batches(), options, evaluate=evaluate if evaluator is not None else None)
+        result = fit(trainer, opened.batches(), options, evaluate=evaluate if evaluator is not None else None)
     finally:
         writers.close()
     if result.stopped == "diverged":
@@ -136,12 +134,12 @@ def _run(experiment: Experiment, trainer: Trainer, directory: RunDirectory, told
             f"the loss was not finite at step {result.step}; lower optimizer.learning_rate "
             f"(checkpoints up to step {checkpoints.latest_step or 0} are kept in {directory.checkpoints_path})"
         )
-    summary = RunSummary(_summarize(experiment, trainer, result, directory))
+    summary = RunSummary(_summarize(opened, trainer, result, directory))
     if result.stopped == "signal":
         return summary
     state, exported_step = _to_export(trainer, checkpoints, result)
     checkpoints.close()
-    for name, path in save_loadable(directory, experiment, trainer, state).items():
+    for name, path in save_loadable(directory, opened, trainer, state).items():
         summary[name] = {"path": path, "step": exported_step}
     if is_writer():
         directory.write_summary(summary)
@@ -160,19 +158,19 @@ def _to_export(trainer: Trainer, checkpoints: Checkpoints, result: FitResult) ->
         return result.state, result.step
 
 
-def _summarize(experiment: Experiment, trainer: Trainer, result: FitResult, directory: RunDirectory) -> dict[str, Any]:
+def _summarize(opened: OpenedConfig, trainer: Trainer, result: FitResult, directory: RunDirectory) -> dict[str, Any]:
     finite = {
         name: value if math.isfinite(value) else None for name, value in {**result.metrics, **result.evaluation}.items()
     }
     return {
-        "name": experiment.config.name,
+        "name": opened.config.name,
         "run_dir": str(directory.path),
         "stopped": result.stopped,
         "steps": result.step,
         "planned": [{"from_step": since, "steps": steps} for since, steps in result.planned],
         "metrics": finite,
         "trained_parameters": trainer.plan.trainable_parameters(trainer.hyperparameters),
-        "examples": {part: len(examples) for part, examples in experiment.examples.items()},
+        "examples": {part: len(examples) for part, examples in opened.examples.items()},
         "examples_per_step": result.examples_per_step,
         # Where no step was left to train, the program is one that an earlier process had compiled.
         "compilations": max(trainer.traces["step"], 1),

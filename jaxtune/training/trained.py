@@ -10,7 +10,7 @@ from jaxtune.config import with_overrides
 from jaxtune.errors import UserError
 from jaxtune.models import Adapter, Params
 from jaxtune.training.checkpoints import Checkpoints
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
@@ -37,34 +37,34 @@ class Trained:
         return self.trainer.apply(self.state)
 
 
-def trained(experiment: Experiment, *, adapter: str | Path | None = None, untuned: bool = False) -> Trained:
+def trained(opened: OpenedConfig, *, adapter: str | Path | None = None, untuned: bool = False) -> Trained:
     """The trained state of a configuration's run directory, of an adapter, or the untuned model.
 
     Of a run the best evaluated checkpoint is taken, or the last where none was evaluated.
 
     Args:
-      experiment: the opened configuration.
+      opened: the opened configuration.
       adapter: a PEFT directory, instead of the run's checkpoint.
       untuned: the model as it is.
 
     Raises:
       UserError: there is no checkpoint, or it is one of another configuration.
     """
-    config = experiment.config
+    config = opened.config
     if config.train.steps is None:
         # Epochs of examples that were not opened; nothing is trained here, so any length will do.
         config = with_overrides(config, {"train.steps": 1, "train.epochs": None})
     if adapter is not None:
-        read = read_adapter(adapter, experiment.model)
-        trainer = Trainer(experiment.model, read.plan, config.train, config.optimizer)
+        read = read_adapter(adapter, opened.model)
+        trainer = Trainer(opened.model, read.plan, config.train, config.optimizer)
         state = trainer.init(_known(read.values, trainer))
         state = dataclasses.replace(state, trainable=read.trainable, fixed=overlaid(state.fixed, read.fixed))
         return Trained(trainer, state, f"adapter {adapter}")
-    trainer = experiment.trainer(config)
+    trainer = opened.trainer(config)
     state = trainer.init()
     if untuned:
         return Trained(trainer, state, "the untuned model")
-    directory = RunDirectory(experiment.config.directory)
+    directory = RunDirectory(opened.config.directory)
     if directory.journal_path.exists():
         raise UserError(
             f"{directory.path} holds a study, and this is its configuration, not that of one of its trials; "

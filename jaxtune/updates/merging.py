@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Any
 
@@ -10,11 +11,15 @@ import jax.numpy as jnp
 from jaxtune_kernels import Quantized
 from jaxtyping import Array, Float
 
+from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import adaptable_modules, declare
 from jaxtune.models.decoder import Decoder, merge, split
 from jaxtune.models.linear import Adapter
 from jaxtune.models.weight import dequantized, quantized_stack
 from jaxtune.updates.plan import ResolvedPlan, Trainable, overlaid
-from jaxtune.updates.treatments.base import Values
+from jaxtune.updates.treatments.base import HEAD, KERNEL, Values
+
+_HEAD = f"{HEAD}{KERNEL}"
 
 
 def merge_adapters(
@@ -28,7 +33,9 @@ def merge_adapters(
 
     It also holds the parameters that were trained themselves. The sum is float32 and then rounded to the model's dtype:
     exact to rounding for a float32 model. With a bfloat16 one a small update may vanish in part, so load the base with
-    ``dtype="float32"`` where that counts. A quantized base becomes bfloat16: W is then what its codes stand for.
+    ``dtype="float32"`` where that counts. A quantized base becomes bfloat16: W is then what its codes stand for. Where
+    the embedding table has an adapter and the head is tied to it, the head becomes a matrix of its own, the base's
+    table: an adapter of embeddings does not reach the head.
 
     Args:
       model: the base; not changed.
@@ -45,26 +52,39 @@ def merge_adapters(
     if plan.fixed_axes():
         fixed = overlaid(plan.start(jax.random.key(0), params, hyperparameters)[1], fixed or {})
     merged, adapters = plan.apply(params, trainable, hyperparameters, fixed=fixed)
+    config, matrices = model.config, adaptable_modules(model.config)
+    if config.tie_embeddings and "embed" in adapters:
+        config, merged = _untied(config, merged, model.mesh)
     for path, adapter in adapters.items():
-        weights: dict[str, Any] = {name: merged[name] for name in (f"{path}.kernel", f"{path}.bias") if name in merged}
+        names = matrices[path], f"{path}.bias"
+        weights: dict[str, Any] = {name: merged[name] for name in names if name in merged}
         places = {name: array.sharding for name, array in weights.items()}
-        if (stack := quantized_stack(merged, f"{path}.kernel")) is not None:
-            weights[f"{path}.kernel"], places[f"{path}.kernel"] = stack, stack.codes.sharding
+        if (stack := quantized_stack(merged, names[0])) is not None:
+            weights[names[0]], places[names[0]] = stack, stack.codes.sharding
         # One module at a time: what is computed is as large as its kernels, in float32.
-        made = jax.jit(_merged, static_argnames="path", out_shardings=places)(weights, adapter, path=path)
+        made = jax.jit(_merged, static_argnames="names", out_shardings=places)(weights, adapter, names=names)
         merged.update(made)
-    if model.config.quantization is not None:
-        return Decoder(*dequantized(model.config, merged), model.mesh)
-    return merge(static, merged)
+    if config.quantization is not None:
+        return Decoder(*dequantized(config, merged), model.mesh)
+    return merge(static, merged) if config is model.config else Decoder(config, merged, model.mesh)
 
 
-def _merged(weights: dict[str, Any], adapter: Adapter, path: str) -> dict[str, Float[Array, "..."]]:
+def _untied(
+    config: DecoderConfig, params: dict[str, Any], mesh: jax.sharding.Mesh | None
+) -> tuple[DecoderConfig, dict[str, Any]]:
+    """The same model whose head is a matrix of its own."""
+    config = dataclasses.replace(config, tie_embeddings=False)
+    place = None if mesh is None else declare(config)[_HEAD].sharding(mesh)
+    head = jax.jit(jnp.transpose, out_shardings=place)(params["embed.table"])
+    return config, params | {_HEAD: head}
+
+
+def _merged(weights: dict[str, Any], adapter: Adapter, names: tuple[str, str]) -> dict[str, Float[Array, "..."]]:
     whole = adapter.unscanned()
 
     def one(adapter: Adapter, kernel: Array, bias: Array | None) -> tuple[Array, Array | None]:
         return adapter.joined(whole).merged(kernel, bias)
 
-    names = (f"{path}.kernel", f"{path}.bias")
     held = weights[names[0]]
     if isinstance(held, Quantized):
         return _merged_layers(held, weights.get(names[1]), one, adapter.scanned(), names)

@@ -145,9 +145,10 @@ class UpdatePlan:
                 served = _distinct(
                     name.kind.removesuffix(KERNEL) for name in names if treatment.serves(stacks[name.stack])
                 )
+                fitting = {"embed.table": "'full' or 'low_rank_embedding'"}.get(kinds[0], "'full'")
                 raise UserError(
                     f"update.{index}: method {rule.method} is for {treatment.needs}, but {pattern.text!r} has only "
-                    f"{', '.join(kinds)}; use method 'full' for these, or match {', '.join(served)}"
+                    f"{', '.join(kinds)}; use method {fitting} for these, or match {', '.join(served)}"
                 )
 
     def _check_quantized(
@@ -462,7 +463,10 @@ def _unmatched(pattern: Pattern, alternative: Pattern, names: Sequence[_Name]) -
     if alternative.text != pattern.text:
         said = f"the alternative {alternative.text!r} of {said}"
     if alternative.matches("lm_head.kernel"):
-        return f"{said}: its head is tied to embed.table"
+        return (
+            f"{said}: its head is tied to embed.table, so match that with method 'full' to train both, or with "
+            "'low_rank_embedding' for the embeddings alone"
+        )
     ours = our_pattern(pattern.text)
     if ours != pattern.text and any(Pattern(ours).matches(name.path) for name in names):
         return f"{said}; did you mean {ours!r}?"

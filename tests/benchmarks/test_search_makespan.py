@@ -49,10 +49,10 @@ def test_the_untuned_loss_is_one_number(modules, folder):
 def test_a_step_has_the_same_examples(modules, folder):
     """The tokens that jaxtune's packed rows hold are those of the peer's group, no more and no less."""
     from jaxtune.config import load_config
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     peer = modules["makespan_peer"].Peer(folder)
-    batches = Experiment(load_config(folder / "config.yaml")).batches()
+    batches = OpenedConfig(load_config(folder / "config.yaml")).batches()
     for group in peer.task["groups"]:
         batch = next(batches)
         targets = batch["targets"][batch["segment_ids"] > 0]
@@ -102,7 +102,7 @@ def test_all_ways_run_and_agree_on_the_reference(modules, folder):
 def test_full_rows_are_filled(modules, tmp_path):
     """The texts on end, cut to rows, all of which are longer than a row before they are cut."""
     from jaxtune.config import load_config, with_overrides
-    from jaxtune.training.experiment import Experiment
+    from jaxtune.training.opened_config import OpenedConfig
 
     text = {"text": " ".join(f"w{word}" for word in range(30))}
     for part, count in (("train", 40), ("validation", 20)):
@@ -118,7 +118,7 @@ def test_full_rows_are_filled(modules, tmp_path):
     }
     (tmp_path / "base.yaml").write_text(json.dumps(content))
     config = load_config(tmp_path / "base.yaml")
-    full = Experiment(with_overrides(config, task._full_rows(config, tmp_path)))
+    full = OpenedConfig(with_overrides(config, task._full_rows(config, tmp_path)))
     for examples in full.examples.values():
         assert {len(example.tokens) for example in examples} == {65}
         assert examples.truncated == len(examples) > 1

@@ -220,9 +220,9 @@ def test_only_a_number_in_the_list_names_an_entry(refused, config_file, part):
 
 
 def test_a_name_that_is_too_long_is_refused_before_the_model_is_opened(refused, config_file, tmp_path, monkeypatch):
-    from jaxtune.training import experiment
+    from jaxtune.training import opened_config
 
-    monkeypatch.setattr(experiment, "load_tokenizer", lambda *_: pytest.fail("the model was opened"))
+    monkeypatch.setattr(opened_config, "load_tokenizer", lambda *_: pytest.fail("the model was opened"))
     long, beyond = "n" * 300, "n" * 241
     for name in (f"name={long}", f"run_dir={tmp_path / long / 'run'}", f"run_dir={beyond}"):
         key = name.partition("=")[0]

@@ -14,8 +14,8 @@ from jaxtune.cli import main
 from jaxtune.config import load_config
 from jaxtune.config.paths import located
 from jaxtune.errors import UserError
+from jaxtune.experiments import ablation
 from jaxtune.search.run import make_study
-from jaxtune.studies import ablation
 from jaxtune.training.memory import check_base
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory

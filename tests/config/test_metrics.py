@@ -7,10 +7,10 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given, settings
 
+from jaxtune.config.experiments import DataSizeConfig
 from jaxtune.config.metrics import METRICS, TASKS, Goal, check_measured, task_metrics
 from jaxtune.config.schema import EvaluationConfig
 from jaxtune.config.search_section import SearchConfig
-from jaxtune.config.studies import DataSizeConfig
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import EvaluatorResult
 from jaxtune.evaluation.extraction import extraction_metrics

@@ -9,11 +9,11 @@ import pytest
 
 from jaxtune.config import (
     data_section,
+    experiments,
     optimizer_section,
     reference,
     schema,
     search_section,
-    studies,
     training_sections,
 )
 from jaxtune.config.reference import markdown
@@ -30,7 +30,7 @@ def test_the_page_of_all_keys_is_up_to_date():
 
 SECTIONS = {
     name: kind
-    for module in (schema, data_section, training_sections, search_section, studies)
+    for module in (schema, data_section, training_sections, search_section, experiments)
     for name, kind in vars(module).items()
     if inspect.isclass(kind) and issubclass(kind, Section) and kind is not Section
 } | {kind.__name__: kind for kind in (*rule_sections(), *optimizer_section.OPTIMIZERS.builtin.values())}

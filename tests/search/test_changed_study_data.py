@@ -9,12 +9,12 @@ from synthetic import REFERENCE, SyntheticRunner, interrupt_at, records, search_
 
 from jaxtune.config import dump_config, load_config, with_overrides
 from jaxtune.errors import UserError
+from jaxtune.experiments.trials import ExperimentTrials
 from jaxtune.search import Study
 from jaxtune.search.extend import extend
 from jaxtune.search.run import make_study, preflight_search, search
-from jaxtune.studies.trials import StudyTrials
-from jaxtune.training.experiment import read_fingerprints
 from jaxtune.training.hooks import Hooks
+from jaxtune.training.opened_config import read_fingerprints
 from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.template_date import with_date
 from tests.changing_data import chats, day, edit, own_files
@@ -184,7 +184,7 @@ def test_an_experiment_goes_on_with_its_own_data_only(own_files, tmp_path):
     config = with_overrides(own_files, SEARCH)
 
     def go_on(data, **hooks):
-        with StudyTrials(
+        with ExperimentTrials(
             config, "early-score", SyntheticRunner(), settings={}, hooks=Hooks(**hooks), data=data
         ) as trials:
             return [record["event"] for record in records(trials.run_dir)]

@@ -10,7 +10,7 @@ from jaxtune.errors import UserError
 from jaxtune.search.run import preflight_search
 from jaxtune.search.settings import search_config
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from tests.tiny_task import config_file, rows, tiny_model
 
 __all__ = ["config_file", "rows", "tiny_model"]
@@ -22,7 +22,7 @@ TASK = "evaluation={task: extraction, max_new_tokens: 2, stop: null}"
 
 def test_costs_are_those_of_what_is_exported_and_counted_by_hand(config_file, tmp_path):
     overrides = [UPDATE, SEARCH, TASK, "train.steps=3", "data.test=null"]
-    runner = TrainerRunner(Experiment(load_config(config_file, overrides)))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, overrides)))
     changed = {"update.0.rank": 3}
     costs, wider = runner.costs(changed), runner.costs({"update.0.rank": 6, "train.steps": 6})
     config = runner.configuration(changed)

@@ -11,8 +11,8 @@ from jaxtune.errors import UserError
 from jaxtune.search import population_size as module
 from jaxtune.search.population_size import fitting, population_size
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.memory import compiled_memory
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.population import Population
 from tests.tiny_task import config_file, rows, tiny_model
 
@@ -23,14 +23,14 @@ SPACE = "space: {optimizer.learning_rate: {log_uniform: [1e-3, 1e-1]}}"
 
 def opened(config_file, search):
     config = load_config(config_file, [f"search={{promote: 1, {SPACE}, {search}}}", "train.steps=5", "data.test=null"])
-    return TrainerRunner(Experiment(config))
+    return TrainerRunner(OpenedConfig(config))
 
 
 @pytest.fixture
 def auto(config_file):
     """A study of 64 trials that leaves the number to the memory, with its one program."""
     runner = opened(config_file, "trials: 64, population: auto")
-    runner.trainer(runner.experiment.config)
+    runner.trainer(runner.opened.config)
     return runner
 
 
@@ -41,7 +41,7 @@ def trainer(auto):
 
 @pytest.fixture
 def batch(auto):
-    batches = auto.experiment.batches()
+    batches = auto.opened.batches()
     yield next(batches)
     batches.close()
 
@@ -86,6 +86,6 @@ def test_a_number_that_is_given_stands(config_file, tmp_path):
 def test_a_number_that_does_not_divide_is_refused(config_file, tmp_path):
     search = f"search={{promote: 1, {SPACE}, trials: 4, population: 3}}"
     mesh = ["parallel={trial: 2, data: 4}", "train.batch_size=8", "data.test=null"]
-    runner = TrainerRunner(Experiment(load_config(config_file, [search, *mesh])))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, [search, *mesh])))
     with pytest.raises(UserError, match=r"search\.population: 3 trials do not divide .*trial = 2; nearest: 4"):
         population_size(runner, tmp_path)

@@ -21,8 +21,8 @@ from jaxtune.search.study import Study
 from jaxtune.search.trainer_runner import TrainerRunner, _set_aside
 from jaxtune.search.trial import Trial
 from jaxtune.telemetry.writers import read_metrics
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.hooks import Hooks
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.population import Population
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory
@@ -47,7 +47,7 @@ def losses(directory):
 def test_a_trial_is_the_run_of_its_own_configuration(config_file, tmp_path):
     """Whatever trial made the trainer: start and dropout of its own seed, columns of its own rank, and one program."""
     common = ["train.steps=3", "data.test=null"]
-    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, *common])))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, [SEARCH, *common])))
     jobs = [(Trial(0, {}, tmp_path / "0"), 1), (Trial(1, OVERRIDES, tmp_path / "1"), 3)]
     outcome = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}[1]
     assert runner.compilations == 1
@@ -77,8 +77,8 @@ def scores(runner, directory, until):
 def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, monkeypatch):
     """At sound rates losses agree to 1e-4 over the whole run, eight at a time in one program, also cut in two parts."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
-    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
-    alone, together = TrainerRunner(experiment), TrainerRunner(experiment, population=8)
+    opened = OpenedConfig(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    alone, together = TrainerRunner(opened), TrainerRunner(opened, population=8)
     one_by_one = scores(alone, tmp_path / "alone", 6)
     at_once = scores(together, tmp_path / "together", 3)
     at_once = scores(together, tmp_path / "together", 6)
@@ -94,16 +94,16 @@ def test_sixteen_trials_rank_the_same_in_a_population(config_file, tmp_path, mon
 def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config_file, tmp_path):
     """Eight trials of three lengths over three slots, one of them without end: the others end as they do alone."""
     settings = ["train.steps=6", "data.test=null", "train.evaluate_every=1"]
-    experiment = Experiment(load_config(config_file, [SEARCH, *settings]))
+    opened = OpenedConfig(load_config(config_file, [SEARCH, *settings]))
     wild = {"optimizer.learning_rate": 0.5, "update.0.alpha": 1e38}
     values = [wild if number == 1 else SOUND[number] for number in range(8)]
     jobs = [(Trial(number, each, tmp_path / str(number)), 2 + 2 * (number % 3)) for number, each in enumerate(values)]
-    runner = TrainerRunner(experiment, population=3)
+    runner = TrainerRunner(opened, population=3)
     ended = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}
     assert sorted(ended) == list(range(8))
     assert ended[1].failed
     assert runner.compilations == 1
-    lonely = TrainerRunner(experiment)
+    lonely = TrainerRunner(opened)
     # Found at the end only, a divergence is no later.
     late = {**wild, "train.log_every": 50, "train.evaluate_every": 50}
     (_, outcome), *_ = run_all(lonely, [(Trial(1, late, tmp_path / "late"), 6)])
@@ -116,20 +116,20 @@ def test_a_trial_that_diverges_or_stops_early_leaves_its_slot_to_the_next(config
 
 
 def test_a_stop_saves_every_trial_at_the_same_step(config_file, tmp_path):
-    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    opened = OpenedConfig(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
     jobs = [(Trial(number, SOUND[number], tmp_path / str(number)), 6) for number in range(3)]
     asked = itertools.count()
     # Asked at each of three starts, then before each step.
-    stopped = TrainerRunner(experiment, population=3, hooks=Hooks(should_stop=lambda: next(asked) >= 3 + 2))
+    stopped = TrainerRunner(opened, population=3, hooks=Hooks(should_stop=lambda: next(asked) >= 3 + 2))
     with pytest.raises(Interrupted):
         list(run_all(stopped, jobs))
     steps = [
         sorted(int(entry.name) for entry in (tmp_path / str(number) / "checkpoints").iterdir()) for number in range(3)
     ]
     assert steps == [[3]] * 3
-    ended = {trial.id: outcome.score for trial, outcome in run_all(TrainerRunner(experiment, population=3), jobs)}
+    ended = {trial.id: outcome.score for trial, outcome in run_all(TrainerRunner(opened, population=3), jobs)}
     whole = [(Trial(number, SOUND[number], tmp_path / f"whole{number}"), 6) for number in range(3)]
-    assert ended == {trial.id: o.score for trial, o in run_all(TrainerRunner(experiment, population=3), whole)}
+    assert ended == {trial.id: o.score for trial, o in run_all(TrainerRunner(opened, population=3), whole)}
 
 
 BATCHES = "search.space.train.batch_size={choice: [8, 16]}"
@@ -140,7 +140,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
     """Two programs share the places, in the form of accelerators: continued, scores are the same to the last bit."""
     monkeypatch.setattr("jaxtune.search.slots.Population", functools.partial(Population, batched=True))
     settings = [SEARCH, BATCHES, "train.steps=6", "data.test=null"]
-    experiment = Experiment(load_config(config_file, settings))
+    opened = OpenedConfig(load_config(config_file, settings))
     values = [
         {"train.batch_size": size, "optimizer.learning_rate": 0.01 + 0.003 * number}
         for number, size in enumerate((16, 16, 8, 16, 8, 16))
@@ -156,7 +156,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
         return found
 
     stops = iter([])
-    runner = TrainerRunner(experiment, population=4, hooks=Hooks(should_stop=lambda: next(stops, False)))
+    runner = TrainerRunner(opened, population=4, hooks=Hooks(should_stop=lambda: next(stops, False)))
     whole = ended(runner, jobs("whole"))
     assert sorted(whole) == list(range(6))
     # Asked at each of four starts, then before each step.
@@ -164,7 +164,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
     before = ended(runner, jobs("cut"))
     assert 0 < len(before) < 6
     left = [job for job in jobs("cut") if job[0].id not in before]
-    later = TrainerRunner(experiment, population=4)
+    later = TrainerRunner(opened, population=4)
     assert before | ended(later, left) == whole
     assert (len(runner.trainers), runner.compilations, later.compilations) == (2, 2, 2)
     names = [[each.program(trial) for trial, _ in jobs("whole")] for each in (runner, later)]
@@ -175,7 +175,7 @@ def test_a_trial_s_numbers_do_not_depend_on_what_trained_before_it(config_file, 
 def test_slots_follow_from_the_space_and_the_places(config_file):
     """Those of a program that trials of the space have, and of the reference's (16 rows), in either order."""
     paper = "search.reference=paper"
-    experiment = Experiment(load_config(config_file, [SEARCH, paper]))
+    opened = OpenedConfig(load_config(config_file, [SEARCH, paper]))
     for overrides, expected in (
         ((), (4, 1)),
         (("train.batch_size=16",), (4, 4)),
@@ -186,17 +186,17 @@ def test_slots_follow_from_the_space_and_the_places(config_file):
             (1, 1),
         ),
     ):
-        experiment.given = experiment.config = load_config(config_file, [SEARCH, paper, *overrides])
+        opened.given = opened.config = load_config(config_file, [SEARCH, paper, *overrides])
         for order in (1, -1):
-            runner = TrainerRunner(experiment, population=4)
+            runner = TrainerRunner(opened, population=4)
             made = [runner.trainer(runner.configuration(each)) for each in ({}, {"train.batch_size": 16})[::order]]
             assert tuple(runner.slots_of(trainer) for trainer in made[::order]) == expected, overrides
 
 
 def test_trials_of_one_program_have_their_own_evaluations(config_file, tmp_path):
     """What the loop does between steps is the trial's own, whichever trial made the program."""
-    experiment = Experiment(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
-    runner = TrainerRunner(experiment, population=3)
+    opened = OpenedConfig(load_config(config_file, [SEARCH, "train.steps=6", "data.test=null"]))
+    runner = TrainerRunner(opened, population=3)
     # So small a rate that no evaluation is better than the first.
     still = {"train.evaluate_every": 1, "train.patience": 1, "optimizer.learning_rate": 1e-30}
     values = [{}, {"train.evaluate_every": 2}, still]
@@ -274,9 +274,9 @@ def test_a_study_that_was_changed_goes_on_with_its_trials(config_file, tmp_path)
     """Promoted after the change, a trial trains on from its checkpoint: every step once, nothing moved aside."""
     settings = [SEARCH, "train.steps=4", "data.test=null"]
     trial = Trial(1, {"optimizer.learning_rate": 0.01}, tmp_path / "t[1]" / "001")
-    list(run_all(TrainerRunner(Experiment(load_config(config_file, settings))), [(trial, 2)]))
+    list(run_all(TrainerRunner(OpenedConfig(load_config(config_file, settings))), [(trial, 2)]))
     changed = [*settings, "search.promote=2", "study.bootstrap=700", "name=other"]
-    runner = TrainerRunner(Experiment(load_config(config_file, changed)))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, changed)))
     (ended,) = run_all(runner, [(trial, 4)])
     assert [entry.name for entry in (tmp_path / "t[1]").iterdir()] == ["001"]
     assert [line["step"] for line in read_metrics(trial.directory / "metrics.jsonl")] == [1, 2, 3, 4]
@@ -287,7 +287,7 @@ def test_a_study_goes_on_from_its_journal_and_configuration_alone(config_file, t
     """One trial finished and not tested, the other one under way: both are trained again, to the same scores."""
     own = SEARCH.replace("reference: paper, ", "")
     config = load_config(config_file, [own, "train.steps=5", f"run_dir={tmp_path / 'study'}"])
-    runner, directory = TrainerRunner(Experiment(config)), RunDirectory(tmp_path / "study", study=True)
+    runner, directory = TrainerRunner(OpenedConfig(config)), RunDirectory(tmp_path / "study", study=True)
 
     def run():
         directory.claim(config)
@@ -312,7 +312,7 @@ def test_a_winner_that_no_adapter_holds_is_left_as_a_whole_model(config_file, tm
     own = SEARCH.replace("reference: paper, ", "")
     config = load_config(config_file, [own, rules, "train.steps=2", "data.test=null", f"run_dir={tmp_path / 'study'}"])
     runner, trial = (
-        TrainerRunner(Experiment(config)),
+        TrainerRunner(OpenedConfig(config)),
         Trial(1, {"optimizer.learning_rate": 0.05}, tmp_path / "t" / "001"),
     )
     list(run_all(runner, [(trial, 2)]))
@@ -326,11 +326,11 @@ def test_a_winner_that_no_adapter_holds_is_left_as_a_whole_model(config_file, tm
 def test_what_is_measured_beside_the_objective_is_told(config_file, tmp_path):
     """Task metrics of a trial that is scored by its loss: those of the state that it ended in."""
     task = ["evaluation={task: extraction, max_new_tokens: 4}", "search.metrics=[exact_match]"]
-    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null", *task])))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, [SEARCH, "train.steps=2", "data.test=null", *task])))
     trial = Trial(0, {}, tmp_path / "0")
     ((_, outcome),) = run_all(runner, [(trial, 2)])
     trainer, values, state = runner.load(trial)
-    evaluator = runner.experiment.evaluator("validation")
+    evaluator = runner.opened.evaluator("validation")
     answers = evaluator.evaluate(*trainer.apply(state, values))
     assert outcome.score == outcome.metrics["validation_loss"]
     assert {name: outcome.metrics[name] for name in answers.metrics} == answers.metrics
@@ -341,8 +341,8 @@ def test_answers_of_a_population_score_each_trial_as_its_own_do(config_file, tmp
     """Trials of other ranks, scales and lengths, side by side in one program, answer as their own checkpoints do."""
     task = "evaluation={task: extraction, max_new_tokens: 3, batch_size: 32, stop: null}"
     settings = [SEARCH.replace("search={", "search={objective: f1, "), "train.steps=6", "data.test=null", task]
-    experiment = Experiment(load_config(config_file, [*settings, "train.evaluate_every=2"]))
-    runner = TrainerRunner(experiment, population=3)
+    opened = OpenedConfig(load_config(config_file, [*settings, "train.evaluate_every=2"]))
+    runner = TrainerRunner(opened, population=3)
     evaluator = runner._evaluators["validation"]
     assert evaluator.filled == 12 / 32, "full batches take less time one after another on a CPU"
     scored, side_by_side = [], type(evaluator).evaluate_side_by_side
@@ -356,7 +356,7 @@ def test_answers_of_a_population_score_each_trial_as_its_own_do(config_file, tmp
     jobs = [(Trial(number, each, tmp_path / str(number)), 4 + number % 2) for number, each in enumerate(values)]
     ended = {trial.id: outcome for trial, outcome in run_all(runner, jobs)}
     assert [len(results) for results in scored] == [3, 3, 1, 1, 1, 1]
-    assert experiment.generator.compilations == 1
+    assert opened.generator.compilations == 1
     last = {0: scored[1][0], 1: scored[2][0], 2: scored[1][2], 3: scored[5][0]}
     assert len({str(result.records) for result in last.values()}) == 4, "all answer alike: nothing is compared"
     for trial, _ in jobs:

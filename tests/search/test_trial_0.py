@@ -17,7 +17,7 @@ from jaxtune.search.extend import extend
 from jaxtune.search.run import make_study
 from jaxtune.search.settings import reference_overrides
 from jaxtune.search.trainer_runner import TrainerRunner
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run_directory import RunDirectory
 from tests.tiny_task import config_file, rows, tiny_model
 
@@ -34,11 +34,11 @@ OWN = ("optimizer={learning_rate: 7e-3, schedule: linear, weight_decay: 0.01}", 
 
 def trial_0(config):
     """The configuration that trial 0 trains with, whole."""
-    experiment = object.__new__(Experiment)
-    experiment.given = config
-    experiment.resolve = lambda variant: variant
+    opened = object.__new__(OpenedConfig)
+    opened.given = config
+    opened.resolve = lambda variant: variant
     runner = object.__new__(TrainerRunner)
-    runner.experiment, runner._configurations = experiment, {}
+    runner.opened, runner._configurations = opened, {}
     return runner.configuration(reference_overrides(config))
 
 

@@ -18,8 +18,8 @@ from jaxtune.search.checks import check_space
 from jaxtune.search.run import search
 from jaxtune.training import Trainer
 from jaxtune.training.adapter_start import with_adapter
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.model_directory import model_directory
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run import train
 from jaxtune.updates import UpdatePlan, load_adapter
 from jaxtune.updates.peft.base import check_base, named_base
@@ -78,9 +78,9 @@ def torch_logits(adapter, base, tokens):
 
 @pytest.mark.slow
 def test_training_starts_from_what_peft_computes_and_its_adapter_loads_there(config, theirs, tiny_model, tmp_path):
-    batch = Experiment(config, parts=("validation",)).validation_batches[0]
+    batch = OpenedConfig(config, parts=("validation",)).validation_batches[0]
     tokens = np.where(batch["segment_ids"] >= 0, batch["tokens"], 0)
-    opened = Experiment(config)
+    opened = OpenedConfig(config)
     trainer, (static, _) = opened.trainer(), split(opened.model)
 
     def loss(logits):
@@ -112,7 +112,7 @@ def test_training_starts_from_what_peft_computes_and_its_adapter_loads_there(con
     np.testing.assert_allclose(np.asarray(ours(trainer.params, trained[1])), after, atol=1e-4)
     assert loss(after) < expected
     # So a run's own adapter is a start as well.
-    chained = Experiment(with_overrides(config, {"model.adapter": summary["adapter"]["path"]}), parts=()).trainer()
+    chained = OpenedConfig(with_overrides(config, {"model.adapter": summary["adapter"]["path"]}), parts=()).trainer()
     assert chained.evaluate(chained.init(), [batch]).loss == pytest.approx(loss(after), rel=1e-5)
     # What it trained is recorded, and the same command finds it finished.
     recorded = load_config(tmp_path / "run" / "config.yaml")

@@ -10,7 +10,7 @@ import pytest
 
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.preflight import preflight
 from jaxtune.training.run import train
 from jaxtune.training.run_directory import RunDirectory
@@ -41,7 +41,7 @@ def test_a_changed_split_is_refused_and_accepted_on_purpose(own_files, tmp_path,
             call(own_files)
     assert contents(run) == before
     # What is only looked at is never refused.
-    assert trained(Experiment(own_files)).origin.endswith("at step 2")
+    assert trained(OpenedConfig(own_files)).origin.endswith("at step 2")
     stopped = train(own_files, should_stop=stop_at(2), accept_changed_data=True)
     assert (stopped["stopped"], stopped["steps"]) == ("signal", 4)
     assert f"{key} (" in caplog.text
@@ -59,7 +59,7 @@ def test_a_run_from_before_gets_its_fingerprints_with_a_warning(own_files, tmp_p
     file.unlink()
     train(own_files, should_stop=stop_at(1))
     assert "began before fingerprints of its data were kept" in caplog.text
-    assert json.loads(file.read_text())["fingerprints"] == [Experiment(own_files).fingerprints]
+    assert json.loads(file.read_text())["fingerprints"] == [OpenedConfig(own_files).fingerprints]
     # The test split decides nothing: a change of it is told, once.
     caplog.clear()
     edit(tmp_path / "test.jsonl")
@@ -84,8 +84,8 @@ def test_a_run_that_goes_on_next_day_shows_the_same_day(chats, tmp_path, day):
     resolved = load_config(tmp_path / "run" / "config.yaml")
     assert resolved.data.date == "2026-01-05"
     # Whoever opens the run's directory sees its day: evaluation, and generation from its prompts.
-    opened = Experiment(resolved, parts=("validation",))
-    again = Experiment(chats, parts=("validation",))
+    opened = OpenedConfig(resolved, parts=("validation",))
+    again = OpenedConfig(chats, parts=("validation",))
     for one, other in zip(opened.examples["validation"], again.examples["validation"], strict=True):
         np.testing.assert_array_equal(one.tokens, other.tokens)
     assert opened.tokenizer.decode(opened.examples["validation"][0].tokens).startswith("w5 ")
@@ -93,8 +93,8 @@ def test_a_run_that_goes_on_next_day_shows_the_same_day(chats, tmp_path, day):
     assert prompt == "w5 w1 : "
     # Another directory has its own day, or one that is asked for; in this one another day is another run.
     fresh = with_overrides(chats, {"run_dir": str(tmp_path / "fresh")})
-    assert Experiment(fresh, parts=()).config.data.date == "2026-01-06"
-    assert Experiment(with_overrides(fresh, {"data.date": "2025-12-24"}), parts=()).config.data.date == "2025-12-24"
+    assert OpenedConfig(fresh, parts=()).config.data.date == "2026-01-06"
+    assert OpenedConfig(with_overrides(fresh, {"data.date": "2025-12-24"}), parts=()).config.data.date == "2025-12-24"
     with pytest.raises(UserError, match=r"data\.date: there '2026-01-05', now '2025-12-24'"):
         train(with_overrides(chats, {"data.date": "2025-12-24"}))
 
@@ -104,6 +104,6 @@ def test_a_run_from_before_shows_the_day_that_it_began_on(chats, tmp_path, day):
     directory = RunDirectory(tmp_path / "run")
     directory.claim(chats)
     begun = datetime.date.fromtimestamp(directory.config_path.stat().st_mtime)
-    assert Experiment(chats, parts=()).config.data.date == begun.isoformat()
+    assert OpenedConfig(chats, parts=()).config.data.date == begun.isoformat()
     directory.journal_path.write_text(json.dumps({"event": "study", "time": 86400.0 * 365}) + "\n")
-    assert Experiment(chats, parts=()).config.data.date == datetime.date.fromtimestamp(86400.0 * 365).isoformat()
+    assert OpenedConfig(chats, parts=()).config.data.date == datetime.date.fromtimestamp(86400.0 * 365).isoformat()

@@ -19,8 +19,8 @@ from jaxtune.search import run as search_run
 from jaxtune.search.memory import check_memory
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training import memory
-from jaxtune.training.experiment import Experiment
 from jaxtune.training.memory import Size, StepMemory, checked_memory
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.preflight import preflight
 
 FREE = 40 * 2**20
@@ -58,8 +58,8 @@ def refused(call) -> tuple[str, int, int]:
 
 
 def test_the_shapes_of_a_batch_are_those_of_one_and_take_no_memory(config_file):
-    experiment = Experiment(load_config(config_file))
-    batches = experiment.batches()
+    opened = OpenedConfig(load_config(config_file))
+    batches = opened.batches()
     batch, shapes = next(batches), batch_shapes(8, 8)
     batches.close()
     assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
@@ -84,20 +84,20 @@ def test_the_shapes_of_a_batch_are_those_of_one_and_take_no_memory(config_file):
 )
 def test_the_nearest_value_fits_and_not_much_more_would(config_file, monkeypatch, doubled, overrides, key, value):
     config = load_config(config_file, overrides)
-    experiment = Experiment(config)
+    opened = OpenedConfig(config)
     if config.search is None:
-        trainer, slots = experiment.trainer(), None
-        named, given, nearest = refused(lambda: checked_memory(experiment, trainer))
+        trainer, slots = opened.trainer(), None
+        named, given, nearest = refused(lambda: checked_memory(opened, trainer))
     else:
-        runner = TrainerRunner(experiment)
+        runner = TrainerRunner(opened)
         if key.endswith("batch_size"):
-            runner.trainer(with_overrides(experiment.config, {"train.batch_size": value}))
+            runner.trainer(with_overrides(opened.config, {"train.batch_size": value}))
         runner.capacity = config.search.population
-        trainer = runner.trainer(experiment.config)
+        trainer = runner.trainer(opened.config)
         slots = runner.slots_of(trainer)
         named, given, nearest = refused(lambda: check_memory(runner))
     assert (named, given) == (key, value)
-    step = StepMemory(experiment, trainer, slots)
+    step = StepMemory(opened, trainer, slots)
 
     def takes(number: int) -> int:
         changed = {"slots": number} if slots != 1 and slots else {"batch_size": number}
@@ -115,24 +115,24 @@ def test_the_nearest_value_fits_and_not_much_more_would(config_file, monkeypatch
 
 
 def test_a_real_step_of_the_nearest_size_fits(config_file, small):
-    experiment = Experiment(load_config(config_file, ["train.batch_size=8000000"]))
-    _, _, nearest = refused(lambda: checked_memory(experiment, experiment.trainer()))
-    step = StepMemory(experiment, experiment.trainer())
+    opened = OpenedConfig(load_config(config_file, ["train.batch_size=8000000"]))
+    _, _, nearest = refused(lambda: checked_memory(opened, opened.trainer()))
+    step = StepMemory(opened, opened.trainer())
     size = dataclasses.replace(step.size, batch_size=nearest)
     assert 0.7 * step.free < step.compiled(size)["total"] <= step.free
 
 
 def test_the_devices_of_other_machines_are_not_judged_by_ours(config_file, doubled):
-    runner = TrainerRunner(Experiment(load_config(config_file, [SEARCH, "search.ray_address=auto"])))
+    runner = TrainerRunner(OpenedConfig(load_config(config_file, [SEARCH, "search.ray_address=auto"])))
     runner.capacity = 100_000
     assert check_memory(runner)["total"] > FREE
 
 
 def test_what_no_key_helps_is_told(config_file, monkeypatch):
-    experiment = Experiment(load_config(config_file))
+    opened = OpenedConfig(load_config(config_file))
     monkeypatch.setattr(memory, "free_bytes", lambda mesh: 1000.0)
     with pytest.raises(UserError, match=r"lowering one of update\.0\.rank, train\.sequence_length alone is not enough"):
-        checked_memory(experiment, experiment.trainer())
+        checked_memory(opened, opened.trainer())
 
 
 def test_a_base_that_does_not_fit_is_refused_before_anything_is_opened(config_file, monkeypatch):

@@ -16,7 +16,7 @@ from jaxtune.models.decoder import split
 from jaxtune.telemetry.progress import ProgressBoard
 from jaxtune.telemetry.writers import read_metrics
 from jaxtune.training import trainer as trainer_module
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run import Diverged, train
 from jaxtune.training.summary import RunSummary
 from jaxtune.training.trained import trained
@@ -110,9 +110,9 @@ def test_a_stopped_run_goes_on_and_nothing_is_counted_twice(config, tmp_path):
 def test_any_run_directory_s_name_will_do(config, tmp_path):
     config = with_overrides(config, {"train.steps": 2, "run_dir": str(tmp_path / "t[1]" / "a\\b")})
     summary = train(config)
-    left = trained(Experiment(config, parts=()))
+    left = trained(OpenedConfig(config, parts=()))
     assert left.origin == f"{config.directory} at step 2"
-    assert trained(Experiment(config, parts=()), adapter=summary["adapter"]["path"]).origin.endswith("adapter")
+    assert trained(OpenedConfig(config, parts=()), adapter=summary["adapter"]["path"]).origin.endswith("adapter")
 
 
 def test_a_diverged_run_says_so_and_keeps_its_last_good_checkpoint(config, tmp_path, monkeypatch):
@@ -148,8 +148,8 @@ def test_what_no_adapter_holds_is_left_as_a_whole_model(config, tmp_path, caplog
     assert summary.model == summary["model"] == {"path": str(directory / "model"), "step": 2}
     check_types(RunSummary, summary)
     # What the layers came to, told from the checkpoint by hand.
-    experiment = Experiment(config, parts=())
-    base, state = split(experiment.model)[1], trained(experiment).state
+    opened = OpenedConfig(config, parts=())
+    base, state = split(opened.model)[1], trained(opened).state
     left = split(load_model(directory / "model", dtype="float32"))[1]
     norms = state.trainable["full"]["layers.mlp_norm.scale"]
     term = {part: np.asarray(array) for part, array in state.trainable["low_rank"]["layers.attention.q"].items()}

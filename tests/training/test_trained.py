@@ -11,7 +11,7 @@ import pytest
 from jaxtune.config import load_config, with_overrides
 from jaxtune.errors import UserError
 from jaxtune.telemetry.writers import read_metrics
-from jaxtune.training.experiment import Experiment
+from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.run import train
 from jaxtune.training.trained import trained
 from tests.tiny_task import configuration
@@ -35,23 +35,23 @@ def opened(tmp_path_factory, tiny_model):
     (directory / "run.yaml").write_text(configuration(directory / "run", tiny_model, directory))
     config = with_overrides(load_config(directory / "run.yaml"), SHORT)
     summary = train(config)
-    return Experiment(config), summary
+    return OpenedConfig(config), summary
 
 
-def evaluations(experiment):
-    lines = read_metrics(f"{experiment.config.directory}/metrics.jsonl")
+def evaluations(opened):
+    lines = read_metrics(f"{opened.config.directory}/metrics.jsonl")
     return {line["step"]: line["validation_loss"] for line in lines if "validation_loss" in line}
 
 
 def test_the_best_checkpoint_is_taken_and_exported(opened):
-    experiment, summary = opened
-    losses = evaluations(experiment)
+    opened, summary = opened
+    losses = evaluations(opened)
     best = min(losses, key=lambda step: losses[step])
     assert best < 6
-    left = trained(experiment)
+    left = trained(opened)
     assert left.origin.endswith(f"at step {best}")
     assert int(left.state.step) == best
-    found = left.trainer.evaluate(left.state, experiment.validation_batches).loss
+    found = left.trainer.evaluate(left.state, opened.validation_batches).loss
     assert found == pytest.approx(losses[best], rel=1e-6)
     assert found != pytest.approx(losses[6], rel=1e-3)
     assert summary["adapter"]["step"] == best
@@ -60,21 +60,21 @@ def test_the_best_checkpoint_is_taken_and_exported(opened):
 
 
 def test_the_adapter_is_the_same_state(opened):
-    experiment, summary = opened
-    whole, adapter = trained(experiment), trained(experiment, adapter=summary["adapter"]["path"])
+    opened, summary = opened
+    whole, adapter = trained(opened), trained(opened, adapter=summary["adapter"]["path"])
     assert adapter.origin == f"adapter {summary['adapter']['path']}"
     jax.tree.map(
         lambda one, other: np.testing.assert_allclose(one, other, rtol=1e-6, atol=1e-7),
         adapter.state.trainable,
         whole.state.trainable,
     )
-    losses = [each.trainer.evaluate(each.state, experiment.validation_batches).loss for each in (whole, adapter)]
+    losses = [each.trainer.evaluate(each.state, opened.validation_batches).loss for each in (whole, adapter)]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
 
 def test_the_untuned_model_is_the_base(opened):
-    experiment, _ = opened
-    left = trained(experiment, untuned=True)
+    opened, _ = opened
+    left = trained(opened, untuned=True)
     params, adapters = left.apply()
     assert all(not np.any(adapter.b) for adapter in adapters.values())
     for path, value in left.trainer.params.items():
@@ -82,14 +82,14 @@ def test_the_untuned_model_is_the_base(opened):
 
 
 def test_no_run_and_another_run_are_told(opened, tmp_path):
-    experiment, _ = opened
-    nowhere = Experiment(with_overrides(experiment.config, {"run_dir": str(tmp_path / "none")}), parts=())
+    opened, _ = opened
+    nowhere = OpenedConfig(with_overrides(opened.config, {"run_dir": str(tmp_path / "none")}), parts=())
     with pytest.raises(UserError, match=r"no checkpoint; run jaxtune train first"):
         trained(nowhere)
     (tmp_path / "none" / "checkpoints").mkdir(parents=True)
     with pytest.raises(UserError, match="no checkpoint was finished"):
         trained(nowhere)
-    wider = Experiment(with_overrides(experiment.config, {"update.0.rank": 6}), parts=())
+    wider = OpenedConfig(with_overrides(opened.config, {"update.0.rank": 6}), parts=())
     with pytest.raises(UserError, match=r"another configuration") as error:
         trained(wider)
     assert "'layers.attention.q']['a'] is float32[2, 32, 4], this configuration makes float32[2, 32, 6]" in str(
@@ -98,6 +98,6 @@ def test_no_run_and_another_run_are_told(opened, tmp_path):
 
 
 def test_a_finished_run_is_not_trained_again(opened, monkeypatch):
-    experiment, summary = opened
-    monkeypatch.setattr(Experiment, "batches", lambda *_: pytest.fail("it trained"))
-    assert train(experiment.config) == summary
+    opened, summary = opened
+    monkeypatch.setattr(OpenedConfig, "batches", lambda *_: pytest.fail("it trained"))
+    assert train(opened.config) == summary

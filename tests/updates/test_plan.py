@@ -302,7 +302,11 @@ def test_other_plans_that_cannot_be_meant(config):
         ([], config, "there is no rule"),
         ([FrozenRule(match="**")], config, "every rule freezes"),
         ([low_rank("layers.*.*_norm")], config, "only layers.*.attention_norm.scale, layers.*.mlp_norm.scale"),
-        ([low_rank("embed")], config, "use method 'full' for these, or match layers.*.attention.q"),
+        (
+            [low_rank("embed")],
+            config,
+            "use method 'full' or 'low_rank_embedding' for these, or match layers.*.attention.q",
+        ),
         ([low_rank("**"), FullRule(match="**.bias")], config, "update.1.match: earlier rules (update.0)"),
         ([low_rank("lm_head")], tied, "its head is tied to embed.table"),
         ([low_rank("layers.{q")], config, "update.0.match: pattern 'layers.{q'"),

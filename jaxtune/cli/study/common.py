@@ -21,21 +21,21 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run_experiment(arguments: argparse.Namespace, study: str) -> int:
     """Runs an experiment, or goes on with it; with ``--dry-run`` only what can be checked before.
 
-    The experiment ``early-score`` is the module :mod:`jaxtune.studies.early_score`. It has ``check(config)`` for a dry
-    run, which returns ``{"trials", "steps", "memory", "warnings"}``, and ``run(config, command=…, hooks=…)``, which
+    The experiment ``early-score`` is the module :mod:`jaxtune.experiments.early_score`. It has ``check(config)`` for a
+    dry run, which returns ``{"trials", "steps", "memory", "warnings"}``, and ``run(config, command=…, hooks=…)``, which
     returns the summary, or None if it was stopped. What people read of it comes from
-    :mod:`jaxtune.studies.early_score_page`.
+    :mod:`jaxtune.experiments.early_score_page`.
 
     Args:
       arguments: of the command.
       study: the experiment's name.
     """
     config = start(arguments)
-    module = f"jaxtune.studies.{study.replace('-', '_')}"
+    module = f"jaxtune.experiments.{study.replace('-', '_')}"
     experiment, page = importlib.import_module(module), importlib.import_module(f"{module}_page")
 
-    from jaxtune.studies.output import output_directory
-    from jaxtune.studies.run import experiment_config
+    from jaxtune.experiments.output import output_directory
+    from jaxtune.experiments.run import experiment_config
     from jaxtune.telemetry.progress import ProgressBoard, ProgressDisplay
     from jaxtune.training.hooks import Hooks
     from jaxtune.training.signals import stop_signals

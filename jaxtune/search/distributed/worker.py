@@ -147,8 +147,8 @@ class Worker:
             pid=os.getpid(),
             devices=f"{platform()} × {jax.device_count()}",
             capacity=self._runner.capacity,
-            plan=self._runner.trainer(self._runner.experiment.config).plan.table(),
-            fingerprints=self._runner.experiment.fingerprints,
+            plan=self._runner.trainer(self._runner.opened.config).plan.table(),
+            fingerprints=self._runner.opened.fingerprints,
         )
 
     @_logged

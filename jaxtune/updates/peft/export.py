@@ -30,6 +30,7 @@ from jax.experimental import multihost_utils
 from jaxtune.errors import UserError
 from jaxtune.models.architectures import Architecture
 from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import adaptable_modules
 from jaxtune.models.decoder import Decoder
 from jaxtune.models.families import architecture_of
 from jaxtune.models.hf_config import read_architecture
@@ -149,8 +150,8 @@ def save_adapter(
     packaged = base if base.startswith(PACKAGED) else None
     base = named_base(base, directory, write=jax.process_index() == 0)
     architecture = _architecture(base, config)
-    modules = all_modules(config, architecture.layout)
-    places = modules | other_modules(config, architecture.layout)
+    places = all_modules(config, architecture.layout) | other_modules(config, architecture.layout)
+    adaptable = adaptable_modules(config)
     kind, exported = _exported(plan, trainable, fixed or {}, hyperparameters, places)
     tensors = {tensor_name(each.name, end): value for each in exported for end, value in each.exported.tensors.items()}
     if jax.process_index() != 0:
@@ -161,7 +162,7 @@ def save_adapter(
         written["peft_type"], packaged or base, revision, config.quantization, written=packaged is not None
     )
     write_adapter(directory, written, tensors, readme)
-    _check_written(directory, modules, exported, tensors)
+    _check_written(directory, [name for name, (path, _) in places.items() if path in adaptable], exported, tensors)
 
 
 def _readme(kind: str, base: str, revision: str | None, quantization: str | None, *, written: bool) -> str:

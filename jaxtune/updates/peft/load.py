@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from jaxtune.errors import UserError
 from jaxtune.models.adapter_set import AdapterSet
 from jaxtune.models.architectures import Layout, architectures_of
 from jaxtune.models.config import DecoderConfig
+from jaxtune.models.declarations import Params, adaptable_modules, declare
 from jaxtune.models.decoder import Decoder, split
 from jaxtune.models.families import family_of
 from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_header
@@ -36,9 +37,10 @@ from jaxtune.updates.peft.format import (
     all_modules,
     other_modules,
     parse_tensor_name,
+    tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
-from jaxtune.updates.treatments.base import Shape, Treatment
+from jaxtune.updates.treatments.base import HEAD, Matched, Shape, Treatment
 
 Tensors = Mapping[str, Mapping[str, TensorEntry]]
 """By the end of their names, those of each module, by its name in transformers; of none, what all modules share."""
@@ -68,6 +70,8 @@ _HARMLESS = {
     "auto_mapping", "peft_version", "megatron_core", "loftq_config", "eva_config", "runtime_config",
     "qalora_group_size", "ensure_weight_tying",
 }  # fmt: skip
+# So many rows of a table are compared.
+_COMPARED = 16
 # These change the base's weights, and the adapter is only right beside the changed ones.
 _CHANGES_BASE = ("pissa", "olora", "corda", "loftq", "lora_ga")
 
@@ -95,10 +99,12 @@ def load_adapter(
 
 def read_adapter(directory: str | Path, model: Decoder | DecoderConfig) -> Adapter:
     """All that a PEFT adapter holds; see :func:`load_adapter`."""
-    config = model if isinstance(model, DecoderConfig) else model.config
-    rules, tensors, modules = _read(Path(directory), config)
+    if isinstance(model, DecoderConfig):
+        config, params, mesh = model, None, None
+    else:
+        config, params, mesh = model.config, split(model)[1], model.mesh
+    rules, tensors, modules = _read(Path(directory), config, params)
     plan = UpdatePlan(rules)
-    mesh = None if isinstance(model, DecoderConfig) else model.mesh
     trainable, fixed = _arrays(plan.resolve(config), tensors, modules, mesh)
     return Adapter(plan, trainable, traced_values(rules, "update."), fixed)
 
@@ -137,7 +143,9 @@ def adapter_rules(directory: str | Path, config: DecoderConfig) -> list[RuleConf
     return _read(Path(directory), config)[0]
 
 
-def _read(directory: Path, config: DecoderConfig) -> tuple[list[RuleConfig], Tensors, Modules]:
+def _read(
+    directory: Path, config: DecoderConfig, params: Params | None = None
+) -> tuple[list[RuleConfig], Tensors, Modules]:
     config_file, tensor_file = adapter_files(directory)
     values = read_adapter_values(config_file)
     adapter = AdapterConfig.model_validate(_targets(values) if values["peft_type"] != LORA else values)
@@ -145,14 +153,30 @@ def _read(directory: Path, config: DecoderConfig) -> tuple[list[RuleConfig], Ten
     if problems:
         raise UserError("; ".join([f"{directory}: the adapter cannot be read", *problems]))
     layout = _layout(entries, config)
+    readers = _treatments(config_file, values)
     modules, others = all_modules(config, layout), other_modules(config, layout)
     beside, problems = beside_names(entries, adapter, modules | others, config)
     names = {name for names in beside.values() for name in names.values()}
     rest = {name: entry for name, entry in entries.items() if name not in names}
-    tensors, more = _sorted(rest, adapter, {name: place for name, place in modules.items() if name not in beside})
-    problems += more
-    treatment = _treatment(config_file, values)
-    rules = _rules(treatment, values, tensors, modules, config)
+    treated = {
+        name: treatment
+        for name, (path, _) in (modules | others).items()
+        if name not in beside and (treatment := _serving(readers, path, config)) is not None
+    }
+    tables = _tables(rest, config, layout)
+    tensors, more = _sorted({name: rest[name] for name in rest.keys() - tables.keys()}, adapter, treated)
+    problems += more + _changed_tables(tables, config, params or {})
+    rules = [
+        rule
+        for treatment in dict.fromkeys(treated.values())
+        for rule in _rules(
+            treatment,
+            values,
+            {name: held for name, held in tensors.items() if treated.get(name) is treatment},
+            modules | others,
+            config,
+        )
+    ]
     if not rules and not problems:
         problems.append("it has no tensors")
     rules += beside_rules(beside, adapter, modules | others, config)
@@ -183,11 +207,46 @@ def _readers() -> list[type[Treatment]]:
     return [one for one in readers if one.restored is not Treatment.restored]
 
 
-def _treatment(file: Path, values: Mapping[str, Any]) -> type[Treatment]:
-    for treatment in _readers():
-        if treatment.peft_type == values["peft_type"] and treatment.reads(values):
-            return treatment
-    raise UserError(f"{file}: no method reads a {values['peft_type']} of this kind")
+def _treatments(file: Path, values: Mapping[str, Any]) -> list[type[Treatment]]:
+    kind = values["peft_type"]
+    if not (found := [one for one in _readers() if one.peft_type == kind and one.reads(values)]):
+        raise UserError(f"{file}: no method reads a {kind} of this kind")
+    return found
+
+
+def _serving(readers: Iterable[type[Treatment]], path: str, config: DecoderConfig) -> type[Treatment] | None:
+    """The first method that serves a module, by our path of it."""
+    if (matrix := adaptable_modules(config).get(path)) is None:
+        return None
+    spec = declare(config)[matrix]
+    array = Matched(matrix, spec.shape, spec.axes, (0,))
+    return next((one for one in readers if one.serves(array)), None)
+
+
+def _tables(
+    entries: Mapping[str, TensorEntry], config: DecoderConfig, layout: Layout
+) -> dict[str, tuple[str, TensorEntry]]:
+    """What PEFT writes of the base itself beside adapters of embeddings and head, unless it is told not to."""
+    names = {
+        path: module for module, (path, _) in (all_modules(config, layout) | other_modules(config, layout)).items()
+    }
+    places = {tensor_name(names[path], "base_layer.weight"): path for path in ("embed", HEAD) if path in names}
+    return {name: (path, entries[name]) for name, path in places.items() if name in entries}
+
+
+def _changed_tables(tables: Mapping[str, tuple[str, TensorEntry]], config: DecoderConfig, params: Params) -> list[str]:
+    """Which of them are not the model's, as far as their shapes and some rows of them tell."""
+    problems, shape = [], (config.vocab_size, config.hidden_size)
+    for name, (path, entry) in tables.items():
+        ours = params.get(adaptable_modules(config)[path])
+        if entry.shape != shape:
+            problems.append(f"{name} has shape {entry.shape}, and the model's has {shape}")
+        elif ours is not None and ours.is_fully_addressable:
+            rows = np.asarray(ours[:_COMPARED] if path == "embed" else ours[:, :_COMPARED].T, np.float32)
+            theirs = np.asarray(entry.read(slice(0, _COMPARED)), np.float32)
+            if not np.allclose(rows, theirs, rtol=0.02, atol=0.02 * float(np.abs(rows).max())):
+                problems.append(f"{name} is another table than the model's: it was changed, or is of another base")
+    return problems
 
 
 def read_adapter_config(file: Path) -> AdapterConfig:
@@ -253,15 +312,15 @@ def _checked(values: Mapping[str, Any]) -> tuple[AdapterConfig, list[str]]:
     return read, problems
 
 
-def _sorted(entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules: Modules) -> tuple[Tensors, list[str]]:
+def _sorted(
+    entries: Mapping[str, TensorEntry], adapter: AdapterConfig, modules: Collection[str]
+) -> tuple[Tensors, list[str]]:
     """The tensors of every module, and which of them, or of the configuration's modules, are not as they should be."""
     problems: list[str] = []
     found: dict[str, dict[str, TensorEntry]] = defaultdict(dict)
     for name, entry in entries.items():
         module, end = parse_tensor_name(name, modules) or ("", "")
-        if name.endswith(".base_layer.weight"):
-            problems.append(f"{name} is a weight of the base; save with save_pretrained(save_embedding_layers=False)")
-        elif module not in modules and (module or not end):
+        if module not in modules and (module or not end):
             problems.append(f"{name} belongs to no linear layer of the model")
         elif entry.dtype not in DTYPES | INDICES:
             problems.append(f"{name} has the dtype {entry.dtype}, not {', '.join(DTYPES)}")

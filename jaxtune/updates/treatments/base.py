@@ -355,7 +355,7 @@ class LinearTreatment(Treatment):
                 )
             *_, inputs, outputs = array.shape
             own = {"inputs": inputs, "outputs": outputs, "axes": array.axes[-2:], **cls.sized(used, capacity)}
-            yield cls(path=array.path.removesuffix(KERNEL), rules=array.rules, sections=used, **own)
+            yield cls(path=array.path.rpartition(".")[0], rules=array.rules, sections=used, **own)
 
     @classmethod
     def sized(cls, sections: Mapping[int, RuleConfig], capacity: Mapping[str, int]) -> dict[str, Any]:

@@ -46,6 +46,7 @@ LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "att
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
 SMALL = {"rank": 2, "block_size": 4, "tokens": [20, 5]}
 OWN = {"trainable_tokens": "embed", "bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
+OWN |= {"low_rank_embedding": "embed"}
 """What the methods match that are not for linear layers."""
 
 
@@ -70,7 +71,6 @@ def written_outside(tmp_path_factory) -> Any:
 
 def forget() -> None:
     """What was found by name."""
-    treatments.installed.cache_clear()
     treatments.find.cache_clear()
     update_rules._validator.cache_clear()
 
@@ -95,12 +95,17 @@ def rules_of(methods: list[str]) -> list[Any]:
     return first + [rule(method, next(places)) for method in methods if method not in OWN]
 
 
-linear_methods = [name for name in METHODS if name not in OWN]
-other_methods = list(OWN)
-CHUNKS = [
-    [*linear_methods[at : at + len(LINEAR)], *(other_methods if at == 0 else [])]
-    for at in range(0, len(linear_methods), len(LINEAR))
-]
+def chunks() -> list[list[str]]:
+    """All methods, in as few programs as there are modules for: methods that match the same are in several."""
+    linear = [*(name for name in TRAINED if name not in OWN), *OTHERS]
+    found = [linear[at : at + len(LINEAR)] for at in range(0, len(linear), len(LINEAR))]
+    for method in (name for name in TRAINED if name in OWN):
+        free = (chunk for chunk in found if OWN[method] not in {OWN.get(other) for other in chunk})
+        next(free).append(method)
+    return found
+
+
+CHUNKS = chunks()
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:
@@ -149,6 +154,8 @@ def logits(trainer: Trainer, params: Any, adapters: Any) -> np.ndarray:
 def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> Any:
     """The weights of a model without adapters, made of the arrays by what each adapter does to the identity."""
     params, adapters = trainer.plan.apply(trainer.params, trainable, trainer.hyperparameters, fixed=fixed)
+    if (embed := adapters.pop("embed", None)) is not None:
+        params["embed.table"], _ = embed.merged(params["embed.table"], None)
     for path, adapter in adapters.items():
         layers = [jax.tree.map(lambda leaf, i=i: leaf[i], adapter.scanned()) for i in range(CONFIG.num_layers)]
         bias = params.get(f"{path}.bias")
@@ -205,8 +212,13 @@ def test_training_moves_what_it_should_and_resumes_to_the_bit(trainer, tmp_path)
     checkpoints.wait()
     again, _ = checkpoints.restore(2, trainer.init())
     assert_same(again, state)
-    for first, last in zip(jax.tree.leaves(kept.trainable), jax.tree.leaves(state.trainable), strict=True):
-        assert np.all(np.any(np.asarray(first != last).reshape(len(first), -1), axis=1)), "a layer stood still"
+
+    def look(first: Any, last: Any, axes: tuple[str | None, ...]) -> None:
+        moved = np.any(np.asarray(first != last).reshape(len(first), -1), axis=1)
+        # Of tokens that are in no batch nothing moves.
+        assert np.any(moved) if axes[0] == "vocab" else np.all(moved), "a layer stood still"
+
+    jax.tree.map(look, kept.trainable, state.trainable, trainer.plan.axes())
     assert_same(state.fixed, fixed)
     assert_same(trainer.params, base)
     # Moments of what is trained, twice float32, and of nothing else.
@@ -269,13 +281,14 @@ def test_bad_input_is_told(method, written_outside):
     treatment = treatment_of(method)
     with pytest.raises(UserError, match=r"update\.0\.match: .* matches nothing"):
         UpdatePlan([rule(method, "layers.*.attention.w")]).resolve(CONFIG)
-    if issubclass(treatment, LinearTreatment):
+    if method not in OWN:
         with pytest.raises(UserError, match=f"update.0: method {method} is for {treatment.needs}"):
             UpdatePlan([rule(method, "layers.*.mlp_norm")]).resolve(CONFIG)
-        other = next(name for name in METHODS if name != method and issubclass(treatment_of(name), LinearTreatment))
+        other = next(name for name in METHODS if name != method and name not in OWN)
         two = UpdatePlan([rule(method, "layers.0.attention.q"), rule(other, "**.q")])
         with pytest.raises(UserError, match=f"update.1: layers.attention.q has layers of method {method}"):
             two.resolve(CONFIG)
+        assert issubclass(treatment, LinearTreatment)
         if not treatment.serves_head:
             with pytest.raises(UserError, match=f"update.0: method {method} does not serve lm_head"):
                 UpdatePlan([rule(method, "lm_head")]).resolve(CONFIG)
@@ -401,7 +414,8 @@ AS_LORA = ("lora_fa", "lora_plus", "olora", "orthogonal", "rslora")
 )
 def test_an_adapter_is_read_back_and_by_peft(method, base, tmp_path, written_outside):
     model: Decoder = load_model(base, dtype="float32")
-    plan = UpdatePlan([rule(method, "layers.*.{attention.q,mlp.down}"), rule(method, "layers.0.attention.v")])
+    matched = [OWN[method]] if method in OWN else ["layers.*.{attention.q,mlp.down}", "layers.0.attention.v"]
+    plan = UpdatePlan([rule(method, match) for match in matched])
     trainer = Trainer(model, plan, TrainConfig(steps=1, batch_size=ROWS, sequence_length=LENGTH))
     state = randomized(trainer)
     trainer.save_adapter(tmp_path, state, base=str(base))
