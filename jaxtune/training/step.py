@@ -24,6 +24,7 @@ from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.plan import Trainable
 
 NOISE = "train.neftune_alpha"
 """The key of the size of noise on the embeddings; a run without it has none."""
@@ -190,6 +191,12 @@ class Program:
         if "segment_ids" in batch:
             metrics["tokens"] = jnp.sum(batch["segment_ids"] > 0).astype(jnp.float32)
         return after, metrics | {name: total / shares for name, (total, shares) in further.items()}
+
+    def redraw(self, state: TrainState, drawn: Trainable) -> TrainState:
+        """The state of another draw, which :meth:`ResolvedPlan.drawn` gives; the model computes what it did."""
+        trainable, fixed, places = self.plan.redraw(drawn, state.trainable, state.fixed)
+        moments = self.optimizer.reselect(state.moments, places)
+        return dataclasses.replace(state, trainable=trainable, moments=moments, fixed=fixed)
 
     def _rate(self, state: TrainState, hyperparameters: Hyperparameters) -> Float[Array, ""]:
         """What the optimizer's step is multiplied by."""

@@ -34,6 +34,7 @@ from jaxtune.training.fit import Evaluate, FitResult, fit
 from jaxtune.training.hooks import Listener, ShouldStop, never
 from jaxtune.training.objectives import Objective, cross_entropy
 from jaxtune.training.optimizers.adamw import OptimizerConfig
+from jaxtune.training.rounds import Rounds
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
@@ -74,7 +75,8 @@ class Trainer:
       start: as given.
       start_fixed: as given.
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
-      traces: how often each program was traced (compiled): ``step``, ``evaluate``.
+      traces: how often each program was traced (compiled): ``step``, ``evaluate``, ``redraw``.
+      rounds: what the plan draws on the host, and before which steps.
       state_shardings: how a state lies on the mesh.
 
     Raises:
@@ -146,6 +148,13 @@ class Trainer:
         self.state_shardings = self._shardings()
         everywhere, options = replicated(self.mesh), compiler_options(self.mesh)
         self._init = jax.jit(self._make_state, out_shardings=self.state_shardings, compiler_options=options)
+        self.rounds = Rounds(self.program)
+        self._redraw = jax.jit(
+            self._counted("redraw", self.program.redraw),
+            donate_argnums=0,
+            out_shardings=self.state_shardings,
+            compiler_options=options,
+        )
         self._step = jax.jit(
             self._counted("step", self.program.step),
             donate_argnums=1,
@@ -166,7 +175,8 @@ class Trainer:
         """
         values = self.traced_values(hyperparameters)
         key = jax.random.key(self.config.seed if seed is None else seed)
-        return self._init({**self.params, **self._owned}, key, values, self.start, self.start_fixed)
+        drawn = self.rounds.first(_own_seed(key), {**self.hyperparameters, **(hyperparameters or {})})
+        return self._init({**self.params, **self._owned}, key, values, self.start, self.start_fixed, drawn)
 
     @property
     def observed_batches(self) -> int:
@@ -222,8 +232,11 @@ class Trainer:
             state up.
         """
         check_alive(state)
-        placed = self.place(checked(batch, self.config.accumulate))
-        return self._step(self.params, state, placed, self.traced_values(hyperparameters))
+        placed, values = self.place(checked(batch, self.config.accumulate)), self.traced_values(hyperparameters)
+        drawn = self.rounds.before(state, {**self.hyperparameters, **(hyperparameters or {})})
+        after, metrics = self._step(self.params, state if drawn is None else self._redraw(state, drawn), placed, values)
+        self.rounds.after(state, after)
+        return after, metrics
 
     def evaluate(
         self, state: TrainState, batches: Iterable[HostBatch], hyperparameters: Values | None = None
@@ -375,8 +388,11 @@ class Trainer:
         hyperparameters: Mapping[str, jax.Array],
         start: Trainable | None = None,
         start_fixed: Trainable | None = None,
+        drawn: Trainable | None = None,
     ) -> TrainState:
         trainable, fixed = self.plan.start(key, params, hyperparameters, self.mesh)
+        if drawn:
+            trainable, fixed, _ = self.plan.redraw(drawn, trainable, fixed)
         for own, given in ((trainable, start), (fixed, start_fixed)):
             for store, parts in (given or {}).items():
                 for path, arrays in parts.items():
@@ -386,7 +402,7 @@ class Trainer:
             step=jnp.int32(0),
             trainable=trainable,
             moments=self.program.optimizer.init(trainable),
-            seed=jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32),
+            seed=_own_seed(key),
             fixed=fixed,
         )
 
@@ -430,6 +446,11 @@ class Trainer:
             return function(*arguments)
 
         return traced
+
+
+def _own_seed(key: jax.Array) -> jax.Array:
+    """The seed of a state, which what is drawn after its start goes by."""
+    return jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32)
 
 
 def _off_device(array: jax.Array) -> Any:

@@ -174,10 +174,14 @@ def _treatment(method: str) -> type[Treatment]:
 
 
 def _check_modules(parts: Sequence[Treatment]) -> None:
-    """Refuses a linear module whose layers are treated by several methods: each brings a product of its own."""
+    """Refuses a linear module whose layers are treated by several methods: each brings a product of its own.
+
+    What lies in the state of one cannot be another's either.
+    """
     seen: dict[str, Treatment] = {}
+    owners = {path: part for part in parts for path in part.owns}
     for part in parts:
-        other = seen.setdefault(part.path, part)
+        other = owners.get(part.path, seen.setdefault(part.path, part))
         if other is not part:
             (one, first), (two, second) = ((each.used_rules[0], each.sections) for each in (other, part))
             raise UserError(
@@ -266,6 +270,50 @@ class ResolvedPlan:
     def init(self, key: Key[Array, ""], params: Params) -> Trainable:
         """The trainable parameters at the start, by the rules' own numbers; see :meth:`start`."""
         return self.start(key, params, {})[0]
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is drawn on the host."""
+        return any(part.draw(0, 0, {}) for part in self.parts)
+
+    @property
+    def repeating(self) -> tuple[int, ...]:
+        """The rules of which something is drawn again after the start."""
+        return tuple(sorted({rule for part in self.parts if part.repeats for rule in part.used_rules}))
+
+    def begins(self, step: int, values: Values) -> bool:
+        """Whether something is drawn again before a step."""
+        return any(part.begins(step, values) for part in self.parts)
+
+    def drawn(self, seed: int, step: int, values: Values) -> Trainable:
+        """What is drawn for a step, on the host: it follows from these alone.
+
+        Args:
+          seed: of the run.
+          step: that comes next.
+          values: numbers of the rules, on the host.
+        """
+        return self._tree([part.draw(seed, step, values) or None for part in self.parts])
+
+    def redraw(
+        self, drawn: Trainable, trainable: Trainable, fixed: Trainable
+    ) -> tuple[Trainable, Trainable, Trainable]:
+        """What is trained, what is fixed, and whose moments it has, with what was drawn; see :meth:`Treatment.redraw`.
+
+        Args:
+          drawn: as :meth:`drawn` gives it.
+          trainable: before.
+          fixed: before.
+        """
+        places: Trainable = {}
+        after, kept = (overlaid(tree, {}) for tree in (trainable, fixed))
+        for part in self.parts:
+            if (given := drawn.get(part.store, {}).get(part.path)) is not None:
+                before = after[part.store][part.path], kept[part.store][part.path]
+                made = part.redraw(given, *before)
+                after[part.store][part.path], kept[part.store][part.path], where = made
+                places.setdefault(part.store, {})[part.path] = where
+        return after, kept, places
 
     def apply(
         self,

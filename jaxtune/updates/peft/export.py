@@ -202,8 +202,8 @@ def _exported(
 
     def tensors(parts: Iterable[Treatment]) -> Iterator[Exported]:
         for part in parts:
-            trees = (tree.get(part.store, {}).get(part.path, {}) for tree in (trainable, fixed))
-            yield from part.tensors(*(jax.tree.map(_host, tree) for tree in trees), hyperparameters)
+            arrays, kept = (tree.get(part.store, {}).get(part.path, {}) for tree in (trainable, fixed))
+            yield from part.tensors(jax.tree.map(_host, arrays), jax.tree.map(_host, kept), hyperparameters)
 
     adapters = [part for part in plan.parts if part.peft_type is not None]
     others = [part for part in plan.parts if part.peft_type is None]

@@ -35,7 +35,7 @@ from jaxtune.updates.treatments.records import (
 )
 
 if TYPE_CHECKING or TYPES:
-    from jaxtyping import Array, Float, Key, UInt32
+    from jaxtyping import Array, Float, Int, Key, UInt32
 
 __all__ = [
     "BIAS",
@@ -208,6 +208,43 @@ class Treatment:
         """
         del base, arrays, fixed, values, seed
         return Effect()
+
+    @property
+    def repeats(self) -> bool:
+        """Whether something is drawn again after the start."""
+        return False
+
+    def begins(self, step: int, values: Values) -> bool:
+        """Whether something is drawn again before a step; 0 is the first one, before which all is drawn."""
+        del step, values
+        return False
+
+    def draw(self, seed: int, step: int, values: Values) -> dict[str, np.ndarray]:
+        """What is drawn for a step, on the host, always as many numbers; empty where nothing is ever drawn.
+
+        Args:
+          seed: of the run.
+          step: that comes next; what is drawn follows from it, whatever was drawn before.
+          values: numbers of the rules.
+        """
+        del seed, step, values
+        return {}
+
+    def redraw(
+        self, drawn: Mapping[str, Array], arrays: Arrays, fixed: Arrays
+    ) -> tuple[Arrays, Arrays, Int[Array, " chosen"]]:
+        """Trained and fixed arrays with what was drawn; the model computes what it did. Compiled once.
+
+        Args:
+          drawn: as :meth:`draw` gives it.
+          arrays: trained.
+          fixed: kept with them.
+
+        Returns:
+          Both after it, and for each entry of a trained array's first axis the one before it that has its moments; -1
+          for one without.
+        """
+        raise NotImplementedError
 
     def groups(self) -> Arrays:
         """How each trained array is moved: a tree like :meth:`arrays`, of :class:`Group`."""

@@ -170,7 +170,7 @@ def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> Any:
 
 
 def test_the_start_equals_the_base(trainer):
-    base = logits(trainer, trainer.params, {})
+    base = logits(trainer, {**trainer.params, **trainer._owned}, {})
     state = trainer.init()
     assert_near(logits(trainer, *trainer.apply(state)), base, rtol=1e-5, atol=1e-5)
     # Whatever is drawn, it is drawn again; and by another seed it is still the base.
@@ -259,7 +259,7 @@ def test_states_answer_side_by_side(written_outside):
 
 def test_a_mesh_computes_what_one_device_does(trainer, mesh):
     cut = make_trainer([one.method for one in trainer.plan.rules], mesh)
-    arguments = (cut.params, jax.random.key(0), cut.traced_values(), None, None)
+    arguments = ({**cut.params, **cut._owned}, jax.random.key(0), cut.traced_values(), None, None)
     # Nothing orders them with those outside of the loop: on a CPU, whose threads wait in them, init hung now and then.
     assert not collectives_in_loops(cut._init.lower(*arguments).compile().as_text() or "")
     one, many = (each.step(each.init(), batch())[1] for each in (trainer, cut))
