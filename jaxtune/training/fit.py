@@ -313,7 +313,7 @@ class Run:
         if not isinstance(self.trainer, Informs) or not (count := self.trainer.observed_batches) or int(state.step):
             return state
         self.batches = Ahead(self.batches)
-        return self.trainer.informed(state, self.batches.look(count))
+        return self.trainer.informed(state, self.batches.look(min(count, self.total)))
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0

@@ -40,14 +40,14 @@ class Directions(NamedTuple):
       singular: singular values of the inputs less their mean.
       mean: of the inputs.
       energy: sum of squares of the inputs less their mean.
-      count: of the inputs.
+      number: of the inputs.
     """
 
     components: Float[np.ndarray, "k inputs"]
     singular: Float[np.ndarray, " k"]
     mean: Float[np.ndarray, " inputs"]
     energy: float
-    count: int
+    number: int
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -204,11 +204,11 @@ def more_directions(
     energy, total, middle = float(np.sum(centred**2)), size, mean
     stack = [centred]
     if before is not None:
-        total = before.count + size
-        moved = np.sqrt(before.count * size / total) * (before.mean - mean)
+        total = before.number + size
+        moved = np.sqrt(before.number * size / total) * (before.mean - mean)
         stack = [before.singular[:, None] * before.components, centred, moved[None]]
         energy += before.energy + float(np.sum(moved**2))
-        middle = (before.count * before.mean + size * mean) / total
+        middle = (before.number * before.mean + size * mean) / total
     _, singular, components = np.linalg.svd(np.concatenate(stack), full_matrices=False)
     # Which of two opposite directions it is means nothing: one is settled.
     signs = np.sign(np.take_along_axis(components, np.abs(components).argmax(axis=1)[:, None], axis=1))
