@@ -234,7 +234,7 @@ def _exported(
 def exported_bytes(plan: ResolvedPlan, hyperparameters: Values) -> int:
     """Bytes of the tensors of an adapter that holds what a plan trains, whatever it has learnt."""
     parts = ((part, zeros(part.arrays()), zeros(part.fixed())) for part in plan.parts)
-    tensors = (each for part, arrays, fixed in parts for each in part.tensors(arrays, fixed, hyperparameters))
+    tensors = (each for part, arrays, fixed in parts for each in plan.tensors(part, arrays, fixed, hyperparameters))
     return sum(np.asarray(array).nbytes for each in _by_place(tensors).values() for array in each.tensors.values())
 
 
