@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import optax
 from jaxtune_kernels import MaskedUpdate, Selection, masked_update
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int32, Shaped
 
 from jaxtune.parallel.sharding import RULES, cut_axes, named_sharding, replicated
 from jaxtune.training.objectives.base import Hyperparameters
@@ -34,6 +34,7 @@ class MaskedOptimizer(Optimizer):
       scalars: the rule's numbers, each with its key in the ``optimizer`` section.
     """
 
+    reselects: ClassVar[bool] = True
     plan: ResolvedPlan
     kernels: str = "auto"
     rule: str = "adamw"
@@ -90,6 +91,27 @@ class MaskedOptimizer(Optimizer):
         pairs = [moved(*leaf) for leaf in zip(leaves, *others, strict=True)]
         return structure.unflatten([array for array, _ in pairs]), structure.unflatten([one for _, one in pairs]), norm
 
+    def reselect(self, moments: PyTree, places: PyTree) -> PyTree:
+        """Moments, and numbers of updates, go with layers that stay; new ones start at zero."""
+        groups = self.plan.groups()
+
+        def moved(states: dict[int, Any], earlier: Array, group: Group) -> dict[int, Any]:
+            after = {}
+            for rule, state in states.items():
+                # A rule has a run of places, and what is trained by it stays in that.
+                layers = group.layers[rule] or range(len(earlier))
+                before = earlier[layers[0] : layers[-1] + 1] - layers[0]
+                after[rule] = state._replace(
+                    steps=_taken(state.steps, before), moments=tuple(_taken(each, before) for each in state.moments)
+                )
+            return after
+
+        result = {store: dict(parts) for store, parts in moments.items()}
+        for store, parts in places.items():
+            for path, earlier in parts.items():
+                result[store][path] = moved(moments[store][path], earlier, groups[store][path])
+        return result
+
     def shardings(self, trainable: PyTree, mesh: jax.sharding.Mesh) -> PyTree:
         """How the moments are cut: each like its parameter.
 
@@ -117,6 +139,12 @@ class MaskedOptimizer(Optimizer):
         return masked_update(
             self.rule, axes=axes, trial_axes=RULES["trials"], implementation=implementation, interpret=interpret
         )
+
+
+def _taken(values: Shaped[Array, "before ..."], places: Int32[Array, " after"]) -> Shaped[Array, "after ..."]:
+    """The values of places; zero for a negative one."""
+    known = (places >= 0).reshape(-1, *[1] * (values.ndim - 1))
+    return jnp.where(known, values[places], 0)
 
 
 def clipping(norm: Float[Array, ""], hyperparameters: Hyperparameters) -> Float[Array, ""]:

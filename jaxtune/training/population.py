@@ -28,6 +28,7 @@ from jaxtune.training.batches import checked
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics
 from jaxtune.training.trainer import Trainer, Values
+from jaxtune.updates.plan import Trainable
 
 TRIALS = "trials"
 """The logical axis of slots."""
@@ -71,16 +72,20 @@ class Population:
             compiler_options=compiler_options(trainer.mesh),
         )
         self._put = jax.jit(_put, donate_argnums=0, out_shardings=self._shardings)
+        self._redraw = jax.jit(self._redrawn, donate_argnums=0, out_shardings=self._shardings)
         self._take = jax.jit(_take, out_shardings=trainer.state_shardings)
         self._states: TrainState | None = None
         self._values: list[dict[str, float]] = [dict(trainer.hyperparameters) for _ in range(size)]
         self._stacked_values: dict[str, jax.Array] | None = None
+        # Of each slot, steps done and the seed, which is what a plan draws by.
+        self._numbers = [(0, 0)] * size
 
     def another(self) -> Population:
         """As many empty slots more, trained by the same compiled step, which runs once for each of the two."""
         other = copy.copy(self)
         other._states = other._stacked_values = None
         other._values = [dict(self.trainer.hyperparameters) for _ in range(self.size)]
+        other._numbers = [(0, 0)] * self.size
         return other
 
     def put(self, slot: int, state: TrainState, hyperparameters: Values | None = None) -> None:
@@ -101,6 +106,7 @@ class Population:
         if self._states is None:
             self._states = self._make()
         self._states = self._put(self._states, state, jnp.int32(slot))
+        self._numbers[slot] = self.trainer.rounds.number(state)
 
     def take(self, slot: int) -> TrainState:
         """A copy of a slot's state, as a run of its own has it."""
@@ -125,6 +131,11 @@ class Population:
                 name: jax.device_put(np.array([values[name] for values in self._values], np.float32), self._per_slot)
                 for name in self._values[0]
             }
+        for slot in batches:
+            step, seed = self._numbers[slot]
+            if (drawn := self.trainer.rounds.at(step, seed, self._values[slot])) is not None:
+                self._states = self._redraw(self._states, drawn, jnp.int32(slot))
+            self._numbers[slot] = step + 1, seed
         self._states, metrics = self._step(
             self.trainer.params, self._states, self.place(rows), self._stacked_values, active
         )
@@ -194,6 +205,9 @@ class Population:
             return jax.lax.cond(active, step, lambda state: (state, nothing), state)
         after, metrics = step(state)
         return jax.tree.map(lambda new, old: jnp.where(active, new, old), after, state), metrics
+
+    def _redrawn(self, states: TrainState, drawn: Trainable, slot: Array) -> TrainState:
+        return _put(states, self.trainer.program.redraw(_take(states, slot), drawn), slot)
 
     def _make(self) -> TrainState:
         """States of zeros: no slot is trained before it is filled."""

@@ -30,6 +30,7 @@ from jaxtune.updates.treatments.base import (
     KERNEL,
     NO_RULE,
     Arrays,
+    Exported,
     Group,
     Matched,
     Room,
@@ -175,10 +176,14 @@ def _treatment(method: str) -> type[Treatment]:
 
 
 def _check_modules(parts: Sequence[Treatment]) -> None:
-    """Refuses a linear module whose layers are treated by several methods: each brings a product of its own."""
+    """Refuses a linear module whose layers are treated by several methods: each brings a product of its own.
+
+    What lies in the state of one cannot be another's either.
+    """
     seen: dict[str, Treatment] = {}
+    owners = {path: part for part in parts for path in part.owns}
     for part in parts:
-        other = seen.setdefault(part.path, part)
+        other = owners.get(part.path, seen.setdefault(part.path, part))
         if other is not part:
             (one, first), (two, second) = ((each.used_rules[0], each.sections) for each in (other, part))
             raise UserError(
@@ -214,12 +219,24 @@ class ResolvedPlan:
         return not self.unexported
 
     @property
+    def alone(self) -> str | None:
+        """The kind of PEFT adapter that holds all that is trained, where that is of one method which has one for it."""
+        kinds = {part.alone for part in self.parts}
+        return next(iter(kinds)) if len(kinds) == 1 else None
+
+    def tensors(self, part: Treatment, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """What a PEFT adapter holds of one of the parts, on the host; see :meth:`Treatment.tensors`."""
+        return (part.tensors if self.alone is None else part.tensors_alone)(arrays, fixed, values)
+
+    @property
     def unexported(self) -> tuple[Treatment, ...]:
         """What no PEFT adapter can hold.
 
         What stands beside an adapter's own modules cannot stand in their place, or alone. PEFT copies modules that it
         saves, so that a head that is tied to the embedding table would keep the base's.
         """
+        if self.alone is not None:
+            return ()
         adapted = {part.path: part.peft_type for part in self.parts if part.peft_type is not None}
 
         def held(part: Treatment) -> bool:
@@ -267,6 +284,50 @@ class ResolvedPlan:
     def init(self, key: Key[Array, ""], params: Params) -> Trainable:
         """The trainable parameters at the start, by the rules' own numbers; see :meth:`start`."""
         return self.start(key, params, {})[0]
+
+    @property
+    def draws(self) -> bool:
+        """Whether something is drawn on the host."""
+        return any(part.draw(0, 0, {}) for part in self.parts)
+
+    @property
+    def repeating(self) -> tuple[int, ...]:
+        """The rules of which something is drawn again after the start."""
+        return tuple(sorted({rule for part in self.parts if part.repeats for rule in part.used_rules}))
+
+    def begins(self, step: int, values: Values) -> bool:
+        """Whether something is drawn again before a step."""
+        return any(part.begins(step, values) for part in self.parts)
+
+    def drawn(self, seed: int, step: int, values: Values) -> Trainable:
+        """What is drawn for a step, on the host: it follows from these alone.
+
+        Args:
+          seed: of the run.
+          step: that comes next.
+          values: numbers of the rules, on the host.
+        """
+        return self._tree([part.draw(seed, step, values) or None for part in self.parts])
+
+    def redraw(
+        self, drawn: Trainable, trainable: Trainable, fixed: Trainable
+    ) -> tuple[Trainable, Trainable, Trainable]:
+        """What is trained, what is fixed, and whose moments it has, with what was drawn; see :meth:`Treatment.redraw`.
+
+        Args:
+          drawn: as :meth:`drawn` gives it.
+          trainable: before.
+          fixed: before.
+        """
+        places: Trainable = {}
+        after, kept = (overlaid(tree, {}) for tree in (trainable, fixed))
+        for part in self.parts:
+            if (given := drawn.get(part.store, {}).get(part.path)) is not None:
+                before = after[part.store][part.path], kept[part.store][part.path]
+                made = part.redraw(given, *before)
+                after[part.store][part.path], kept[part.store][part.path], where = made
+                places.setdefault(part.store, {})[part.path] = where
+        return after, kept, places
 
     def apply(
         self,

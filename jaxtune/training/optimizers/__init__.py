@@ -15,9 +15,11 @@ class Optimizer(Protocol):
 
     Attributes:
       scheduled: whether the learning rate of the configuration is what it is multiplied by; else it has its own.
+      reselects: whether its state goes along where other layers are trained in the course of a run.
     """
 
     scheduled: ClassVar[bool] = True
+    reselects: ClassVar[bool] = False
 
     def init(self, trainable: Any) -> Any:
         """The state at the start, float32 unless it says otherwise, for the arrays of a plan."""
@@ -50,6 +52,16 @@ class Optimizer(Protocol):
           The new parameters, the new state, and the gradients' norm before clipping.
         """
         ...
+
+    def reselect(self, moments: Any, places: Any) -> Any:
+        """The state where trained arrays have become those of other layers, if it ``reselects``.
+
+        Args:
+          moments: before.
+          places: of arrays that have, by store and path: for each entry of the first axis the one before it that it is,
+            int32; -1 for a new one.
+        """
+        raise ValueError(f"{type(self).__name__} keeps no state of single layers")
 
     def shardings(self, trainable: Any, mesh: Any) -> Any:
         """How the state is cut over the mesh, given shapes and dtypes of what is trained."""
