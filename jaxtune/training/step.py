@@ -184,6 +184,8 @@ class Program:
             trainable, moments, norm = self.optimizer.apply(
                 gradients, state.moments, state.trainable, rate, hyperparameters, loss / denominator
             )
+        if factors := self.plan.layer_factors(state.fixed, hyperparameters):
+            trainable = _damped(state.trainable, trainable, factors)
         after = dataclasses.replace(state, step=state.step + 1, trainable=trainable, moments=moments)
         metrics = {"loss": loss / denominator, "grad_norm": norm, "weight": weight}
         if self.optimizer.scheduled:
@@ -231,3 +233,16 @@ class Program:
         )
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, point))
         return jax.lax.scan(body, zeros, microbatches)[0]
+
+
+def _damped(before: Trainable, after: Trainable, factors: Trainable) -> Trainable:
+    """Parameters that have gone a part of their step, as with a rate that is so much smaller, of any optimizer."""
+    result = {store: dict(parts) for store, parts in after.items()}
+    for store, parts in factors.items():
+        for path, factor in parts.items():
+
+            def moved(old: Array, new: Array, factor: Array = factor) -> Array:
+                return old + factor.reshape(*factor.shape, *[1] * (old.ndim - factor.ndim)) * (new - old)
+
+            result[store][path] = jax.tree.map(moved, before[store][path], after[store][path])
+    return result

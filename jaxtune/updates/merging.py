@@ -49,8 +49,9 @@ def merge_adapters(
     """
     plan.check(hyperparameters)
     static, params = split(model)
-    if plan.fixed_axes():
-        fixed = overlaid(plan.start(jax.random.key(0), params, hyperparameters)[1], fixed or {})
+    given = fixed or {}
+    if any(parts.keys() - given.get(store, {}).keys() for store, parts in plan.fixed_axes().items()):
+        fixed = overlaid(plan.start(jax.random.key(0), params, hyperparameters)[1], given)
     merged, adapters = plan.apply(params, trainable, hyperparameters, fixed=fixed)
     config, matrices = model.config, adaptable_modules(model.config)
     if config.tie_embeddings and "embed" in adapters:

@@ -5,7 +5,7 @@ A path names one array of one layer, ``layers.7.attention.q.kernel``. In a patte
 - ``*`` stands for any characters within one part: ``layers.*.mlp``, ``layers.*.*_norm``;
 - ``**`` for any number of whole parts, none included: ``**.bias``;
 - ``{a,b}`` for one of several alternatives, which may hold dots and ``*``: ``{attention.q,mlp.*}``;
-- ``{0..7}`` for one of the numbers from 0 to 7.
+- ``{0..7}`` for one of the numbers from 0 to 7; ``{-4..-1}`` are the last four layers.
 
 A pattern that matches a module covers everything in it: ``layers.*.attention.q`` has both kernel and bias.
 """
@@ -20,8 +20,8 @@ from functools import cached_property
 
 from jaxtune.errors import UserError
 
-_TOKEN = re.compile(r"(?P<any>\*\*)|(?P<star>\*)|(?P<dot>\.)|(?P<group>\{[^{}]*\})|(?P<word>\w+)", re.ASCII)
-_RANGE = re.compile(r"(\d+)\.\.(\d+)")
+_TOKEN = re.compile(r"(?P<any>\*\*)|(?P<star>\*)|(?P<dot>\.)|(?P<group>\{[^{}]*\})|(?P<word>-\d+|\w+)", re.ASCII)
+_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _LONGEST_RANGE = 10_000
 
 

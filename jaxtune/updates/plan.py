@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Float, Key, UInt32
 
 from jaxtune.config.update_rules import Rule
@@ -55,6 +56,12 @@ class _Name:
     path: str
     stack: str
     layer: int | None
+    from_end: str
+    """The path with the layer's number from the end, ``layers.-1.attention.q.kernel``."""
+
+    def matches(self, pattern: Pattern) -> bool:
+        """Whether a pattern has it, by either number."""
+        return pattern.matches(self.path) or pattern.matches(self.from_end)
 
     @property
     def kind(self) -> str:
@@ -96,7 +103,7 @@ class UpdatePlan:
         """
         specs = _declarations(model)
         names = list(_names(specs))
-        chosen = {name.path: self._first_match(name.path) for name in names}
+        chosen = {name.path: self._first_match(name) for name in names}
         stacks = {
             stack: Matched(
                 stack, spec.shape, spec.axes, tuple(chosen[name.path] for name in names if name.stack == stack)
@@ -120,24 +127,25 @@ class UpdatePlan:
             raise UserError(f"update: every rule freezes; at least one must train something (method {methods})")
         _check_modules(parts)
         size = sum(spec.size for spec in specs.values())
-        return ResolvedPlan(self.rules, tuple(parts), size, tied=f"{HEAD}{KERNEL}" not in specs)
+        layers = 1 + max(name.layer or 0 for name in names)
+        return ResolvedPlan(self.rules, tuple(parts), size, tied=f"{HEAD}{KERNEL}" not in specs, layers=layers)
 
     @property
     def _treatments(self) -> tuple[type[Treatment], ...]:
         """What treats what each rule matches: methods that share their arrays have one."""
         return tuple(Shared if isinstance(rule, SharedRule) else _treatment(rule.method) for rule in self.rules)
 
-    def _first_match(self, path: str) -> int:
-        return next((index for index, pattern in enumerate(self._patterns) if pattern.matches(path)), NO_RULE)
+    def _first_match(self, name: _Name) -> int:
+        return next((index for index, pattern in enumerate(self._patterns) if name.matches(pattern)), NO_RULE)
 
     def _check_rules(self, names: Sequence[_Name], chosen: Mapping[str, int], stacks: Mapping[str, Matched]) -> None:
         for index, (rule, pattern) in enumerate(zip(self.rules, self._patterns, strict=True)):
             for alternative in pattern.alternatives:
-                if not any(alternative.matches(name.path) for name in names):
+                if not any(name.matches(alternative) for name in names):
                     raise UserError(f"update.{index}.match: {_unmatched(pattern, alternative, names)}")
             taken = [name for name in names if chosen[name.path] == index]
             if not taken:
-                earlier = sorted({chosen[name.path] for name in names if pattern.matches(name.path)})
+                earlier = sorted({chosen[name.path] for name in names if name.matches(pattern)})
                 raise UserError(
                     f"update.{index}.match: earlier rules ({', '.join(f'update.{i}' for i in earlier)}) already have "
                     f"everything that {pattern.text!r} matches; the first match wins, so put this rule before them"
@@ -185,9 +193,11 @@ def _check_modules(parts: Sequence[Treatment]) -> None:
     for part in parts:
         other = owners.get(part.path, seen.setdefault(part.path, part))
         if other is not part:
-            (one, first), (two, second) = ((each.used_rules[0], each.sections) for each in (other, part))
+            pair = sorted((other, part), key=lambda each: each.used_rules[0])
+            (one, first), (two, second) = ((each.used_rules[0], each.sections) for each in pair)
+            module = part.path.removesuffix(".bias")
             raise UserError(
-                f"update.{two}: {part.path} has layers of method {first[one].method} (update.{one}) and of "
+                f"update.{two}: {module} has layers of method {first[one].method} (update.{one}) and of "
                 f"{second[two].method}; a module is treated by one method, in all of its layers that have any"
             )
 
@@ -201,12 +211,14 @@ class ResolvedPlan:
       parts: what is done to each stack of arrays that is not left alone.
       base_size: number of parameters of the model.
       tied: the model's head is its embedding table.
+      layers: of the model.
     """
 
     rules: tuple[Rule, ...]
     parts: tuple[Treatment, ...]
     base_size: int
     tied: bool = False
+    layers: int = 1
 
     @property
     def adapters_only(self) -> bool:
@@ -383,6 +395,33 @@ class ResolvedPlan:
         """The weight decay of what a rule trains of an array; ``optimizer.weight_decay`` by default."""
         return rule_value(self.rules, rule, "weight_decay", values) if group.decays else 0.0
 
+    def layer_factors(self, fixed: Trainable, values: Values) -> Trainable:
+        """What is left of a step of each array of rules with a ``layer_decay``: a factor, or one for each layer it has.
+
+        Layers below the last one have a power of it, embeddings one more than the first layer, head and last norm none.
+
+        Args:
+          fixed: what is fixed.
+          values: hyperparameters.
+        """
+        found: Trainable = {}
+        for part in self.parts:
+            decays: dict[int, Any] = {
+                rule: jnp.asarray(rule_value(self.rules, rule, "layer_decay", values), jnp.float32)
+                for rule in part.used_rules
+                if self.rules[rule].layer_decay is not None
+            }
+            if not decays:
+                continue
+            layers, rules = part.entries(fixed.get(part.store, {}).get(part.path, {}))
+            bases = jnp.stack([decays.get(rule, jnp.float32(1.0)) for rule in rules])
+            if part.layered:
+                factor = bases ** (self.layers - 1 - jnp.asarray(layers))
+            else:
+                factor = bases[0] ** (self.layers if part.path.startswith("embed") else 0)
+            found.setdefault(part.store, {})[part.path] = factor
+        return found
+
     def axes(self) -> Trainable:
         """Logical axes of each trainable array, a tuple in place of the array, for sharding."""
         return self._tree([_axes(part.arrays()) for part in self.parts], _ALWAYS)
@@ -460,10 +499,12 @@ def _declarations(model: Decoder | DecoderConfig | Mapping[str, ArraySpec]) -> M
 def _names(specs: Mapping[str, ArraySpec]) -> Iterator[_Name]:
     for stack, spec in specs.items():
         if not stack.startswith("layers."):
-            yield _Name(stack, stack, None)
+            yield _Name(stack, stack, None, stack)
             continue
         for layer in range(spec.shape[0]):
-            yield _Name(stack.replace("layers.", f"layers.{layer}.", 1), stack, layer)
+            numbers = layer, layer - spec.shape[0]
+            path, from_end = (stack.replace("layers.", f"layers.{number}.", 1) for number in numbers)
+            yield _Name(path, stack, layer, from_end)
 
 
 def _pattern(index: int, rule: Rule) -> Pattern:
@@ -486,10 +527,10 @@ def _unmatched(pattern: Pattern, alternative: Pattern, names: Sequence[_Name]) -
             "'low_rank_embedding' for the embeddings alone"
         )
     ours = our_pattern(pattern.text)
-    if ours != pattern.text and any(Pattern(ours).matches(name.path) for name in names):
+    if ours != pattern.text and any(name.matches(Pattern(ours)) for name in names):
         return f"{said}; did you mean {ours!r}?"
-    wanted = re.sub(r"^layers\.(\d+|\{[^{}]*\})(?=\.)", "layers.*", alternative.text)
-    if wanted != alternative.text and any(Pattern(wanted).matches(name.path) for name in names):
+    wanted = re.sub(r"^layers\.(-?\d+|\{[^{}]*\})(?=\.)", "layers.*", alternative.text)
+    if wanted != alternative.text and any(name.matches(Pattern(wanted)) for name in names):
         count = max(name.layer for name in names if name.layer is not None) + 1
         return f"{said}; it has the layers 0 to {count - 1}"
     kinds = _distinct(name.kind for name in names)

@@ -38,7 +38,7 @@ FIELDS = [(name, key) for name, kind in SECTIONS.items() for key in kind.model_f
 # What a number counts or is a part of.
 UNITS = re.compile(
     r"\b(steps?|rows?|tokens?|minutes?|seconds?|bytes|documents|examples|evaluations|prompts|passes|epochs|devices|trials|"
-    r"microbatches|checkpoints|processes|draws|sizes?|columns|configurations|seed|share|part|factor|scaled|norm|numbers|"
+    r"microbatches|checkpoints|processes|draws|sizes?|columns|layers|configurations|seed|share|part|factor|scaled|norm|numbers|"
     r"rate at its peak|root of the mean|standard error|coverage|GPU)\b",
     re.IGNORECASE,
 )

@@ -80,7 +80,12 @@ def test_what_journals_and_run_directories_on_disk_rely_on(role, keys):
 
 
 def test_rules_tell_what_an_adapter_leaves_open():
-    assert set(marked(BesideAdapter, LowRankRule)) == {"dropout", "learning_rate_scale", "weight_decay"}
+    assert set(marked(BesideAdapter, LowRankRule)) == {
+        "dropout",
+        "layer_decay",
+        "learning_rate_scale",
+        "weight_decay",
+    }
 
 
 def config_of(**sections: Any) -> Config:

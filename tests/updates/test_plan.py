@@ -322,3 +322,30 @@ def test_ranks_are_checked_on_the_host(config):
     for rank in (0, 5):
         with pytest.raises(UserError, match=rf"update.0.rank: {rank} is not between 1 and the capacity 4"):
             plan.check({"update.0.rank": rank})
+
+
+def test_layers_are_counted_from_the_end_too(config):
+    plan = UpdatePlan([FullRule(match="layers.{-2..-1}.mlp"), FullRule(match="layers.-4.attention.q")]).resolve(config)
+    layers = {part.path: part.rules for part in plan.parts}
+    assert layers["layers.mlp.up.kernel"] == (-1, -1, 0, 0)
+    assert layers["layers.attention.q.bias"] == (1, -1, -1, -1)
+    with pytest.raises(UserError, match="has the layers 0 to 3"):
+        UpdatePlan([FullRule(match="layers.-5.mlp")]).resolve(config)
+
+
+def test_the_rate_falls_with_depth(config):
+    rules = [
+        FullRule(match="layers.{1,3}.mlp_norm", layer_decay=0.5),
+        LowRankRule(match="**.q", rank=2, layer_decay=0.9),
+        FullRule(match="{embed,final_norm,layers.0.mlp_norm}", layer_decay=0.25),
+        FullRule(match="**.o"),
+    ]
+    plan = UpdatePlan(rules).resolve(config)
+    factors = plan.layer_factors({}, {"update.1.layer_decay": jnp.float32(0.8)})
+    assert factors["full"].keys() == {"layers.mlp_norm.scale", "embed.table", "final_norm.scale"}
+    # Of the layers 0, 1 and 3 of four.
+    np.testing.assert_allclose(factors["full"]["layers.mlp_norm.scale"], [0.25**3, 0.5**2, 1.0])
+    np.testing.assert_allclose(factors["full"]["embed.table"], 0.25**4)
+    np.testing.assert_allclose(factors["full"]["final_norm.scale"], 1.0)
+    np.testing.assert_allclose(factors["low_rank"]["layers.attention.q"], [0.8**3, 0.8**2, 0.8, 1.0], rtol=1e-6)
+    assert plan.layers == 4

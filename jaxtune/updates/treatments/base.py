@@ -251,6 +251,15 @@ class Treatment:
         """How each trained array is moved: a tree like :meth:`arrays`, of :class:`Group`."""
         return _mapped(lambda _: Group(self.layers_of_rules()), self.arrays())
 
+    def entries(self, fixed: Arrays) -> tuple[Sequence[int] | Int[Array, " entries"], Sequence[int]]:
+        """The layers that the trained arrays have on their first axis, and the rule of each; 0 and one rule without it.
+
+        Args:
+          fixed: what is fixed.
+        """
+        del fixed
+        return range(len(self.rules)), self.rules
+
     def sizes(self, values: Values) -> Iterator[Trained]:
         """What each rule trains, for the table: by default what :meth:`arrays` hold of each layer."""
         each = sum(_size(shape.shape[1:] if self.layered else shape.shape) for shape in leaves(self.arrays()))

@@ -111,6 +111,11 @@ class Full(Treatment):
         """Each rule's layers, counted among those that are trained."""
         return Group(layers_of([index for index in self.rules if index != NO_RULE]))
 
+    def entries(self, fixed: Arrays) -> tuple[Sequence[int] | Int[Array, " entries"], Sequence[int]]:
+        """The trained layers."""
+        del fixed
+        return self.layers or (0,), [index for index in self.rules if index != NO_RULE]
+
     def sizes(self, values: Values) -> Iterator[Trained]:
         """The parameters of each rule's layers."""
         del values

@@ -232,6 +232,10 @@ class Selected(Treatment):
         whole = len(found) == 1 and len(self.shape) > 2
         return Group(dict.fromkeys(found) if whole else found)
 
+    def entries(self, fixed: Arrays) -> tuple[Sequence[int] | Int[Array, " entries"], Sequence[int]]:
+        """The trained layers, as drawn."""
+        return fixed["layers"], [choice.rule for choice in self.choices for _ in range(choice.count)]
+
     def sizes(self, values: Values) -> Iterator[Trained]:
         """The parameters of as many layers as are trained at a time."""
         del values
@@ -258,14 +262,14 @@ def period_field(default: int | None, unset: str = "") -> Any:
     return Field(default=default, description=f"Steps after which other layers are trained.{unset}")
 
 
-def checked_count(index: int, key: str, count: int, layers: Sequence[int]) -> int:
-    """A number of layers, if there are as many.
+def checked_count(index: int, count: int, layers: Sequence[int]) -> int:
+    """A rule's number of ``layers``, if as many match it.
 
     Raises:
       UserError: there are fewer.
     """
     if count > len(layers):
         raise UserError(
-            f"update.{index}.{key}: {count} at a time of {len(layers)} layers that match; give at most {len(layers)}"
+            f"update.{index}.layers: {count} at a time of {len(layers)} that match; give at most {len(layers)}"
         )
     return count

@@ -24,6 +24,7 @@ from jaxtune.updates.treatments.olora import Olora, OloraRule
 from jaxtune.updates.treatments.orthogonal import Orthogonal, OrthogonalRule
 from jaxtune.updates.treatments.pissa import Pissa, PissaRule
 from jaxtune.updates.treatments.rslora import RsLoraRule
+from jaxtune.updates.treatments.s2ft import S2ft, S2ftRule
 from jaxtune.updates.treatments.vera import Vera, VeraRule
 
 KERNEL = Matched("layers.mlp.up.kernel", (2, 24, 40), ("layers", "embed", "mlp"), (0, -1))
@@ -121,6 +122,40 @@ def test_vera_scales_a_term_that_all_modules_share():
     a, c = (np.asarray(q_fixed[name], np.float64) for name in "ab")
     term = b * ((d[:40] * (x @ a[:, :40])) @ c[:40]) / 40**0.5
     np.testing.assert_allclose(ours, x @ w + term + bias, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("side", ["input", "output"])
+def test_s2ft_trains_few_channels(side):
+    (made,) = S2ft.treat([KERNEL], {0: S2ftRule(match="**", rank=6, side=side, block=4)}, {"update.0.rank": 8})
+    start, fixed = made.init(jax.random.key(0), {}, {})
+    channels = np.asarray(fixed["channels"])
+    assert not np.any(start["d"])
+    assert np.all(np.sort(channels[0].reshape(2, 4) % 4, axis=1) == np.arange(4))  # whole blocks
+    generator = np.random.default_rng(1)
+    d, bias, x = (generator.standard_normal(shape) for shape in [start["d"].shape, (40,), (7, 24)])
+    adapter = made.apply({}, {"d": jnp.asarray(d, jnp.float32)}, fixed, {"update.0.rank": 5.0}, None).adapters
+    w = W[0].copy()
+    if side == "input":
+        w[channels[0, :5]] += d[0, :5]
+    else:
+        w[:, channels[0, :5]] += d[0, :, :5]
+    np.testing.assert_allclose(layer_of(adapter["layers.mlp.up"], 0, x, W[0], bias), x @ w + bias, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        layer_of(adapter["layers.mlp.up"], 1, x, W[1], bias), x @ W[1] + bias, rtol=1e-4, atol=1e-5
+    )
+    assert sum(each.parameters for each in made.sizes({})) == 6 * (40 if side == "input" else 24)
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (S2ftRule(match="**", rank=41), r"update\.0\.rank: 41 is above the 40 channels of .*; give at most 40"),
+        (S2ftRule(match="**", rank=4, block=7), r"update\.0\.block: 7 does not divide the 40 channels .* is 5"),
+    ],
+)
+def test_s2ft_s_channels_fit(rule, message):
+    with pytest.raises(UserError, match=message):
+        list(S2ft.treat([KERNEL], {0: rule}, {}))
 
 
 def layer_of(adapter, layer, x, w, bias):

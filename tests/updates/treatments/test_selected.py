@@ -24,9 +24,13 @@ from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.updates import UpdatePlan, merge_adapters
+from jaxtune.updates.treatments.badam import Badam, BadamRule
+from jaxtune.updates.treatments.base import Matched
 from jaxtune.updates.treatments.frozen import FrozenRule
 from jaxtune.updates.treatments.full import FullRule
 from jaxtune.updates.treatments.half import HalfRule, balanced
+from jaxtune.updates.treatments.lisa import LisaRule
+from jaxtune.updates.treatments.selected import Selected
 
 # No two kernels, and no activations, have one shape.
 CONFIG = DecoderConfig(
@@ -34,7 +38,11 @@ CONFIG = DecoderConfig(
 )  # fmt: skip
 ROWS, LENGTH = 8, 6
 RATE, DECAY, BETAS, EPSILON = 0.01, 0.1, (0.9, 0.99), 1e-4
-RULES = {"half": HalfRule(match="**", period=2, share=0.4)}
+RULES = {
+    "half": HalfRule(match="**", period=2, share=0.4),
+    "lisa": LisaRule(match="**", period=2, layers=2, layer_decay=0.5),
+    "badam": BadamRule(match="**", period=2, layers=1, order="descending"),
+}
 # Fewer modules take less time to compile.
 OTHERS = FrozenRule(match="layers.*.{attention.k,attention.v,attention.o,mlp.gate,mlp.up}")
 
@@ -81,7 +89,12 @@ def chosen(trainer: Trainer, state: Any) -> dict[str, list[int]]:
     }
 
 
-@pytest.fixture(scope="module", params=RULES)
+EVERY = ["half", "lisa", pytest.param("badam", marks=pytest.mark.slow)]
+# The mechanism is one.
+ONE = pytest.mark.parametrize("trainer", ["half"], indirect=True)
+
+
+@pytest.fixture(scope="module", params=EVERY)
 def trainer(request) -> Trainer:
     return make_trainer(RULES[request.param])
 
@@ -136,7 +149,9 @@ def test_a_run_is_adamw_of_the_layers_of_each_round_in_float64(trainer, gradient
                 m[1] = BETAS[0] * m[1] + (1 - BETAS[0]) * slope
                 m[2] = BETAS[1] * m[2] + (1 - BETAS[1]) * slope**2
                 first, second = (value / (1 - beta ** m[0]) for value, beta in zip(m[1:], BETAS, strict=True))
-                model[path][at] -= RATE * (first / (np.sqrt(second) + EPSILON) + DECAY * model[path][at])
+                decay = trainer.plan.rules[1].layer_decay or 1.0
+                above = CONFIG.num_layers - 1 - layer if layer is not None else 4 * (path == "embed.table")
+                model[path][at] -= RATE * decay**above * (first / (np.sqrt(second) + EPSILON) + DECAY * model[path][at])
             np.testing.assert_allclose(after[path], model[path], rtol=1e-3, atol=2e-4, err_msg=path)
         # What leaves loses its moments.
         if (step + 1) % 2 == 0:
@@ -146,7 +161,8 @@ def test_a_run_is_adamw_of_the_layers_of_each_round_in_float64(trainer, gradient
                 if part.store == store:
                     (path,) = part.owns
                     stays = set(coming[store][part.path]["layers"].tolist())
-                    gone = range(CONFIG.num_layers) if getattr(part, "forgets", False) else set(now[path]) - stays
+                    assert isinstance(part, Selected)
+                    gone = range(CONFIG.num_layers) if part.forgets else set(now[path]) - stays
                     for layer in gone:
                         moments.pop((path, layer), None)
         before = now
@@ -163,6 +179,7 @@ def computations(text: str) -> Iterator[tuple[str, str]]:
     yield from re.findall(r"^((?:ENTRY )?%\S+) \([^\n]*\{\n(.*?)^\}", text, re.MULTILINE | re.DOTALL)
 
 
+@ONE
 def test_a_layer_that_is_not_trained_makes_no_gradient_of_its_weights(trainer):
     text = trainer.compile_step(batch()).as_text() or ""
     bodies = {name.removeprefix("ENTRY ").lstrip("%"): body for name, body in computations(text)}
@@ -180,6 +197,7 @@ def test_a_layer_that_is_not_trained_makes_no_gradient_of_its_weights(trainer):
     assert found == {True: set(), False: kernels}
 
 
+@ONE
 def test_a_run_goes_on_as_if_it_had_not_stopped(trainer, tmp_path):
     state = trainer.init()
     for step in range(2):
@@ -193,6 +211,7 @@ def test_a_run_goes_on_as_if_it_had_not_stopped(trainer, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, state, again)
 
 
+@ONE
 @pytest.mark.slow
 def test_slots_draw_for_themselves(trainer):
     population, values = Population(trainer, 2, batched=True), [{}, {"update.1.period": 1.0}]
@@ -212,6 +231,7 @@ def test_slots_draw_for_themselves(trainer):
         )
 
 
+@ONE
 @pytest.mark.slow
 def test_microbatches_and_a_mesh_compute_what_one_device_does(trainer, mesh):
     rule = trainer.plan.rules[1]
@@ -241,6 +261,28 @@ def test_a_balanced_draw_is_as_a_free_one_in_pairs():
     assert np.mean(drawn, axis=0) == pytest.approx(0.5, abs=0.08)
 
 
+def test_every_layer_has_its_turn():
+    array = Matched("layers.mlp.up.kernel", (6, 2, 2), ("layers", None, None), (0, 0, -1, 0, 0, 0))
+    orders: list[tuple[Any, list[int] | None]] = [
+        ("ascending", [0, 1, 3, 4, 5]),
+        ("descending", [5, 4, 3, 1, 0]),
+        ("random", None),
+    ]
+    for order, first in orders:
+        (part,) = Badam.treat([array], {0: BadamRule(match="**", order=order, period=3)}, {})
+        drawn = [part.draw(7, step, {})["layers"].tolist() for step in range(0, 30, 3)]
+        turns = [[layer for layers in part for layer in layers] for part in (drawn[:5], drawn[5:])]
+        if first is None:
+            assert [sorted(turn) for turn in turns] == [[0, 1, 3, 4, 5]] * 2
+            assert turns[0] != turns[1]
+        else:
+            assert turns == [first] * 2
+        assert part.draw(7, 4, {})["layers"].tolist() == drawn[1]
+        assert part.draw(7, 4, {"update.0.period": 2.0})["layers"].tolist() == drawn[2]
+    (part,) = Badam.treat([array], {0: BadamRule(match="**", order="ascending", layers=2)}, {})
+    assert [part.draw(0, step, {})["layers"].tolist() for step in range(0, 200, 50)] == [[0, 1], [3, 4], [0, 5], [0, 1]]
+
+
 @pytest.mark.parametrize(
     ("rules", "message"),
     [
@@ -248,9 +290,14 @@ def test_a_balanced_draw_is_as_a_free_one_in_pairs():
             [HalfRule(match="layers.**", share=0.1)],
             r"update\.0\.share: 0\.1 of 4 layers selects nothing; give at least 0\.13",
         ),
+        ([LisaRule(match="**", layers=5)], r"update\.0\.layers: 5 at a time of 4 that match; give at most 4"),
+        (
+            [BadamRule(match="embed")],
+            r"update\.0: method badam is for parameters of layers, but 'embed' has only embed",
+        ),
         (
             [FullRule(match="layers.0.**"), HalfRule(match="layers.**")],
-            r"update\.0: .* has layers of method half \(update\.1\) and of full; a module is treated by one",
+            r"update\.1: .* has layers of method full \(update\.0\) and of half; a module is treated by one",
         ),
     ],
 )
