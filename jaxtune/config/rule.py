@@ -22,3 +22,8 @@ class RuleConfig(Section):
         default=None, description="Share, as optimizer.weight_decay, which holds if this is unset."
     )
     method: Any = Field(description="What becomes of these parameters: a file's name, or 'module:Name'.")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """So many positions in front of each document are the method's own, and hold no token of the document."""
+        return 0
