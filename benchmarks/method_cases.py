@@ -211,17 +211,18 @@ def counted(method: Method, case: Case, remat: str) -> dict[str, Any]:
             int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(trainer.abstract_state().moments)
         ),
         "model_flops": trainer.step_flops().total,
-        "traced_flops": product_flops(used, case.rows * case.length),
+        "traced_flops": product_flops(used, case.rows * case.length, min(plan.weight_shares().values(), default=1.0)),
         "biases": shaped(method, case.model) != case.model,
     }
 
 
-def product_flops(jaxpr: Any, rows: int) -> float:
-    """FLOPs of the products of a program, the bodies of loops as often as they run; of branches the larger one.
+def product_flops(jaxpr: Any, rows: int, taken: float = 1.0) -> float:
+    """FLOPs of the products of a program, the bodies of loops as often as they run.
 
     Args:
       jaxpr: traced.
       rows: positions of a batch. A loop whose length is data is the loss's, over blocks of these.
+      taken: how often the larger branch is taken of two, as where some layers are trained and others are not.
     """
     total = 0.0
     for equation in jaxpr.eqns:
@@ -232,9 +233,9 @@ def product_flops(jaxpr: Any, rows: int) -> float:
             depth = float(_product(left[axis] for axis in contracted))
             total += 2.0 * depth * _product(equation.outvars[0].aval.shape)
             continue
-        inner = [product_flops(each, rows) for each in _inner(parameters)]
+        inner = [product_flops(each, rows, taken) for each in _inner(parameters)]
         if name == "cond":
-            total += max(inner, default=0.0)
+            total += taken * max(inner) + (1 - taken) * min(inner)
         elif name == "while":
             blocks = [block for each in _inner(parameters) if (block := _first_rows(each))]
             total += sum(inner) * max(1, rows // blocks[0]) if blocks else 0.0

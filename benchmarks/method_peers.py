@@ -18,8 +18,8 @@ def _lora(**options: Any) -> Callable[[Any, Any], Adapted]:
     def adapted(model: Any, rule: Any) -> Adapted:
         from peft import LoraConfig, get_peft_model
 
-        given = {"r": rule.rank, "lora_alpha": rule.alpha, "target_modules": list(TARGETS)}
-        return get_peft_model(model, LoraConfig(**given, **options)), None
+        given = {"r": rule.rank, "lora_alpha": rule.alpha, "target_modules": list(TARGETS), **options}
+        return get_peft_model(model, LoraConfig(**given)), None
 
     return adapted
 
@@ -70,6 +70,7 @@ _PEERS: dict[str, Callable[[Any, Any], Adapted]] = {
     "lora_plus": _lora_plus,
     "lora_fa": _lora_fa,
     "dora": _lora(use_dora=True),
+    "low_rank_embedding": _lora(target_modules=[*TARGETS, "embed_tokens"], rank_pattern={"embed_tokens": 8}),
     "pissa": _lora(init_lora_weights="pissa"),
     "olora": _lora(init_lora_weights="olora"),
     "orthogonal": _lora(init_lora_weights="orthogonal"),

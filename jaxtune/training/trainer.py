@@ -453,9 +453,9 @@ def _own_seed(key: jax.Array) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32)
 
 
-def _off_device(array: jax.Array) -> Any:
-    """On the host, where one process has all of an array."""
-    return np.asarray(array) if array.is_fully_addressable else array
+def _off_device(array: Any) -> Any:
+    """On the host, where one process has all of an array; shapes alone, of what is compiled and not run, stay."""
+    return np.asarray(array) if isinstance(array, jax.Array) and array.is_fully_addressable else array
 
 
 def _copied(like: jax.Array, array: jax.Array) -> jax.Array:

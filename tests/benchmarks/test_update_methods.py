@@ -41,6 +41,7 @@ def test_products_count_as_often_as_they_run():
     traced = jax.jit(program).trace(jnp.zeros((32, 8)), jnp.zeros((8, 8))).jaxpr
     each = 2 * 32 * 8 * 8
     assert product_flops(traced, rows=32) == each * (3 + 2 + 1)
+    assert product_flops(traced, rows=32, taken=0.25) == each * (3 + 1.25 + 1)
 
 
 def test_a_step_is_counted_from_its_trace():

@@ -52,7 +52,7 @@ from jaxtune.updates.peft.format import (
     tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable
-from jaxtune.updates.treatments.base import BIAS, NAME, Exported, Treatment, Values
+from jaxtune.updates.treatments.base import BIAS, NAME, Exported, Treatment, Values, zeros
 
 Place = tuple[str, int | None]
 """Our path of a module, and its layer; None if it is not stacked."""
@@ -229,6 +229,13 @@ def _exported(
         else _Module(name, each, 0, 0.0, beside=True)
         for name, each in (*once, *ordered.items())
     ]
+
+
+def exported_bytes(plan: ResolvedPlan, hyperparameters: Values) -> int:
+    """Bytes of the tensors of an adapter that holds what a plan trains, whatever it has learnt."""
+    parts = ((part, zeros(part.arrays()), zeros(part.fixed())) for part in plan.parts)
+    tensors = (each for part, arrays, fixed in parts for each in plan.tensors(part, arrays, fixed, hyperparameters))
+    return sum(np.asarray(array).nbytes for each in _by_place(tensors).values() for array in each.tensors.values())
 
 
 def _by_place(tensors: Iterable[Exported]) -> dict[Place, Exported]:

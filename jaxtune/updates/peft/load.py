@@ -40,7 +40,7 @@ from jaxtune.updates.peft.format import (
     tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
-from jaxtune.updates.treatments.base import HEAD, Matched, Shape, Treatment
+from jaxtune.updates.treatments.base import HEAD, Matched, Treatment, zeros
 
 Tensors = Mapping[str, Mapping[str, TensorEntry]]
 """By the end of their names, those of each module, by its name in transformers; of none, what all modules share."""
@@ -358,7 +358,7 @@ def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str
     kinds = {kind for part in plan.parts if (kind := plan.alone or part.peft_type) is not None}
     expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in plan.parts:
-        for each in plan.tensors(part, _zeros(part.arrays()), _zeros(part.fixed()), {}):
+        for each in plan.tensors(part, zeros(part.arrays()), zeros(part.fixed()), {}):
             shapes = expected.setdefault(names[each.path, each.layer], {})
             for end, array in each.tensors.items():
                 # What all share is as large as whoever has most of it needs.
@@ -374,12 +374,6 @@ def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str
             elif held[end].shape != shape:
                 problems.append(f"{end}{of} has shape {held[end].shape}, not {shape}")
     return problems
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(
-        lambda shape: np.zeros(shape.shape, shape.dtype), shapes, is_leaf=lambda leaf: isinstance(leaf, Shape)
-    )
 
 
 def _rules(

@@ -59,6 +59,7 @@ __all__ = [
     "leaves",
     "per_layer",
     "rule_value",
+    "zeros",
 ]
 
 
@@ -448,6 +449,11 @@ def leaves(tree: Arrays) -> list[Any]:
     if not isinstance(tree, Mapping):
         return [tree]
     return [leaf for name in sorted(tree) for leaf in leaves(tree[name])]
+
+
+def zeros(shapes: Arrays) -> Arrays:
+    """Arrays of nothing, on the host, for a tree of :class:`Shape`."""
+    return _mapped(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
 
 
 def _mapped(function: Any, tree: Arrays) -> Arrays:
