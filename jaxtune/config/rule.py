@@ -27,3 +27,8 @@ class RuleConfig(Section):
         description="Factor on the rate from each layer to the one below it; if unset, all layers have one rate.",
     )
     method: Any = Field(description="What becomes of these parameters: a file's name, or 'module:Name'.")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """So many positions in front of each document are the method's own, and hold no token of the document."""
+        return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import operator
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 from pydantic import Field, TypeAdapter, WrapValidator
@@ -67,6 +67,11 @@ def _validated(value: Any, _: Any) -> RuleConfig:
 
 
 Rule = Annotated[SerializeAsAny[RuleConfig], WrapValidator(_validated), Sections(rule_sections)]
+
+
+def virtual_tokens(rules: Iterable[RuleConfig]) -> int:
+    """So many positions in front of each document are a method's own."""
+    return max((rule.virtual_tokens for rule in rules), default=0)
 
 
 @functools.cache

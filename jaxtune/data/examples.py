@@ -102,6 +102,37 @@ class Examples(Sequence[Example]):
         return sum(example.crossed for example in self._examples)
 
 
+class Fronted(Sequence[Example]):
+    """Examples with positions in front that hold no token of theirs, for methods that put something of their own there.
+
+    Args:
+      examples: the same.
+      count: so many positions; they weigh 0, and hold token 0.
+    """
+
+    def __init__(self, examples: Sequence[Example], count: int):
+        self._examples, self._count = examples, count
+
+    def __len__(self) -> int:
+        return len(self._examples)
+
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[place] for place in range(*index.indices(len(self)))]
+        example = self._examples[index]
+        return dataclasses.replace(
+            example,
+            tokens=np.concatenate([np.zeros(self._count, np.int32), example.tokens]),
+            weights=np.concatenate([np.zeros(self._count, np.float32), example.weights]),
+            prompt_length=example.prompt_length + self._count,
+        )
+
+
+def fronted(examples: Sequence[Example], count: int) -> Sequence[Example]:
+    """Examples with so many positions in front; the same ones for none."""
+    return Fronted(examples, count) if count else examples
+
+
 @dataclasses.dataclass(frozen=True)
 class _Text:
     """An example as text: its row, where in the text stands what is learnt, what generation starts from."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -44,6 +44,12 @@ def prompt_bucket(length: int) -> int:
     power = max(SHORTEST_BUCKET, 1 << max(length - 1, 0).bit_length())
     between = power // 4 * 3
     return between if between >= max(length, FINE_FROM) else power
+
+
+def _behind_virtual(prompts: Sequence[Sequence[int]], adapters: Mapping[str, Adapter] | None) -> list[Sequence[int]]:
+    """Prompts behind the positions that are an adapter's own; an empty one stays empty, and is refused."""
+    count = max((adapter.virtual_tokens for adapter in (adapters or {}).values()), default=0)
+    return [[*[0] * count, *prompt] if len(prompt) else prompt for prompt in prompts] if count else list(prompts)
 
 
 class _Loop(NamedTuple):
@@ -149,6 +155,7 @@ class Generator:
             sampling setting is out of range.
         """
         vocabulary = params["embed.table"].shape[0]
+        prompts = _behind_virtual(prompts, adapters)
         check_request(
             prompts, vocabulary, context=self.context, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed
         )
@@ -198,6 +205,7 @@ class Generator:
           UserError: a prompt is empty, longer than the model's context or holds an id outside the vocabulary.
         """
         vocabulary = params["embed.table"].shape[0]
+        prompts = [_behind_virtual(each, adapters) for each in prompts]
         for each in prompts:
             check_request(each, vocabulary, context=self.context)
             self._tell_of_context(each)

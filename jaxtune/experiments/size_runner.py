@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from jaxtyping import Int
 
 from jaxtune.config import program_name
+from jaxtune.config.update_rules import virtual_tokens
 from jaxtune.data import Example, steps_of_epochs, train_batches
+from jaxtune.data.examples import fronted
 from jaxtune.data.pipeline import Plan
 from jaxtune.errors import UserError
 from jaxtune.evaluation.evaluator import documents
@@ -73,11 +76,12 @@ class SizeRunner:
         assert steps is not None
         return steps
 
-    def _chosen(self, size: int, seed: int) -> tuple[list[Example], dict[str, Any]]:
+    def _chosen(self, size: int, seed: int) -> tuple[Sequence[Example], dict[str, Any]]:
         """The training examples of a size, and how they are laid out in rows."""
         config, examples = self.opened.config, self.opened.examples["train"]
         layout = {"sequence_length": config.train.sequence_length, "seed": seed, "packing": config.data.packing}
-        return [examples[place] for place in self.places(size, seed)], layout
+        chosen = [examples[place] for place in self.places(size, seed)]
+        return fronted(chosen, virtual_tokens(config.update)), layout
 
     def program(self, trial: Trial) -> str:
         """One for all sizes."""

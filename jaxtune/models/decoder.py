@@ -23,7 +23,7 @@ from jaxtune.models.cache import Cache
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import Params, adaptable_modules, check_params, declare, held
 from jaxtune.models.head import Head
-from jaxtune.models.linear import KERNELS, PROJECTION, Adapter
+from jaxtune.models.linear import KERNELS, PROJECTION, Adapter, scaled_embeddings
 from jaxtune.models.rotary import rotary_table
 from jaxtune.parallel.platform import platform
 from jaxtune.parallel.sharding import constrain
@@ -192,16 +192,16 @@ class Decoder(nnx.Module):
         kernel = None if self.lm_head is None else self.lm_head.matrix
         return _head(self.config, self.mesh, self.embed.table[...], kernel, adapters, rows)
 
-    def _embedded(self, tokens: Int32[Array, "b s"], adapter: Adapter | None) -> Float[Array, "b s d"]:
+    def _embedded(
+        self, tokens: Int32[Array, "b s"], positions: Int32[Array, "b s"], adapter: Adapter | None
+    ) -> Float[Array, "b s d"]:
         # An id outside of the table gives NaN (the default of take) rather than some other token's embedding.
         x = jnp.take(self.embed.table[...], tokens, axis=0).astype(self.dtype)
-        if adapter is not None:
-            x = x + adapter.embedding_term(tokens, self.dtype)
         # The table is cut by width over fsdp, and so is what is looked up in it. Rows are cut over data alone first:
         # from there one all-to-all cuts them over fsdp as well, where XLA by itself would copy all of x to each device.
         x = constrain(x, ("replicas", None, "embed"), self.mesh)
-        if self.config.embedding_scale is not None:
-            x = x * jnp.asarray(self.config.embedding_scale, self.dtype)
+        factor = self.config.embedding_scale
+        x = scaled_embeddings(x, factor) if adapter is None else adapter.embedded(x, tokens, positions, factor)
         return constrain(x, ACTIVATION_AXES, self.mesh)
 
     def _shared(
@@ -403,7 +403,7 @@ def _hidden(
     if positions is None:
         positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
     shared = model._shared(positions, segments, rows, cache, kernels)
-    embedded = model._embedded(tokens, adapters.get("embed"))
+    embedded = model._embedded(tokens, positions, adapters.get("embed"))
     if noise is not None:
         assert rows is not None
         embedded = noise.on(embedded, rows)

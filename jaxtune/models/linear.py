@@ -72,9 +72,27 @@ class Adapter:
         """Two factors of what is added to the head's result, whose own product is made elsewhere."""
         raise NotImplementedError(f"{type(self).__name__} does not serve the head")
 
-    def embedding_term(self, tokens: Int32[Array, "b s"], dtype: Any) -> Float[Array, "b s d"]:
-        """What is added to the embeddings of tokens, before a family's factor on them."""
+    def embedded(
+        self,
+        x: Float[Array, "b s d"],
+        tokens: Int32[Array, "b s"],
+        positions: Int32[Array, "b s"],
+        factor: float | None,
+    ) -> Float[Array, "b s d"]:
+        """What the layers are given.
+
+        Args:
+            x: Rows of the table, in the compute dtype.
+            tokens: Whose rows they are.
+            positions: Of each token in its own document.
+            factor: Of the family on embeddings, or None.
+        """
         raise NotImplementedError(f"{type(self).__name__} does not serve the embedding table")
+
+    @property
+    def virtual_tokens(self) -> int:
+        """So many positions in front of each document are its own."""
+        return 0
 
     def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
         """What does not fit a module, of so many layers if it is stacked; None where nothing is known to be wrong."""
@@ -171,10 +189,18 @@ class LowRankAdapter(Adapter):
         """``scale · dropout(x) A`` and B."""
         return low_rank_states(states, self, rows), self.b
 
-    def embedding_term(self, tokens: Int32[Array, "b s"], dtype: Any) -> Float[Array, "b s d"]:
-        """``scale · A[tokens] B``, without dropout; as elsewhere, a token that is none gives NaN."""
-        rows = jnp.take(self.a, tokens, axis=0).astype(dtype)
-        return (self.scale * jnp.dot(rows, self.b.astype(dtype), preferred_element_type=jnp.float32)).astype(dtype)
+    def embedded(
+        self,
+        x: Float[Array, "b s d"],
+        tokens: Int32[Array, "b s"],
+        positions: Int32[Array, "b s"],
+        factor: float | None,
+    ) -> Float[Array, "b s d"]:
+        """``(x + scale · A[tokens] B) · factor``, without dropout; as elsewhere, a token that is none gives NaN."""
+        del positions
+        rows = jnp.take(self.a, tokens, axis=0).astype(x.dtype)
+        term = self.scale * jnp.dot(rows, self.b.astype(x.dtype), preferred_element_type=jnp.float32)
+        return scaled_embeddings(x + term.astype(x.dtype), factor)
 
     def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
         """The shapes of A and B, where they are others."""
@@ -195,6 +221,50 @@ class LowRankAdapter(Adapter):
 jax.tree_util.register_dataclass(
     LowRankAdapter, data_fields=["a", "b", "scale", "dropout_rate", "dropout_seed"], meta_fields=[]
 )
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class SoftPrompt(Adapter):
+    """Vectors in place of the embeddings of each document's first positions (Lester et al. 2021, arXiv:2104.08691).
+
+    Attributes:
+        prompt: One for each of these positions, float32; a family's factor on embeddings is not on them.
+    """
+
+    prompt: Float[Array, "*states positions d"]
+
+    def __init__(self, prompt: Any) -> None:
+        object.__setattr__(self, "prompt", prompt)
+
+    def embedded(
+        self,
+        x: Float[Array, "b s d"],
+        tokens: Int32[Array, "b s"],
+        positions: Int32[Array, "b s"],
+        factor: float | None,
+    ) -> Float[Array, "b s d"]:
+        """The vectors at the first positions, and the tokens' embeddings behind them."""
+        del tokens
+        own = jnp.take(self.prompt, jnp.minimum(positions, self.virtual_tokens - 1), axis=0).astype(x.dtype)
+        return jnp.where((positions < self.virtual_tokens)[..., None], own, scaled_embeddings(x, factor))
+
+    @property
+    def virtual_tokens(self) -> int:
+        """As many as there are vectors."""
+        return self.prompt.shape[-2]
+
+    def misfit(self, layers: tuple[int, ...], inputs: int, outputs: int) -> str | None:
+        """Another width."""
+        del layers, inputs
+        return None if self.prompt.shape[-1] == outputs else f"vectors of {self.prompt.shape[-1]}, not {outputs}"
+
+
+jax.tree_util.register_dataclass(SoftPrompt, data_fields=["prompt"], meta_fields=[])
+
+
+def scaled_embeddings(x: Float[Array, "b s d"], factor: float | None) -> Float[Array, "b s d"]:
+    """Embeddings with the family's factor on them."""
+    return x if factor is None else x * jnp.asarray(factor, x.dtype)
 
 
 class AdaptedLayer(NamedTuple):

@@ -16,6 +16,7 @@ import numpy as np
 from jaxtune.config import Config, with_overrides
 from jaxtune.config.data_section import DataConfig, SourceConfig
 from jaxtune.config.paths import check_there, located
+from jaxtune.config.update_rules import virtual_tokens
 from jaxtune.data import (
     BatchIterator,
     Example,
@@ -26,6 +27,7 @@ from jaxtune.data import (
     steps_of_epochs,
     train_batches,
 )
+from jaxtune.data.examples import fronted
 from jaxtune.data.pipeline import permutation
 from jaxtune.data.template_date import dated
 from jaxtune.errors import UserError
@@ -96,7 +98,7 @@ class OpenedConfig:
         if config.train.epochs is None or "train" not in self.examples:
             return config
         steps = steps_of_epochs(
-            self.examples["train"],
+            fronted(self.examples["train"], virtual_tokens(config.update)),
             config.train.epochs,
             batch_size=config.train.batch_size,
             sequence_length=config.train.sequence_length,
@@ -111,7 +113,7 @@ class OpenedConfig:
         Raises:
           UserError: one is longer.
         """
-        longest = max(len(example.tokens) - 1 for example in self.examples["train"])
+        longest = max(len(example.tokens) - 1 for example in self.examples["train"]) + virtual_tokens(config.update)
         if longest > config.train.sequence_length:
             raise UserError(
                 f"train.sequence_length: {config.train.sequence_length} is less than the longest example's {longest}"
@@ -120,8 +122,18 @@ class OpenedConfig:
     def trainer(
         self, config: Config | None = None, *, capacity: Mapping[str, int] | None = None, dropout: bool | None = None
     ) -> Trainer:
-        """A trainer for this configuration, or for a variant of it over the same model and data."""
+        """A trainer for this configuration, or for a variant of it over the same model and data.
+
+        Raises:
+          UserError: its batch or its rules do not fit, or it needs other positions in front of each document.
+        """
         config = config or self.config
+        fronts = [virtual_tokens(each.update) for each in (self.config, config)]
+        if fronts[0] != fronts[1]:
+            raise UserError(
+                f"update: {fronts[1]} positions are wanted in front of each document, and rows of validation are laid "
+                f"out with {fronts[0]}; give all trials the same length"
+            )
         return Trainer(
             self.model,
             UpdatePlan(config.update),
@@ -139,7 +151,7 @@ class OpenedConfig:
         """Endless training batches; their order follows from ``train.seed`` alone."""
         config = config or self.config
         return train_batches(
-            self.examples["train"],
+            fronted(self.examples["train"], virtual_tokens(config.update)),
             batch_size=config.train.batch_size,
             sequence_length=config.train.sequence_length,
             seed=config.train.seed,
@@ -157,7 +169,7 @@ class OpenedConfig:
         if part not in self.examples:
             return None
         return evaluation_batches(
-            self.examples[part],
+            fronted(self.examples[part], virtual_tokens(self.config.update)),
             batch_size=self.config.train.batch_size,
             sequence_length=self.config.train.sequence_length,
             packing=self.config.data.packing,
@@ -214,7 +226,13 @@ def _open_splits(config: Config, tokenizer: Any, parts: Sequence[Part]) -> dict[
         if source is not None:
             check_there(config, key)
             check_there(config, "data.explode")
-            rows, length = open_source(source, key=key), config.train.sequence_length
+            rows, front = open_source(source, key=key), virtual_tokens(config.update)
+            length = config.train.sequence_length - front
+            if length < 1:
+                raise UserError(
+                    f"train.sequence_length: {config.train.sequence_length} leaves no room behind the {front} "
+                    "positions in front of each document that are a method's own"
+                )
             examples = make_examples(rows, data, tokenizer, sequence_length=length, key=key)
             opened[part] = _chosen(examples, source, data, key)
     return opened

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jaxtune_kernels import Quantized
 from jaxtyping import Array, Float
 
+from jaxtune.errors import UserError
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import adaptable_modules, declare
 from jaxtune.models.decoder import Decoder, merge, split
@@ -45,7 +46,7 @@ def merge_adapters(
       fixed: what is fixed with them; what is missing is as the base has it.
 
     Raises:
-      UserError: a rank is above the capacity.
+      UserError: a rank is above the capacity, or a soft prompt was trained.
     """
     plan.check(hyperparameters)
     static, params = split(model)
@@ -56,6 +57,11 @@ def merge_adapters(
     config, matrices = model.config, adaptable_modules(model.config)
     if config.tie_embeddings and "embed" in adapters:
         config, merged = _untied(config, merged, model.mesh)
+    if any(adapter.virtual_tokens for adapter in adapters.values()):
+        raise UserError(
+            "update: a soft prompt stands in front of the tokens and cannot be merged into weights; export it as an "
+            "adapter, with nothing else trained beside it"
+        )
     for path, adapter in adapters.items():
         names = matrices[path], f"{path}.bias"
         weights: dict[str, Any] = {name: merged[name] for name in names if name in merged}

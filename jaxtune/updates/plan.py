@@ -126,6 +126,7 @@ class UpdatePlan:
             methods = " or ".join([", ".join(trains[:-1]), trains[-1]])
             raise UserError(f"update: every rule freezes; at least one must train something (method {methods})")
         _check_modules(parts)
+        _check_alone(parts)
         size = sum(spec.size for spec in specs.values())
         layers = 1 + max(name.layer or 0 for name in names)
         return ResolvedPlan(self.rules, tuple(parts), size, tied=f"{HEAD}{KERNEL}" not in specs, layers=layers)
@@ -199,6 +200,19 @@ def _check_modules(parts: Sequence[Treatment]) -> None:
             raise UserError(
                 f"update.{two}: {module} has layers of method {first[one].method} (update.{one}) and of "
                 f"{second[two].method}; a module is treated by one method, in all of its layers that have any"
+            )
+
+
+def _check_alone(parts: Sequence[Treatment]) -> None:
+    """Refuses what only an adapter of its own holds beside something else: at the end nothing could hold both."""
+    for part in parts:
+        kept = part.peft_type is not None or part.beside is not None or part.changes_parameters
+        if part.alone is not None and not kept and len(parts) > 1:
+            rule = part.used_rules[0]
+            others = _distinct(each.sections[each.used_rules[0]].method for each in parts if each is not part)
+            raise UserError(
+                f"update.{rule}: method {part.sections[rule].method} stands alone: no adapter holds it beside "
+                f"{', '.join(others)}, and it is in no merged model; leave the other rules out, or this one"
             )
 
 

@@ -298,7 +298,8 @@ def _adapter_config(kind: str, names: Mapping[str, str], exported: Sequence[_Mod
     """The configuration; ranks and alphas with the most common ones as defaults, and patterns for the rest."""
     named = [each for each in exported if each.name and not each.beside]
     told = {"peft_type": kind, **_common(kind, names, exported)}
-    told["target_modules"] = sorted(set(names.values()))
+    if named:
+        told["target_modules"] = sorted(set(names.values()))
     if kind != LORA:
         return {"task_type": "CAUSAL_LM", "inference_mode": True, **told}
     tokens = {key: told.pop(key) for key in ("trainable_token_indices",) if key in told}
@@ -371,7 +372,7 @@ def _check_written(
     problems += [
         f"target_modules is wrong about {name}"
         for name in modules
-        if is_named(name, told["target_modules"]) != (name in expected)
+        if is_named(name, told.get("target_modules", [])) != (name in expected)
     ]
     if told["peft_type"] == LORA:
         read = AdapterConfig.model_validate(told)

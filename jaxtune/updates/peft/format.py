@@ -21,6 +21,8 @@ from jaxtune.models.families import checkpoint_module, weight_names
 
 LORA = "LORA"
 """The kind of adapters whose modules may differ in their numbers."""
+PROMPT = "prompt_embeddings"
+"""The one tensor of an adapter that is a soft prompt."""
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 PICKLE_FILE = "adapter_model.bin"
@@ -41,10 +43,14 @@ PositiveNumber = Annotated[int | float, Field(gt=0)]
 def tensor_name(module: str, end: str) -> str:
     """The name of a tensor of a module, ``lora_A.weight``; of none, that of what stands once for all modules.
 
+    A soft prompt is none of the model: it has no name but its own.
+
     Args:
       module: its name in transformers.
       end: of the tensor's name.
     """
+    if end == PROMPT:
+        return end
     return f"base_model.model.{module}.{end}" if module else f"base_model.{end}"
 
 
@@ -55,6 +61,8 @@ def parse_tensor_name(name: str, modules: Collection[str]) -> tuple[str, str] | 
       An empty module for what stands once for all modules; None for what belongs to no module.
     """
     inside = name.removeprefix("base_model.model.")
+    if name == PROMPT:
+        return "", name
     if inside == name:
         return ("", name.removeprefix("base_model.")) if name.startswith("base_model.") else None
     places = [index for index, letter in enumerate(inside) if letter == "."]

@@ -182,6 +182,9 @@ def _read(
             config,
         )
     ]
+    if not rules and values["peft_type"] == readers[0].alone and "" in tensors:
+        # What is in no module is in front of all.
+        rules = [readers[0].Section(match="embed", weight_decay=None, **readers[0].read_section(values, ""))]
     if not rules and not problems:
         problems.append("it has no tensors")
     rules = bias_rules(biases, modules, config) + rules + beside_rules(beside, adapter, modules | others, config)
@@ -274,7 +277,7 @@ def read_adapter_config(file: Path) -> AdapterConfig:
 def _targets(values: Mapping[str, Any]) -> dict[str, Any]:
     names = ("target_modules", "exclude_modules", "layers_to_transform", "layers_pattern", "modules_to_save")
     names += ("base_model_name_or_path", "revision")
-    return {name: values[name] for name in names if values.get(name) is not None}
+    return {"target_modules": []} | {name: values[name] for name in names if values.get(name) is not None}
 
 
 def read_adapter_values(file: Path) -> dict[str, Any]:
@@ -405,7 +408,7 @@ def _arrays(
         held: dict[int, dict[str, np.ndarray]] = {}
         for layer in range(len(part.rules)):
             entries = tensors.get(places[part.module, layer if part.layered else None], {})
-            if entries:
+            if entries or plan.alone is not None:
                 held[layer] = {end: entry.read() for end, entry in {**once, **entries}.items()}
         arrays, kept = part.restored(held)
         trainable[part.store][part.path] = _placed(arrays, axes[part.store][part.path], mesh)

@@ -25,10 +25,12 @@ class EvaRule(RankRule):
         default="eva", description="These linear layers get a low-rank term that starts from the data."
     )
     rho: float = Field(
-        default=2.0, ge=1.0, description="A layer gets at most rho times the rank, which others then lack; 1: the rank."
+        default=2.0,
+        ge=1.0,
+        description="Most columns of a layer, as a factor on the rank; others then have fewer. 1 moves none.",
     )
     batches: PositiveInt = Field(
-        default=8, description="So many of the first batches of training are looked at for the start."
+        default=8, description="The start is made of the batches of so many steps, the first ones of training."
     )
 
 

@@ -119,7 +119,9 @@ def test_a_family_s_factor_is_on_the_term_and_the_start_is_zero():
     ]
     assert adapter.dropout_rate is None
     expected = 4.0 * (np.asarray(params["embed.table"])[TOKENS] + 2.0 * 0.1 * np.asarray(b[:3]).sum(0))
-    np.testing.assert_allclose(model._embedded(jnp.asarray(TOKENS), adapter), expected, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        model._embedded(jnp.asarray(TOKENS), jnp.zeros((2, 6), jnp.int32), adapter), expected, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_other_methods_say_what_serves_the_table():

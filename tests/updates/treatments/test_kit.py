@@ -44,9 +44,9 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-SMALL = {"rank": 2, "rho": 1.0, "layers": 1, "block_size": 4, "tokens": [20, 5]}
+SMALL = {"rank": 2, "rho": 1.0, "layers": 1, "block_size": 4, "tokens": [20, 5], "length": 2}
 OWN = {"trainable_tokens": "embed", "bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
-OWN |= {"low_rank_embedding": "embed"}
+OWN |= {"low_rank_embedding": "embed", "prompt_tuning": "embed"}
 """What the methods match that are not for linear layers."""
 
 
@@ -101,15 +101,22 @@ def chunks() -> list[list[str]]:
     found = [linear[at : at + len(LINEAR)] for at in range(0, len(linear), len(LINEAR))]
     for method in (name for name in TRAINED if name in OWN):
         free = (chunk for chunk in found if OWN[method] not in {OWN.get(other) for other in chunk})
-        next(free).append(method)
+        if (chunk := next(free, None)) is None or method == "prompt_tuning":  # which stands alone
+            found.append([method])
+        else:
+            chunk.append(method)
     return found
 
 
 CHUNKS = chunks()
+# Programs that are there for a method alone are not for every day.
+PROGRAMS = [pytest.param(chunk, marks=[] if len(chunk) > 1 else [pytest.mark.slow]) for chunk in CHUNKS]
 
 
 def batch(seed: int = 0) -> dict[str, np.ndarray]:
     tokens = np.random.default_rng(seed).integers(0, 48, (ROWS, LENGTH + 1)).astype(np.int32)
+    # As what stands there a soft prompt starts.
+    tokens[:, :2] = SMALL["tokens"]
     return {"tokens": tokens[:, :-1], "targets": tokens[:, 1:], "weights": np.ones((ROWS, LENGTH), np.float32)}
 
 
@@ -142,7 +149,7 @@ def randomized(trainer: Trainer, scale: float = 0.1) -> Any:
     return dataclasses.replace(state, trainable=jax.tree.map(moved, state.trainable, trainer.plan.groups()))
 
 
-@pytest.fixture(scope="module", params=CHUNKS, ids=lambda methods: "+".join(methods))
+@pytest.fixture(scope="module", params=PROGRAMS, ids=lambda methods: "+".join(methods))
 def trainer(request, written_outside) -> Trainer:
     return make_trainer(request.param)
 
@@ -151,10 +158,16 @@ def logits(trainer: Trainer, params: Any, adapters: Any) -> np.ndarray:
     return np.asarray(trainer.program.decoder.merged(params)(batch()["tokens"], adapters=adapters))
 
 
-def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> Any:
-    """The weights of a model without adapters, made of the arrays by what each adapter does to the identity."""
+def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> tuple[Any, Any]:
+    """The weights of a model without adapters, made of the arrays by what each adapter does to the identity.
+
+    A soft prompt is in no weights, and stays an adapter.
+    """
     params, adapters = trainer.plan.apply(trainer.params, trainable, trainer.hyperparameters, fixed=fixed)
-    if (embed := adapters.pop("embed", None)) is not None:
+    embed, left = adapters.pop("embed", None), {}
+    if embed is not None and embed.virtual_tokens:
+        left["embed"] = embed
+    elif embed is not None:
         params["embed.table"], _ = embed.merged(params["embed.table"], None)
     for path, adapter in adapters.items():
         layers = [jax.tree.map(lambda leaf, i=i: leaf[i], adapter.scanned()) for i in range(CONFIG.num_layers)]
@@ -166,7 +179,7 @@ def merged_params(trainer: Trainer, trainable: Any, fixed: Any) -> Any:
         params[f"{path}.kernel"] = jnp.stack([kernel for kernel, _ in made])
         if bias is not None:
             params[f"{path}.bias"] = jnp.stack([one for _, one in made])
-    return params
+    return params, left
 
 
 def test_the_start_equals_the_base(trainer):
@@ -183,7 +196,7 @@ def test_gradients_are_those_of_plain_weights_and_merged_equals_unmerged(trainer
 
     def loss(trainable: Any, plain: bool) -> Any:
         if plain:
-            params, adapters = merged_params(trainer, trainable, state.fixed), {}
+            params, adapters = merged_params(trainer, trainable, state.fixed)
         else:
             params, adapters = trainer.plan.apply(trainer.params, trainable, trainer.hyperparameters, fixed=state.fixed)
         out = trainer.program.decoder.merged(params)(batch()["tokens"], adapters=adapters)
@@ -196,9 +209,13 @@ def test_gradients_are_those_of_plain_weights_and_merged_equals_unmerged(trainer
     assert_near(our_logits, logits_, rtol=1e-4, atol=1e-4)
     assert_near(gradients, expected, rtol=2e-3, atol=2e-5)
     assert all(np.any(leaf) for leaf in jax.tree.leaves(gradients))
-    model = random_model(CONFIG, jax.random.key(0))
-    whole = merge_adapters(model, trainer.plan, state.trainable, trainer.hyperparameters, state.fixed)
-    assert_near(np.asarray(whole(batch()["tokens"])), np.asarray(our_logits), rtol=1e-4, atol=1e-4)
+    arguments = random_model(CONFIG, jax.random.key(0)), trainer.plan, state.trainable, trainer.hyperparameters
+    if any(one.virtual_tokens for one in trainer.plan.rules):
+        with pytest.raises(UserError, match=r"soft prompt .* cannot be merged"):
+            merge_adapters(*arguments, state.fixed)
+    else:
+        whole = merge_adapters(*arguments, state.fixed)
+        assert_near(np.asarray(whole(batch()["tokens"])), np.asarray(our_logits), rtol=1e-4, atol=1e-4)
 
 
 def test_training_moves_what_it_should_and_resumes_to_the_bit(trainer, tmp_path):
@@ -406,10 +423,12 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
+# A soft prompt is in no merged model to compare with: tests of its own read and write it.
 EXPORTED = [
     method
     for method in METHODS
     if method in OTHERS or treatments.own()[method].peft_type or treatments.own()[method].alone
+    if method != "prompt_tuning"
 ]
 # To PEFT these are LoRA, of which one is enough for every day.
 AS_LORA = ("eva", "lora_fa", "lora_plus", "olora", "orthogonal", "rslora", "s2ft")
