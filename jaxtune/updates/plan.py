@@ -29,6 +29,7 @@ from jaxtune.updates.treatments.base import (
     KERNEL,
     NO_RULE,
     Arrays,
+    Exported,
     Group,
     Matched,
     Room,
@@ -217,12 +218,24 @@ class ResolvedPlan:
         return not self.unexported
 
     @property
+    def alone(self) -> str | None:
+        """The kind of PEFT adapter that holds all that is trained, where that is of one method which has one for it."""
+        kinds = {part.alone for part in self.parts}
+        return next(iter(kinds)) if len(kinds) == 1 else None
+
+    def tensors(self, part: Treatment, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """What a PEFT adapter holds of one of the parts, on the host; see :meth:`Treatment.tensors`."""
+        return (part.tensors if self.alone is None else part.tensors_alone)(arrays, fixed, values)
+
+    @property
     def unexported(self) -> tuple[Treatment, ...]:
         """What no PEFT adapter can hold.
 
         What stands beside an adapter's own modules cannot stand in their place, or alone. PEFT copies modules that it
         saves, so that a head that is tied to the embedding table would keep the base's.
         """
+        if self.alone is not None:
+            return ()
         adapted = {part.path: part.peft_type for part in self.parts if part.peft_type is not None}
 
         def held(part: Treatment) -> bool:

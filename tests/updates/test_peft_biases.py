@@ -38,7 +38,7 @@ def written(directory, read, model, base):
     return load_file(directory / FILE), json.loads((directory / "adapter_config.json").read_text())
 
 
-@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("bias", [pytest.param("lora_only", marks=pytest.mark.slow), "all"])
 def test_what_peft_made_is_read_and_written_again(bias, base, tmp_path):
     torch = pytest.importorskip("torch")
     peft = pytest.importorskip("peft")

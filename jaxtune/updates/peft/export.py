@@ -202,11 +202,11 @@ def _exported(
 
     def tensors(parts: Iterable[Treatment]) -> Iterator[Exported]:
         for part in parts:
-            trees = (tree.get(part.store, {}).get(part.path, {}) for tree in (trainable, fixed))
-            yield from part.tensors(*(jax.tree.map(_host, tree) for tree in trees), hyperparameters)
+            arrays, kept = (tree.get(part.store, {}).get(part.path, {}) for tree in (trainable, fixed))
+            yield from plan.tensors(part, jax.tree.map(_host, arrays), jax.tree.map(_host, kept), hyperparameters)
 
-    adapters = [part for part in plan.parts if part.peft_type is not None]
-    others = [part for part in plan.parts if part.peft_type is None]
+    adapters = [part for part in plan.parts if (plan.alone or part.peft_type) is not None]
+    others = [part for part in plan.parts if part not in adapters]
     adapted = {part.path for part in adapters}
     # Where modules that are adapted have trained biases, all trained biases are held as these are.
     together = any(part.module in adapted for part in others)
@@ -214,7 +214,7 @@ def _exported(
     found = _by_place(tensors(adapters))
     targets = found.keys()
     found = _with_biases(found, _by_place(tensors(part for part in others if part not in biases)), tensors(biases))
-    kinds = sorted({part.peft_type for part in plan.parts if part.peft_type is not None})
+    kinds = [plan.alone] if plan.alone else sorted({str(part.peft_type) for part in adapters})
     if len(kinds) > 1:
         raise UserError(
             f"an adapter's directory holds modules of one kind, and the plan trains {' and '.join(kinds)}; export the "
@@ -234,7 +234,7 @@ def _exported(
 def exported_bytes(plan: ResolvedPlan, hyperparameters: Values) -> int:
     """Bytes of the tensors of an adapter that holds what a plan trains, whatever it has learnt."""
     parts = ((part, zeros(part.arrays()), zeros(part.fixed())) for part in plan.parts)
-    tensors = (each for part, arrays, fixed in parts for each in part.tensors(arrays, fixed, hyperparameters))
+    tensors = (each for part, arrays, fixed in parts for each in plan.tensors(part, arrays, fixed, hyperparameters))
     return sum(np.asarray(array).nbytes for each in _by_place(tensors).values() for array in each.tensors.values())
 
 

@@ -210,13 +210,18 @@ def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
 
 def _readers() -> list[type[Treatment]]:
     """The methods that read adapters; other packages' behind our own."""
-    readers = (one for one in treatments.known() if one.peft_type is not None)
+    readers = (one for one in treatments.known() if _kinds(one))
     return [one for one in readers if one.restored is not Treatment.restored]
+
+
+def _kinds(treatment: type[Treatment]) -> set[str]:
+    """Of the adapters that may hold what a method trains."""
+    return {kind for kind in (treatment.peft_type, treatment.alone) if kind is not None}
 
 
 def _treatments(file: Path, values: Mapping[str, Any]) -> list[type[Treatment]]:
     kind = values["peft_type"]
-    if not (found := [one for one in _readers() if one.peft_type == kind and one.reads(values)]):
+    if not (found := [one for one in _readers() if kind in _kinds(one) and one.reads(values)]):
         raise UserError(f"{file}: no method reads a {kind} of this kind")
     return found
 
@@ -284,8 +289,10 @@ def read_adapter_values(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: a JSON object is expected")
-    kind, kinds = values.get("peft_type"), sorted({str(treatment.peft_type) for treatment in _readers()})
+    kind, kinds = values.get("peft_type"), sorted({kind for treatment in _readers() for kind in _kinds(treatment)})
     if kind not in kinds:
+        if (instead := treatments.INSTEAD.get(str(kind).lower())) is not None:
+            raise UserError(f"{file}: peft_type is {kind!r}, which is not supported: {instead}")
         raise UserError(f"{file}: peft_type is {kind!r}; only {', '.join(map(repr, kinds))} are supported")
     try:
         read, problems = _checked(values) if kind == LORA else (AdapterConfig(**_targets(values)), [])
@@ -345,10 +352,10 @@ def _sorted(
 def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str]:
     """What the tensors are not that the method would write."""
     names = {place: name for name, place in modules.items()} | {("", None): ""}
-    kinds = {part.peft_type for part in plan.parts if part.peft_type is not None}
+    kinds = {kind for part in plan.parts if (kind := plan.alone or part.peft_type) is not None}
     expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in plan.parts:
-        for each in part.tensors(zeros(part.arrays()), zeros(part.fixed()), {}):
+        for each in plan.tensors(part, zeros(part.arrays()), zeros(part.fixed()), {}):
             shapes = expected.setdefault(names[each.path, each.layer], {})
             for end, array in each.tensors.items():
                 # What all share is as large as whoever has most of it needs.
