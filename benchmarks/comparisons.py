@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
+
+from jaxtune.experiments.paired import holm
+
+__all__ = ["holm", "sign_flips"]
 
 _DRAWS = 100_000
 
@@ -19,13 +21,3 @@ def sign_flips(differences: np.ndarray) -> list[float]:
     # Sums in another order may differ in their last bits from one that is as large.
     reached = np.abs(signs @ differences.astype(np.float32)) >= np.abs(differences.sum(0)) * (1 - 1e-5)
     return ((1 + reached.sum(0)) / (1 + _DRAWS)).tolist()
-
-
-def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
-    """Which hypotheses Holm's method rejects, so that the chance of any false rejection is below ``level``."""
-    rejected = [False] * len(p_values)
-    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
-        if p_values[at] > level / (len(p_values) - rank):
-            break
-        rejected[at] = True
-    return rejected

@@ -74,6 +74,7 @@ def study(
     task: str,
     name: str,
     *overrides: str,
+    file: str | None = None,
     search: str | None = None,
     chosen: Callable[[], Mapping[str, Any]] = dict,
 ) -> Job:
@@ -84,6 +85,7 @@ def study(
       task: of whose configuration.
       name: of the job.
       overrides: of the configuration.
+      file: the configuration's name, where it is not the task's.
       search: the job whose winner is ablated.
       chosen: makes further overrides of what earlier blocks have found.
     """
@@ -98,7 +100,7 @@ def study(
                 shutil.copyfile(JOURNALS / search / file, found / file)
             arguments.append(f"study.ablation.search={found}")
         arguments += [f"{key}={value!r}" for key, value in chosen().items()]
-        return ["-m", "jaxtune", "study", kind, config(task), f"run_dir={run_dir}", *arguments]
+        return ["-m", "jaxtune", "study", kind, config(file or task), f"run_dir={run_dir}", *arguments]
 
     return Job(name, command, output / "summary.json")
 
@@ -116,8 +118,8 @@ def trials(task: str, name: str, named: Callable[[], Sequence[dict[str, Any]]], 
     return Job(name, command, result)
 
 
-def config(task: str) -> str:
-    return f"configs/studies/smollm2/{task}.yaml"
+def config(name: str) -> str:
+    return f"configs/studies/smollm2/{name}.yaml"
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -220,6 +222,8 @@ def jobs(blocks: str) -> Iterator[Job]:
                     seed = f"train.seed={SEARCH_SEEDS[0]}"
                     more = ("data.test=null", seed, f"study.ablation.seeds={seeds['F']}")
                     yield study("ablation", task, f"F-{task}", *more, search=f"C{SEARCH_SEEDS[0]}-{task}")
+                case "M" if task == TASKS[0]:
+                    yield study("methods", task, f"M-{task}", file="methods")
                 case _:
                     pass
 
@@ -288,7 +292,7 @@ def run(job: Job, further: Sequence[str]) -> int:
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True, help="directory of SmolLM2-135M-Instruct")
-    parser.add_argument("--blocks", default="ABCRDEF", help="which, in their order; all if not given")
+    parser.add_argument("--blocks", default="ABCRDEFM", help="which, in their order; all if not given")
     parser.add_argument("--override", action="append", default=[], help="dotted.key=value for every job, to try it out")
     arguments = parser.parse_args(argv)
     JOURNALS.mkdir(parents=True, exist_ok=True)

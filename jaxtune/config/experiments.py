@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
@@ -117,6 +117,52 @@ class TransferConfig(Section):
     )
 
 
+class MethodsConfig(Section):
+    """Update methods beside each other: a rate is searched for each, then it trains with that rate over seeds."""
+
+    compare: Parsed[dict[str, dict[str, Any]], Sequence[str] | Mapping[str, Mapping[str, Any]]] = parsed(
+        "The methods, at least two; the first is what the others are compared with. A list of names, each the method "
+        "of update.0; or name -> dotted overrides of update and optimizer, of which optimizer.learning_rate is the "
+        "middle of the method's rates ({dora: {}, all: {update.0.method: full, optimizer.learning_rate: 1e-4}}).",
+        default_factory=dict,
+    )
+    rates: Annotated[PositiveInt, Field(ge=3)] = Field(
+        default=5, description="Trials that compare rates of a method at first, half a decade apart."
+    )
+    further: Annotated[int, Field(ge=0)] = Field(
+        default=4,
+        description="Trials with further rates that a method gets at most, one by one, while its best rate is an end.",
+    )
+    rate_steps: PositiveInt | None = Field(
+        default=None, description="Steps of a run that compares rates, on a schedule of its own; if unset, train.steps."
+    )
+    seeds: list[Seed] = Field(
+        default=[1, 2, 3],
+        min_length=2,
+        description="train.seed of the runs with the best rate; best others than train.seed, which has chosen it.",
+    )
+    score: ExampleMetricName = Field(
+        default="loss",
+        description="What is measured on data.test of these runs: the loss, or a metric of evaluation.task that is a "
+        "mean over examples. Rates are compared by search.objective on data.validation.",
+    )
+
+    @field_validator("compare", mode="before")
+    @classmethod
+    def _named(cls, compare: Any) -> Any:
+        """A list of names overrides nothing else."""
+        if not isinstance(compare, list | tuple) or not all(isinstance(name, str) for name in compare):
+            return compare
+        if twice := sorted({name for name in compare if compare.count(name) > 1}):
+            raise ValueError(f"names {twice[0]} twice")
+        return {name: {} for name in compare}
+
+    @field_validator("seeds")
+    @classmethod
+    def _distinct(cls, seeds: list[int]) -> list[int]:
+        return _no_seed_twice(seeds)
+
+
 class ExperimentsConfig(Section):
     """The experiments of ``jaxtune study``, each a sub-section; what they leave, and how sure their intervals are."""
 
@@ -138,3 +184,4 @@ class ExperimentsConfig(Section):
         "What cheaper settings foretell.", default=TransferConfig()
     )
     ablation: Parsed[AblationConfig, Mapping[str, Any]] = parsed("What made the winner.", default=AblationConfig())
+    methods: Parsed[MethodsConfig, Mapping[str, Any]] = parsed("What to update, and how.", default=MethodsConfig())

@@ -34,3 +34,13 @@ def paired_interval(first: Sequence[float], second: Sequence[float], confidence:
     mean, error = float(differences.mean()), float(differences.std(ddof=1)) / math.sqrt(pairs)
     half = float(stats.t.ppf((1 + confidence) / 2, pairs - 1)) * error
     return Interval(mean, mean - half, mean + half), pairs
+
+
+def holm(p_values: Sequence[float], level: float = 0.05) -> list[bool]:
+    """Which hypotheses Holm's method rejects, so that the chance of any false rejection is below ``level``."""
+    rejected = [False] * len(p_values)
+    for rank, at in enumerate(sorted(range(len(p_values)), key=lambda at: p_values[at])):
+        if p_values[at] > level / (len(p_values) - rank):
+            break
+        rejected[at] = True
+    return rejected

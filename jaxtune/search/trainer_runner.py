@@ -58,6 +58,9 @@ class TrainerRunner:
       opened: the opened configuration with its ``search`` section.
       population: trials that train at the same time, in one compiled step.
       hooks: who is told of the trials, and who may stop them.
+
+    Attributes:
+      tested: the metric that :meth:`test` scores by; the objective, unless it is set to another one.
     """
 
     lockstep = True
@@ -72,6 +75,7 @@ class TrainerRunner:
         self.opened = opened
         self.settings = Settings.of(opened.given)
         self.search = self.settings.search
+        self.tested = self.search.objective
         self._hooks = hooks
         self.capacity = population
         # A study asks for a trial's length at every turn, and epochs take a packing of all examples to count.
@@ -234,9 +238,7 @@ class TrainerRunner:
         begin = time.perf_counter()
         self._make_good(trial)
         trainer, values, state = self.load(trial)
-        return measure(
-            trainer, state, loss_batches, self._evaluators["test"], self.search.objective, values=values, begin=begin
-        )
+        return measure(trainer, state, loss_batches, self._evaluators["test"], self.tested, values=values, begin=begin)
 
     def _make_good(self, trial: Trial | None) -> None:
         """Trains a finished trial again whose checkpoint is gone, as where the journal alone was kept of a study.

@@ -31,9 +31,9 @@ def test_what_is_kept_is_whole_lines_and_brings_a_lost_run_back():
 
 
 def test_the_blocks_are_those_of_the_protocol():
-    names = [job.name for job in blocks.jobs("ABCRDEF")]
-    assert len(names) == len(set(names)) == 2 * (1 + 1 + 3 + 1 + 1 + 1) + 1
-    assert names[-1] == "F-attr_oamine"
+    names = [job.name for job in blocks.jobs("ABCRDEFM")]
+    assert len(names) == len(set(names)) == 2 * (1 + 1 + 3 + 1 + 1 + 1) + 2
+    assert names[-2:] == ["F-attr_oamine", "M-attr_oamine"]
 
 
 def test_random_search_is_what_the_rule_of_a_search_chooses_of_the_first_trials():
