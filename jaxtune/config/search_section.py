@@ -167,7 +167,9 @@ class SearchConfig(Section):
     """The search: many trials for a fraction of their steps, the best finished (arXiv:2407.13906)."""
 
     space: Parsed[dict[str, DimensionConfig], Mapping[str, DimensionConfig | Mapping[str, Any]]] = parsed(
-        "Dotted key -> what to try; or lora, short for preset: lora.", default_factory=dict
+        "Dotted key -> what to try; or lora, short for preset: lora. Where a rule's method is searched, keys of the "
+        "rule apply to trials whose method has them (docs/update_methods.md).",
+        default_factory=dict,
     )
     preset: Preset | None = Field(
         default=None,

@@ -43,8 +43,9 @@ if TYPE_CHECKING or TYPES:
 
 _TOLD = {"match", "method", *RankRule.told}
 """Keys of a rule that no program depends on, as numbers tell what they say."""
-_ONE = ("serves", "treat", "sized", "apply", "adapter", "scale", "rooted", "peft_type", "changes_parameters")
-"""What methods of one program have in common with :class:`LowRank`."""
+_OWN = {"Section", "store", "stage", "serves_head", "whole", "arrays", "fixed", "init", "changed", "groups", "sizes"}
+_OWN |= {"check", "flops", "settled", "tensors", "reads", "read_section", "restored"}
+"""What methods of one program may have instead of what :class:`LowRank` has."""
 
 
 class SharedRule(RankRule):
@@ -75,12 +76,9 @@ def _shares(method: str) -> bool:
         return False
     keys = ((name, field) for name, field in treatment.Section.model_fields.items() if name not in _TOLD)
     traced = all(mark_of(field, Traced) is not None for _, field in keys)
-    return traced and all(_function(treatment, name) is _function(LowRank, name) for name in _ONE)
-
-
-def _function(treatment: type[LowRank], name: str) -> Any:
-    found = getattr(treatment, name)
-    return getattr(found, "__func__", found)
+    derived = treatment.__mro__[: treatment.__mro__.index(LowRank)]
+    other = {name for one in derived for name in vars(one) if not name.startswith("__") and hasattr(LowRank, name)}
+    return traced and other <= _OWN
 
 
 def shared_rule(rule: RuleConfig, methods: Sequence[str]) -> SharedRule:
