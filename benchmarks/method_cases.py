@@ -95,10 +95,12 @@ class Method:
     Attributes:
       rules: of ``update``, of one rank where that means the same, without dropout: one lever a row.
       optimizer: the section of that key.
+      noise: ``train.neftune_alpha``.
     """
 
     rules: tuple[RuleConfig, ...]
     optimizer: OptimizerSection
+    noise: float | None = None
 
 
 def methods() -> dict[str, Method]:
@@ -118,7 +120,7 @@ def methods() -> dict[str, Method]:
 def _method(path: Path) -> Method:
     given = yaml.safe_load(path.read_text(encoding="utf-8"))
     config = Config.model_validate({**given, "run_dir": "run"})
-    return Method(tuple(_levelled(rule) for rule in config.update), config.optimizer)
+    return Method(tuple(_levelled(rule) for rule in config.update), config.optimizer, config.train.neftune_alpha)
 
 
 def _levelled(rule: RuleConfig) -> RuleConfig:
@@ -159,7 +161,7 @@ def abstract_trainer(method: Method, case: Case, remat: str, devices: Sequence[A
     return Trainer(
         Decoder(model, abstract_params(model, dtype, mesh), mesh),
         UpdatePlan(method.rules),
-        TrainConfig(steps=1, batch_size=case.rows, sequence_length=case.length),
+        TrainConfig(steps=1, batch_size=case.rows, sequence_length=case.length, neftune_alpha=method.noise),
         method.optimizer,
         remat=remat,
     )

@@ -98,6 +98,7 @@ def main() -> None:
 
         start_devices()
         options = {"rules": method.rules, "optimizer": method.optimizer, "remat": given.remat}
+        options["noise"] = method.noise
         step = jaxtune_step(given.folder, "float32", rows, given.batch, given.length, False, **options)
     else:
         adapted = peer(given.method)

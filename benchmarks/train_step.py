@@ -100,6 +100,7 @@ def jaxtune_step(
     rules: Sequence[Any] | None = None,
     optimizer: Any = None,
     remat: str = "none",
+    noise: float | None = None,
 ) -> Callable[[], int]:
     """A function that does one step and returns how many tokens of examples it trained on.
 
@@ -113,6 +114,7 @@ def jaxtune_step(
       rules: what is trained; LoRA on all linear layers by default.
       optimizer: its section; AdamW by default.
       remat: what the backward pass computes again.
+      noise: ``train.neftune_alpha``.
     """
     import jax
 
@@ -138,7 +140,7 @@ def jaxtune_step(
     trainer = Trainer(
         load_model(directory, dtype=dtype),
         UpdatePlan(rules or [LowRankRule(match="layers.*.{attention,mlp}.*", rank=RANK, alpha=ALPHA)]),
-        TrainConfig(steps=10_000, batch_size=batch, sequence_length=length),
+        TrainConfig(steps=10_000, batch_size=batch, sequence_length=length, neftune_alpha=noise),
         optimizer or OptimizerConfig(learning_rate=LEARNING_RATE),
         remat=remat,
     )

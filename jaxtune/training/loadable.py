@@ -70,5 +70,7 @@ def save_loadable(
 def loadable_bytes(trainer: Trainer) -> int:
     """Bytes that :func:`save_loadable` takes on the disk, but for the tokenizer and the configuration's files."""
     if trainer.plan.exports:
-        return exported_bytes(trainer.plan, trainer.hyperparameters)
+        # What depends on the data is not known yet: it is as large as its rules say.
+        trained = 4 * trainer.plan.trainable_parameters(trainer.hyperparameters)
+        return max(trained, exported_bytes(trainer.plan, trainer.hyperparameters))
     return trainer.plan.base_size * next(iter(trainer.params.values())).dtype.itemsize

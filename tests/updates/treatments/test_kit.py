@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from pydantic import TypeAdapter
+from safetensors.numpy import load_file
 
 from jaxtune.config import dump_config, load_config, update_rules
 from jaxtune.config.hyperparameters import hyperparameters
@@ -26,6 +27,7 @@ from jaxtune.evaluation.groups import GroupedRows
 from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, save_model
 from jaxtune.training import Trainer
 from jaxtune.training.checkpoints import Checkpoints
+from jaxtune.training.loadable import loadable_bytes
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
 from jaxtune.training.stacked_adapters import StackedAdapters
@@ -444,6 +446,8 @@ def test_an_adapter_is_read_back_and_by_peft(method, base, tmp_path, written_out
     trainer = Trainer(model, plan, TrainConfig(steps=1, batch_size=ROWS, sequence_length=LENGTH))
     state = randomized(trainer)
     trainer.save_adapter(tmp_path, state, base=str(base))
+    written = load_file(tmp_path / "adapter_model.safetensors")
+    assert loadable_bytes(trainer) == sum(tensor.nbytes for tensor in written.values())
     merged = merge_adapters(model, trainer.plan, state.trainable, trainer.hyperparameters, state.fixed)
     ours = np.asarray(merged(batch()["tokens"]))
     read = read_adapter(tmp_path, model)
