@@ -28,7 +28,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -53,14 +53,15 @@ RANK, ALPHA, LEARNING_RATE = 16, 32, 1e-4
 LENGTH_SIGMA = 0.6
 
 
-def make_model(directory: Path, shape: dict[str, int], length: int) -> None:
-    """Writes one checkpoint that both sides read."""
+def make_model(directory: Path, shape: dict[str, int], length: int, *, biases: bool = False) -> None:
+    """Writes one checkpoint that both sides read; queries, keys and values have biases in Qwen 2, not in Llama."""
     import jax
 
     from jaxtune.models import DecoderConfig, random_model, save_model
 
     config = DecoderConfig(
-        family="llama",
+        family="qwen2" if biases else "llama",
+        qkv_bias=biases,
         vocab_size=shape["vocab_size"],
         hidden_size=shape["hidden_size"],
         intermediate_size=shape["intermediate_size"],
@@ -89,9 +90,30 @@ SETTINGS: dict[str, Callable[..., list[np.ndarray]]] = {"full": full_rows, "usef
 
 
 def jaxtune_step(
-    directory: Path, dtype: str, rows: Iterator[list[np.ndarray]], batch: int, length: int, pack: bool
+    directory: Path,
+    dtype: str,
+    rows: Iterator[list[np.ndarray]],
+    batch: int,
+    length: int,
+    pack: bool,
+    *,
+    rules: Sequence[Any] | None = None,
+    optimizer: Any = None,
+    remat: str = "none",
 ) -> Callable[[], int]:
-    """A function that does one step and returns how many tokens of examples it trained on."""
+    """A function that does one step and returns how many tokens of examples it trained on.
+
+    Args:
+      directory: of the model.
+      dtype: of the base.
+      rows: of each batch.
+      batch: their number.
+      length: positions of a row.
+      pack: several examples in a row.
+      rules: what is trained; LoRA on all linear layers by default.
+      optimizer: its section; AdamW by default.
+      remat: what the backward pass computes again.
+    """
     import jax
 
     from jaxtune.config.training_sections import TrainConfig
@@ -115,9 +137,10 @@ def jaxtune_step(
     ]
     trainer = Trainer(
         load_model(directory, dtype=dtype),
-        UpdatePlan([LowRankRule(match="layers.*.{attention,mlp}.*", rank=RANK, alpha=ALPHA)]),
+        UpdatePlan(rules or [LowRankRule(match="layers.*.{attention,mlp}.*", rank=RANK, alpha=ALPHA)]),
         TrainConfig(steps=10_000, batch_size=batch, sequence_length=length),
-        OptimizerConfig(learning_rate=LEARNING_RATE),
+        optimizer or OptimizerConfig(learning_rate=LEARNING_RATE),
+        remat=remat,
     )
     batches = train_batches(examples, batch_size=batch, sequence_length=length, seed=0, packing=pack)
     state = trainer.init()
@@ -161,18 +184,30 @@ def peft_loss(model: Any, batch: tuple[Any, Any, Any]) -> Any:
     return model(input_ids=ids, attention_mask=None if whole else mask, labels=labels, use_cache=False).loss
 
 
-def peft_step(directory: Path, dtype: str, rows: Iterator[list[np.ndarray]]) -> Callable[[], int]:
-    """The same for PEFT over transformers."""
-    import torch
+def peft_lora(base: Any) -> tuple[Any, Any]:
+    """PEFT's LoRA on all linear layers of a model, and no optimizer of its own."""
     from peft import LoraConfig, get_peft_model
+
+    return get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))), None
+
+
+def peft_step(
+    directory: Path,
+    dtype: str,
+    rows: Iterator[list[np.ndarray]],
+    adapted: Callable[[Any], tuple[Any, Any]] = peft_lora,
+) -> Callable[[], int]:
+    """The same for PEFT over transformers; ``adapted`` makes the trained model, and an optimizer if AdamW is not it."""
+    import torch
     from transformers import AutoModelForCausalLM
 
     device = "cuda" if torch.cuda.is_available() else "cpu"
     base = AutoModelForCausalLM.from_pretrained(directory, dtype=getattr(torch, dtype), attn_implementation="sdpa")
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS))).to(device)
+    model, optimizer = adapted(base)
+    model = model.to(device)
     model.train()
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
+    optimizer = optimizer or torch.optim.AdamW(trained, lr=LEARNING_RATE, weight_decay=0.0)
 
     def step() -> int:
         batch = padded(next(rows))
@@ -208,6 +243,17 @@ def serve(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None])
         step = jaxtune_step(arguments.folder, arguments.dtype, rows, arguments.batch, arguments.length, pack)
     else:
         step = peft_step(arguments.folder, arguments.dtype, rows)
+    take_turns(step, arguments.alone, tell)
+
+
+def take_turns(step: Callable[[], int], side: str, tell: Callable[[dict[str, Any]], None]) -> None:
+    """As many steps as each line of standard input says, and at its end the peak memory.
+
+    Args:
+      step: does one and returns its tokens.
+      side: ``jaxtune`` or ``peft``.
+      tell: takes each answer.
+    """
     for line in sys.stdin:
         seconds, processor, tokens = [], [], []
         for _ in range(int(line)):
@@ -216,7 +262,7 @@ def serve(arguments: argparse.Namespace, tell: Callable[[dict[str, Any]], None])
             seconds.append(time.perf_counter() - begin)
             processor.append(time.process_time() - used)
         tell({"seconds": seconds, "processor_seconds": processor, "tokens": tokens})
-    tell({"peak": device_peak(arguments.alone) or process_peak()})
+    tell({"peak": device_peak(side) or process_peak()})
 
 
 def device_peak(side: str) -> int | None:
@@ -234,16 +280,10 @@ class Side:
     """A side's process: it does nothing between its turns.
 
     Args:
-      name: ``jaxtune`` or ``peft``.
-      setting: one of :data:`SETTINGS`.
-      folder: of the model.
-      arguments: of the command line.
+      command: starts it.
     """
 
-    def __init__(self, name: str, setting: str, folder: Path, arguments: argparse.Namespace):
-        command = [sys.executable, __file__, "--alone", name, "--setting", setting, "--folder", str(folder)]
-        for key in ("shape", "dtype", "batch", "length"):
-            command += [f"--{key}", str(getattr(arguments, key))]
+    def __init__(self, command: Sequence[str]):
         self._command = " ".join(command)
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.seconds: list[list[float]] = []
@@ -292,7 +332,14 @@ class Side:
 
 def measure(names: Sequence[str], setting: str, folder: Path, arguments: argparse.Namespace) -> dict[str, Any]:
     """All sides of a setting, in turns: what :meth:`Side.result` has, and the peak memory."""
-    sides = {name: Side(name, setting, folder, arguments) for name in names}
+    given = [f"--{key}={getattr(arguments, key)}" for key in ("shape", "dtype", "batch", "length")]
+    own = [sys.executable, __file__, f"--setting={setting}", f"--folder={folder}", *given]
+    return in_turns({name: [*own, f"--alone={name}"] for name in names}, arguments)
+
+
+def in_turns(commands: Mapping[str, Sequence[str]], arguments: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """Sides that each command starts, in turns: what :meth:`Side.result` has, and the peak memory."""
+    sides = {name: Side(command) for name, command in commands.items()}
     for side in sides.values():
         side.turn(arguments.warmup, counts=False)
     for number in range(arguments.turns):

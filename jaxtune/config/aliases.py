@@ -56,6 +56,7 @@ _ALIASES: dict[str, tuple[str, ...]] = {
     "train.log_every": ("logging_steps", "log_steps", "log_interval", "log_every_n_steps"),
     "train.patience": ("early_stopping_patience", "early_stopping"),
     "train.label_smoothing": ("label_smoothing_factor",),
+    "train.neftune_alpha": ("neftune_noise_alpha", "neftune", "noisy_embedding_alpha"),
     "optimizer.learning_rate": ("lr", "peak_lr", "base_lr", "max_lr"),
     "optimizer.schedule": ("lr_scheduler_type", "lr_scheduler", "scheduler", "lr_schedule"),
     "optimizer.warmup": ("warmup_ratio", "warmup_steps", "num_warmup_steps", "lr_warmup_steps"),

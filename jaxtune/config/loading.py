@@ -168,8 +168,21 @@ def with_overrides(config: Config, overrides: Mapping[str, Any], *, origin: str 
 
 
 def _kinds_first(overrides: Iterable[tuple[str, Any]]) -> list[tuple[str, Any]]:
-    """The overrides with those in front that choose what section a key is of: the others are meant for that."""
-    return sorted(overrides, key=lambda override: not override[0].endswith(".kind"))
+    """The overrides with those in front that choose what section a key is of: the others are meant for that.
+
+    The method of a rule goes before other keys of the rule, and after what gives the whole of it.
+    """
+    given = list(overrides)
+
+    def place(at: int) -> tuple[int, bool]:
+        parent, _, name = given[at][0].rpartition(".")
+        if name == "kind":
+            return -1, False
+        if name == "method":
+            return min(other for other, (key, _) in enumerate(given) if key.startswith(f"{parent}.")), False
+        return at, True
+
+    return [given[at] for at in sorted(range(len(given)), key=place)]
 
 
 def dump_config(config: BaseModel) -> str:
@@ -260,8 +273,8 @@ def _set(tree: dict[str, Any], key: str, value: Any) -> None:
             node = node[place]
             continue
         if last:
-            if part == "kind":
-                _leave_kind(node, _sections_at(parts[:-1]), value)
+            if part in TAGS:
+                _leave_kind(node, sections_at(parts[:-1]), part, value)
             if not _changed_within(tree, parts, node.get(part), value):
                 node[part] = copy.deepcopy(value)
             return
@@ -293,12 +306,12 @@ def _changed_within(tree: dict[str, Any], parts: Sequence[str], present: Any, va
     """Changes the keys of a section that a mapping names; False where the mapping is to stand for all that is there."""
     if not isinstance(value, Mapping) or not isinstance(present, dict | str):
         return False
-    sections = _sections_at(parts)
+    sections = sections_at(parts)
     # Of several that a tag tells apart, one with its tag is meant as a whole.
     if not sections or (
         len(sections) > 1
         and any(_tag(section) is not None for section in sections)
-        and not value.keys().isdisjoint(_TAGS)
+        and not value.keys().isdisjoint(TAGS)
     ):
         return False
     for name, inner in value.items():
@@ -306,19 +319,25 @@ def _changed_within(tree: dict[str, Any], parts: Sequence[str], present: Any, va
     return True
 
 
-def _leave_kind(node: dict[str, Any], sections: Sequence[type[BaseModel]], kind: Any) -> None:
-    """Takes out of a section what its kind so far has by default, where it is to be of another: that has its own."""
-    before = next(
-        (one for one in sections if len(sections) > 1 and _tag(one) == node.get("kind", _tag(sections[0]))), None
-    )
-    if before is None or kind == _tag(before):
+def _leave_kind(node: dict[str, Any], sections: Sequence[type[BaseModel]], tag: str, kind: Any) -> None:
+    """Takes out of a section what its kind so far has by default, where it is to be of another: that has its own.
+
+    Of a rule, what its new method has not goes too.
+    """
+    if len(sections) < 2:
         return
+    now = node.get(tag, _tag(sections[0]) if tag == "kind" else None)
+    before = section_of_kind(sections, now)
+    if before is None or kind == now:
+        return
+    after = section_of_kind(sections, kind) if tag == "method" else None
     for name, field in before.model_fields.items():
-        if name in node and node[name] == field.default:
+        lacking = after is not None and name not in after.model_fields
+        if name in node and (lacking or node[name] == field.default):
             del node[name]
 
 
-def _sections_at(parts: Sequence[str]) -> list[type[BaseModel]]:
+def sections_at(parts: Sequence[str]) -> list[type[BaseModel]]:
     """The sections that can stand at a dotted key; none where it is a value, or a key of one's own."""
     current: Any = Config
     for part in parts:
@@ -330,6 +349,18 @@ def _sections_at(parts: Sequence[str]) -> list[type[BaseModel]]:
             return []
         current = holder.model_fields[part].annotation
     return sections_of(current)
+
+
+def section_of_kind(sections: Sequence[type[BaseModel]], kind: Any) -> type[BaseModel] | None:
+    """The one of several sections in one place that has a tag; a method's may be another package's.
+
+    Raises:
+      UserError: such a method was named and cannot be imported.
+    """
+    found = next((section for section in sections if _tag(section) == kind), None)
+    if found is None and isinstance(kind, str) and any(issubclass(section, RuleConfig) for section in sections):
+        return section_of(kind)
+    return found
 
 
 def _place(part: str, length: int) -> int | None:
@@ -401,12 +432,12 @@ def _elsewhere(keys: Sequence[str]) -> list[str]:
     return [] if ".".join(keys) in found else found
 
 
-_TAGS = ("method", "kind")
+TAGS = ("method", "kind")
 """Keys that tell the sections apart that can stand in one place."""
 
 
 def _tag(section: type[BaseModel]) -> str | None:
-    return next((section.model_fields[name].default for name in _TAGS if name in section.model_fields), None)
+    return next((section.model_fields[name].default for name in TAGS if name in section.model_fields), None)
 
 
 def _explain(item: Any, keys: list[str], section: type[BaseModel] | None) -> str:

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from jaxtune.config.section import (
     Free,
     HostOnly,
+    Later,
     LoopOnly,
     Parsed,
     PositiveInt,
@@ -76,6 +77,12 @@ class TrainConfig(Section):
     )
     z_loss: Annotated[float, Field(ge=0.0), Traced()] = Field(
         default=0.0, description="Factor of log(Z)^2, which is added to a token's loss; Z is the softmax's denominator."
+    )
+
+    neftune_alpha: Annotated[Annotated[float, Field(ge=0.0), Traced()] | None, Later(None)] = Field(
+        default=None,
+        description="Size of noise on the embeddings in training, uniform up to this over the root of a document's "
+        "length times the model's width (NEFTune, arXiv:2310.05914: 5 to 15); none if unset.",
     )
 
     @model_validator(mode="after")

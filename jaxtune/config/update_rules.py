@@ -56,6 +56,8 @@ def _validated(value: Any, _: Any) -> RuleConfig:
     if isinstance(value, RuleConfig):
         return value
     method = value.get("method") if isinstance(value, Mapping) else None
+    if isinstance(method, str) and (instead := _treatments().INSTEAD.get(method)) is not None:
+        raise ValueError(f"method {method!r} is not offered: {instead}")
     other = method if isinstance(method, str) and method not in _treatments().own() else None
     try:
         validator = _validator(other)

@@ -147,12 +147,18 @@ def make_variants(config: Config, winner: Mapping[str, Any]) -> list[Variant]:
       winner: the configuration that a search found best; that of its reference leaves nothing to set back.
     """
     settings, base = Settings.of(config), dotted(config)
+    applies = settings.space.applies
     overrides = dict(settings.reference)
     variants = [Variant("reference", overrides), Variant("winner", dict(winner))]
     for key in settings.space.keys:
-        back = overrides.get(key, base[key])
+        if key not in overrides and key not in base:
+            continue
+        back = overrides.get(key, base.get(key))
         if canonical(winner.get(key, back)) != canonical(back):
-            variants.append(Variant(key, {**winner, key: back}))
+            changed = {**winner, key: back}
+            searched = settings.space.keys
+            kept = {one: value for one, value in changed.items() if one not in searched or applies(one, changed)}
+            variants.append(Variant(key, kept))
     return variants if len(variants) > 2 else variants[:1]
 
 

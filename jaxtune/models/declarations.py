@@ -25,6 +25,8 @@ from jaxtune.parallel.sharding import named_sharding
 _KERNEL, CODES, ABSMAX = ".kernel", ".codes", ".absmax"
 """Ends of paths: of a linear layer's kernel; of what is held of it where it is quantized."""
 
+_QUERY = "layers.attention.q"
+
 Params = dict[str, Array]
 """Parameters by dotted path; those of the layers are stacked on a leading layer axis."""
 
@@ -149,6 +151,13 @@ def linear_modules(config: DecoderConfig) -> tuple[str, ...]:
 def adaptable_modules(config: DecoderConfig) -> dict[str, str]:
     """Paths of the modules that can hold an adapter, the embedding table's among them: those of their matrices."""
     return {"embed": "embed.table", **{path: f"{path}{_KERNEL}" for path in linear_modules(config)}}
+
+
+def input_of(path: str) -> str:
+    """The first of the linear modules that have the same input as one of a layer."""
+    return {"layers.attention.k": _QUERY, "layers.attention.v": _QUERY, "layers.mlp.up": "layers.mlp.gate"}.get(
+        path, path
+    )
 
 
 def count_parameters(config: DecoderConfig) -> int:

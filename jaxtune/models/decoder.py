@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ import numpy as np
 from flax import nnx, traverse_util
 from jax import lax
 from jaxtune_kernels import LOW_RANK_STATES
+from jaxtune_kernels.dropout import column_keys, mix32, row_keys
 from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import nearest
@@ -36,6 +37,24 @@ _PRODUCTS = (PROJECTION, LOW_RANK_STATES, RESIDUALS)
 Adapters = Mapping[str, Adapter]
 Integers = Array | np.ndarray
 ACTIVATION_AXES = ("batch", "sequence", None)
+
+
+class EmbeddingNoise(NamedTuple):
+    """Noise on what the layers are given, uniform in ±size, drawn by seed, position's identity and column.
+
+    Attributes:
+        seed: Names the draw.
+        size: Of each position.
+    """
+
+    seed: UInt32[Array, ""]
+    size: Float[Array, "b s"]
+
+    def on(self, x: Float[Array, "b s d"], rows: UInt32[Array, "b s"]) -> Float[Array, "b s d"]:
+        """X with the noise, given the positions' identities."""
+        bits = mix32(row_keys(self.seed, rows)[..., None] ^ column_keys(self.seed, x.shape[-1]))
+        uniform = bits.astype(jnp.float32) * 2.0**-31 - 1.0
+        return x + (self.size[..., None] * uniform).astype(x.dtype)
 
 
 class Embedding(nnx.Module):
@@ -273,10 +292,11 @@ class Detached:
         *,
         adapters: Adapters | None = None,
         rows: UInt32[Integers, "_b _s"] | None = None,
+        noise: EmbeddingNoise | None = None,
         remat: str = "none",
         kernels: str = "auto",
     ) -> Float[Array, "b s d"]:
-        """:meth:`Decoder.hidden` with these arrays."""
+        """:meth:`Decoder.hidden` with these arrays, and noise on the embeddings, which needs ``rows``."""
         _check_shapes(tokens, positions=positions, segment_ids=segment_ids, rows=rows)
         _check_adapters(self.config, adapters)
         if remat not in REMAT:
@@ -296,6 +316,7 @@ class Detached:
             None,
             remat,
             kernels,
+            noise,
         )[0]
 
     def head(
@@ -371,6 +392,7 @@ def _hidden(
     cache: Cache | None,
     remat: str,
     kernels: str,
+    noise: EmbeddingNoise | None = None,
 ) -> tuple[Float[Array, "b s d"], Cache | None]:
     """States after the final norm, and the cache after the call."""
     model = merge(static, params)
@@ -381,7 +403,11 @@ def _hidden(
     if positions is None:
         positions = jnp.broadcast_to(_default_positions(segments, cache), tokens.shape)
     shared = model._shared(positions, segments, rows, cache, kernels)
-    x, written = model._scanned(model._embedded(tokens, adapters.get("embed")), shared, adapters, cache, remat)
+    embedded = model._embedded(tokens, adapters.get("embed"))
+    if noise is not None:
+        assert rows is not None
+        embedded = noise.on(embedded, rows)
+    x, written = model._scanned(embedded, shared, adapters, cache, remat)
     states = model.final_norm(x)
     if cache is None or written is None:
         return states, None
@@ -401,6 +427,14 @@ def segment_positions(segments: Int32[Array, "b s"]) -> Int32[Array, "b s"]:
     slots = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
     starts = jnp.concatenate([jnp.ones_like(segments[:, :1], bool), segments[:, 1:] != segments[:, :-1]], axis=1)
     return slots - lax.cummax(jnp.where(starts, slots, 0), axis=1)
+
+
+def segment_lengths(segments: Int32[Array, "b s"]) -> Int32[Array, "b s"]:
+    """The length of the segment of each position."""
+    slots = jnp.broadcast_to(jnp.arange(segments.shape[1], dtype=jnp.int32), segments.shape)
+    last = jnp.concatenate([segments[:, 1:] != segments[:, :-1], jnp.ones_like(segments[:, :1], bool)], axis=1)
+    ends = lax.cummin(jnp.where(last, slots, segments.shape[1]), axis=1, reverse=True)
+    return ends - slots + segment_positions(segments) + 1
 
 
 def split(model: Decoder) -> tuple[nnx.GraphDef[Decoder], dict[str, Any]]:

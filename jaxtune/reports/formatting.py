@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jaxtune.config.metrics import COSTS, METRICS
+from jaxtune.search.conditions import says_kind
 
 Number = int | float
 
@@ -130,6 +131,13 @@ def setting(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(setting(item) for item in value)
     return str(value)
+
+
+def setting_of(configuration: Mapping[str, Any], key: str) -> str:
+    """A trial's value of a key; absent where the key does not apply to it."""
+    if key not in configuration and says_kind(configuration, key):
+        return ABSENT
+    return setting(configuration.get(key))
 
 
 def count(amount: int, singular: str, plural: str | None = None) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxtune.reports import formatting
 from jaxtune.reports.records import StudyRecord, TrialRecord
+from jaxtune.search.conditions import says_kind
 from jaxtune.search.directory import export_command, train_command
 from jaxtune.search.enough import why_enough
 from jaxtune.search.header import lookup
@@ -236,18 +237,23 @@ def settings(study: StudyRecord, winner: Winner) -> list[dict[str, Any]]:
     def value(configuration: Mapping[str, Any], key: str) -> Any:
         """What a trial does not override it has from the study's configuration."""
         with contextlib.suppress(KeyError):
-            return configuration[key] if key in configuration else lookup(study.config, key)
+            if key in configuration or says_kind(configuration, key):
+                return configuration.get(key)
+            return lookup(study.config, key)
 
     rows = []
     for key in dict.fromkeys([*study.keys, *winner.trial.configuration, *reference]):
-        mine, theirs = value(winner.trial.configuration, key), value(reference, key)
+        own = winner.trial.configuration
+        mine, theirs = value(own, key), value(reference, key)
         if mine == theirs and key not in study.space:
             continue
         rows.append(
             {
                 "key": key,
-                "value": formatting.setting(mine),
-                "reference": formatting.setting(theirs),
+                "value": formatting.setting_of({**own, key: mine} if mine is not None else own, key),
+                "reference": formatting.setting_of(
+                    {**reference, key: theirs} if theirs is not None else reference, key
+                ),
                 "changed": mine != theirs,
                 "searched": searched(study.space.get(key) or {}),
             }

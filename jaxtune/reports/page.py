@@ -226,7 +226,7 @@ def trial_row(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dic
     score, number = study.objective, formatting.number
     scores = [of(trial) for _, of in score_columns(study)]
     cells: list[tuple[str, Any]] = [
-        (formatting.setting(trial.configuration.get(key)), trial.configuration.get(key)) for key in study.keys
+        (formatting.setting_of(trial.configuration, key), trial.configuration.get(key)) for key in study.keys
     ]
     return {
         "id": trial.id,
@@ -264,7 +264,7 @@ def card(study: StudyRecord, trial: TrialRecord, winner: int | None) -> dict[str
     if trial.reason and trial.early_score is None:
         lines = [("reason", trial.reason)]
     lines += [
-        (space_figures.short_key(key, study.keys), formatting.setting(trial.configuration.get(key)))
+        (space_figures.short_key(key, study.keys), formatting.setting_of(trial.configuration, key))
         for key in study.keys
     ]
     return {"title": f"Trial {trial.id}: {', '.join([*roles, word])}", "lines": lines}

@@ -20,6 +20,7 @@ from jaxtune.errors import UserError
 from jaxtune.layout import RunFiles
 from jaxtune.reports.formatting import finite
 from jaxtune.reports.trial_files import Curve, TrialFiles, read_trial_files
+from jaxtune.search.conditions import filled
 from jaxtune.search.durations import Durations, durations, trials_at_work
 from jaxtune.search.header import searched_values
 from jaxtune.search.status import Recorded, read_recorded, score_of
@@ -188,7 +189,7 @@ def _trial(state: TrialState, files: TrialFiles, base: Mapping[str, Any], *, tra
     run = max((outcome.steps_run for outcome in state.outcomes), default=0)
     return TrialRecord(
         id=state.trial.id,
-        configuration={**base, **state.trial.configuration} if state.trial.id == 0 else state.trial.configuration,
+        configuration=filled(base, state.trial.configuration) if state.trial.id == 0 else state.trial.configuration,
         status=status,
         training=training,
         early_score=finite(state.early.score) if state.early and state.ranked else None,

@@ -112,7 +112,7 @@ def parallel_coordinates(study: StudyRecord, winner: int | None) -> Figure:
     drawings = draw(make, (1000, 410), (360, 74 + 78 * len(study.keys)))
     rows = []
     for trial in [*study.best_first(trials, "early_score"), *(trial for trial in trials if trial.early_score is None)]:
-        values = [formatting.setting(trial.configuration.get(key)) for key in study.keys]
+        values = [formatting.setting_of(trial.configuration, key) for key in study.keys]
         rows.append([str(trial.id), *values, formatting.score(trial.early_score, study.objective)])
     return Figure(**drawings, statuses=statuses(trials), table=Table(["Trial", *study.keys, "Early score"], rows))
 

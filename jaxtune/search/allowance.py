@@ -139,7 +139,7 @@ class Allowance:
         """The dimensions along which the costs change, from the study's own configuration."""
         found = []
         for index, dimension in enumerate(self.space.dimensions):
-            first, *others = [self.costs({dimension.key: value}) for value in dimension.samples()]
+            first, *others = [self.costs(self.space.alone(dimension.key, value)) for value in dimension.samples()]
             if any(cost != first for cost in others):
                 found.append(index)
         return found
@@ -197,7 +197,8 @@ class Allowance:
         costs = self.costs(configuration)
         violated = {name: bound for name, bound in self.where.items() if violation({name: bound}, costs) != SATISFIED}
         deciding = [self.space.keys[index] for index in self._deciding]
-        at = ", ".join(f"{key}={configuration[key]}" for key in deciding) or "which no searched key decides"
+        named = [f"{key}={configuration[key]}" for key in deciding if key in configuration]
+        at = ", ".join(named) or "which no searched key decides"
         has = ", ".join(f"{name} {costs[name]:,.0f}" for name in violated)
         return (
             f"search.where.{next(iter(violated))}: no configuration of search.space has {bounds_in_words(violated)}; "

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import itertools
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxtune.config import Config, with_overrides
 from jaxtune.config.aliases import sections_of
+from jaxtune.config.loading import TAGS
 from jaxtune.config.roles import marked, within
 from jaxtune.config.section import BesideAdapter, PerTrial
 from jaxtune.config.update_rules import Rule
@@ -16,6 +18,7 @@ from jaxtune.search.header import first_record, read_data
 from jaxtune.search.milestones import Milestones
 from jaxtune.search.population_size import population_size
 from jaxtune.search.settings import Settings
+from jaxtune.search.space import Space
 from jaxtune.search.trainer_runner import TrainerRunner
 from jaxtune.training.hooks import NOBODY, Hooks
 from jaxtune.training.opened_config import OpenedConfig
@@ -28,10 +31,11 @@ def check_space(config: Config) -> None:
       UserError: a key does not exist, is none that can differ between trials, or a value does not fit it.
     """
     settings = Settings.of(config)
+    alone = settings.space.alone
     for dimension in settings.space.dimensions:
         _check_varied(dimension.key, "search.space", config)
         for value in dimension.samples():
-            with_overrides(config, {dimension.key: value}, origin=f"search.space.{dimension.key}: ")
+            with_overrides(config, alone(dimension.key, value), origin=f"search.space.{dimension.key}: ")
     for key in settings.reference:
         _check_varied(key, "search.reference", config)
     with_overrides(config, settings.reference, origin="search.reference: ")
@@ -70,20 +74,35 @@ def check_trials(config: Config, runner: TrainerRunner, added: Sequence[Mapping[
         steps is less than a step, or two of them are the same step.
     """
     settings = Settings.of(config).begun(first_record(config.directory), runner.steps)
-    trials: list[tuple[str, dict[str, Any]]] = [("", {}), ("search.reference: ", dict(settings.reference))]
-    trials += [("--add: ", dict(configuration)) for configuration in added]
-    for dimension in settings.space.dimensions:
-        trials += [(f"search.space.{dimension.key}: ", {dimension.key: value}) for value in dimension.samples()]
-    for origin, overrides in trials:
+    trials: list[tuple[str, str, dict[str, Any]]] = [("", "", {}), ("search.reference", "", dict(settings.reference))]
+    trials += [("--add", "", dict(configuration)) for configuration in added]
+    trials += [(f"search.space.{key}", key, overrides) for key, overrides in _tried(settings.space)]
+    for origin, key, overrides in trials:
         try:
             variant = runner.configuration(overrides)
             check_milestones(settings, variant)
             runner.opened.check_lengths(variant)
-            runner.trainer(variant)
+            trainer, values = runner.prepared(variant)
+            trainer.plan.check(values)
         except UserError as error:
-            # The value is worth saying where it is one of a dimension's.
-            value = "".join(f"{value!r}: " for value in overrides.values()) if len(overrides) == 1 else ""
-            raise UserError(f"{origin}{value}{error}") from error
+            # The value is worth saying where one was tried.
+            tried = [overrides[key]] if key in overrides else [*overrides.values()]
+            value = f"{tried[0]!r}: " if len(tried) == 1 else ""
+            raise UserError(f"{origin}{': ' if origin else ''}{value}{error}") from error
+
+
+def _tried(space: Space) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Values of every searched key, each alone, and of a section's with each kind that the section may be of."""
+    for dimension in space.dimensions:
+        yield from ((dimension.key, space.alone(dimension.key, value)) for value in dimension.samples())
+    for tag in (one for one in space.dimensions if one.key.rpartition(".")[2] in TAGS and one.choices):
+        section = f"{tag.key.rpartition('.')[0]}."
+        beside = [one for one in space.dimensions if one is not tag and one.key.startswith(section)]
+        for choice, other in itertools.product(tag.choices, beside):
+            for value in other.samples():
+                overrides = {tag.key: choice, other.key: value}
+                if space.applies(other.key, overrides):
+                    yield tag.key, overrides
 
 
 def checked_runner(

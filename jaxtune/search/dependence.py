@@ -35,7 +35,7 @@ def partial_dependence(
 
     The other keys are averaged over a random sample of the space. The average and its posterior standard deviation are
     computed on the surrogate's scale and carried back to the scale of the score, where the band is half the distance
-    between the images of mean ± one deviation.
+    between the images of mean ± one deviation. Of a key that does not always apply it is the effect where it does.
 
     Args:
       posterior: the process fitted to all scores.
@@ -48,11 +48,13 @@ def partial_dependence(
     """
     background = _background(posterior, seed)
     curves, variances = [], {}
-    for index, dimension in enumerate(posterior.space.dimensions):
+    space = posterior.space
+    for index, dimension in enumerate(space.dimensions):
         means, deviations = [], []
         grid = _grid(dimension)
+        held = [point for point in background if space.applies_at(index, point)] or background
         for coordinate in grid:
-            points = [[*point[:index], coordinate, *point[index + 1 :]] for point in background]
+            points = [space.settled([*point[:index], coordinate, *point[index + 1 :]]) for point in held]
             mean, covariance = posterior.predict(points)
             means.append(float(mean.mean()))
             deviations.append(float(np.sqrt(max(covariance.mean(), 0.0))))

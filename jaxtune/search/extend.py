@@ -181,8 +181,13 @@ def _numbered(settings: Settings, history: History, added: Sequence[Mapping[str,
         for key in given:
             if key not in space.keys:
                 raise UserError(f"--add {key}: not searched{nearest(key, space.keys)}")
-        configuration = {}
+        configuration: dict[str, Any] = {}
+        told = values | dict(given)
         for dimension in space.dimensions:
+            if not space.applies(dimension.key, told):
+                if dimension.key in given:
+                    raise UserError(f"--add {dimension.key}: does not apply to this configuration; leave it out")
+                continue
             value = given.get(dimension.key, values.get(dimension.key))
             coordinate = dimension.encode(value)
             if coordinate is None:

@@ -310,6 +310,10 @@ def _misfit(configuration: Any, space: Space) -> str | None:
         if key not in space.keys:
             return f"sets {key!r}, which is not searched{nearest(key, space.keys)}"
     for dimension in space.dimensions:
+        if not space.applies(dimension.key, configuration):
+            if dimension.key in configuration:
+                return f"sets {dimension.key!r}, which does not apply to it"
+            continue
         if dimension.key not in configuration:
             return f"does not set {dimension.key}"
         value = configuration[dimension.key]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,6 +16,7 @@ from jaxtune.config.search_section import SearchConfig
 from jaxtune.config.update_rules import reference_update
 from jaxtune.errors import UserError
 from jaxtune.search.beginning import Total, why_straight
+from jaxtune.search.conditions import Conditions, conditions_of
 from jaxtune.search.header import lookup, recorded_reference, rules_of, settled, study_header
 from jaxtune.search.milestones import Milestones, Shares
 from jaxtune.search.objectives import Objectives
@@ -65,9 +67,10 @@ class Settings:
             split, or the space is empty or names unknown keys.
         """
         search = search_config(config)
+        known, conditions = conditions_of(config, search.space)
         return cls(
             search=search,
-            space=Space(search.space, dotted(config), search.fixed),
+            space=Space(search.space, known, search.fixed, conditions),
             reference=reference_overrides(config),
             goal=METRICS[search.objective].goal,
             base=config.model_dump(mode="json"),
@@ -84,6 +87,7 @@ class Settings:
         base: Mapping[str, Any] | None = None,
         reference_config: Mapping[str, Any] | None = None,
         known_keys: Iterable[str] | None = None,
+        conditions: Conditions | None = None,
     ) -> Settings:
         """The settings of a study over a runner that takes no configuration; see :class:`Settings`.
 
@@ -94,11 +98,12 @@ class Settings:
           base: what trials override.
           reference_config: ``base`` with ``reference`` applied.
           known_keys: every dotted key of the configuration; None skips the check of the space's keys.
+          conditions: of searched keys that do not always apply.
 
         Raises:
           UserError: the space is empty or names unknown keys.
         """
-        space = Space(search.space, known_keys, search.fixed)
+        space = Space(search.space, known_keys, search.fixed, conditions)
         return cls(search, space, dict(reference or {}), Goal(direction), dict(base or {}), reference_config)
 
     def begun(self, record: Mapping[str, Any] | None, total: Total) -> Settings:
@@ -120,7 +125,7 @@ class Settings:
     def _shortest(self, total: Total) -> int:
         """The steps of the shortest trial that the space holds, or of the reference."""
         values = {
-            one.key: min(one.samples(), key=lambda value, key=one.key: total({key: value}))
+            one.key: min(one.samples(), key=lambda value, key=one.key: total(self.space.alone(key, value)))
             for one in self.space.dimensions
             if one.key.partition(".")[0] in _LENGTHS
         }
@@ -140,10 +145,11 @@ class Settings:
                 return lookup(config, key)
             return self.reference[key] if key in self.reference else lookup(self.base, key)
 
-        try:
-            return self.space.point({key: value(key) for key in self.space.keys})
-        except KeyError:
-            return None
+        found: dict[str, Any] = {}
+        for key in self.space.keys:
+            with contextlib.suppress(KeyError):
+                found[key] = value(key)
+        return self.space.point({key: one for key, one in found.items() if self.space.applies(key, found)})
 
     def _reference_config(self) -> Mapping[str, Any] | None:
         if self.config is None or self.reference_config is not None:

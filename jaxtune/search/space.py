@@ -23,6 +23,7 @@ from jaxtyping import Float
 from jaxtune.config.aliases import our_keys
 from jaxtune.config.search_section import Confidence, DimensionConfig
 from jaxtune.errors import UserError, nearest
+from jaxtune.search.conditions import Conditions
 
 if TYPE_CHECKING:
     import skopt.space
@@ -199,9 +200,11 @@ class Space:
       space: ``search.space``: dotted key to what to try.
       known_keys: every dotted key that the configuration has; None skips the check.
       fixed: ``search.fixed``: searched keys that new trials do not vary any more, and their values.
+      conditions: of keys that do not always apply, when they do (:mod:`jaxtune.search.conditions`).
 
     A fixed key keeps its dimension, so that what earlier trials told of it is still of use; new points are laid onto
-    the slice by :meth:`snap`.
+    the slice by :meth:`snap`. A key that does not apply is no part of a configuration, and its coordinate is always the
+    same one, its prior or the middle of its range: points that differ in nothing that applies are the same point.
 
     Raises:
       UserError: the space is empty, a key is not in the configuration, one key is inside another, choices repeat, a
@@ -213,6 +216,7 @@ class Space:
         space: Mapping[str, DimensionConfig],
         known_keys: Iterable[str] | None = None,
         fixed: Mapping[str, Any] | None = None,
+        conditions: Conditions | None = None,
     ):
         if not space:
             raise UserError(
@@ -229,7 +233,41 @@ class Space:
             if parent is not None:
                 raise UserError(f"search.space: {key!r} lies inside {parent!r}, which is searched as a whole; keep one")
         self.dimensions: tuple[Dimension, ...] = tuple(_dimension(key, config) for key, config in space.items())
+        self._conditions = self._locate_conditions(conditions or {})
+        self._idle: dict[int, Coordinate] = {}
+        for index in self._conditions:
+            one = self.dimensions[index]
+            middle = one.at(0.5) if one.prior is None else one.prior
+            self._idle[index] = one.decode(middle) if one.continuous else middle
         self._pins = self._locate_fixed(fixed or {})
+
+    def _locate_conditions(self, conditions: Conditions) -> dict[int, dict[int, frozenset[Coordinate]]]:
+        """By the index of a dimension, those that it depends on and their coordinates at which it applies."""
+        located: dict[int, dict[int, frozenset[Coordinate]]] = {}
+        for key, parents in conditions.items():
+            each = located.setdefault(self.keys.index(key), {})
+            for parent, values in parents.items():
+                index = self.keys.index(parent)
+                coordinates = (self.dimensions[index].encode(value) for value in values)
+                each[index] = frozenset(one for one in coordinates if one is not None)
+        return located
+
+    def applies_at(self, index: int, point: Sequence[Any]) -> bool:
+        """Whether a dimension, by its index, applies at a point."""
+        return all(point[parent] in values for parent, values in self._conditions.get(index, {}).items())
+
+    def applies(self, key: str, configuration: Mapping[str, Any]) -> bool:
+        """Whether a searched key is one of a configuration's, by the values of those that it depends on."""
+        for parent, values in self._conditions.get(self.keys.index(key), {}).items():
+            one = self.dimensions[parent]
+            if one.key in configuration and one.encode(configuration[one.key]) not in values:
+                return False
+        return True
+
+    def alone(self, key: str, value: Any) -> dict[str, Any]:
+        """Overrides that set one searched key, and those that it depends on so that it applies."""
+        parents = self._conditions.get(self.keys.index(key), {})
+        return {**{self.keys[one]: self.dimensions[one].decode(min(at)) for one, at in parents.items()}, key: value}
 
     def _locate_fixed(self, fixed: Mapping[str, Any]) -> dict[int, Coordinate]:
         """The coordinates of fixed keys, by the index of their dimension."""
@@ -262,7 +300,24 @@ class Space:
     def size(self) -> int | None:
         """The number of configurations that can be proposed; None where a dimension that is not fixed is continuous."""
         sizes = [dimension.size for index, dimension in enumerate(self.dimensions) if index not in self._pins]
-        return None if None in sizes else math.prod(size for size in sizes if size is not None)
+        whole = [size for size in sizes if size is not None]
+        if len(whole) < len(sizes):
+            return None
+        if not self._conditions:
+            return math.prod(whole)
+        deciding = sorted({parent for parents in self._conditions.values() for parent in parents})
+        total = 0
+        for chosen in itertools.product(*(self._coordinates(index) for index in deciding)):
+            at = dict(zip(deciding, chosen, strict=True))
+            point = [at.get(index, one.low) for index, one in enumerate(self.dimensions)]
+            free = [index for index in range(len(point)) if index not in at and self.applies_at(index, point)]
+            total += math.prod(len(self._coordinates(index)) for index in free)
+        return total
+
+    def _coordinates(self, index: int) -> Sequence[Coordinate]:
+        """Those of a dimension that can be proposed; it is not continuous, or it is fixed."""
+        dimension = self.dimensions[index]
+        return [self._pins[index]] if index in self._pins else range(int(dimension.low), int(dimension.high) + 1)
 
     def points(self) -> Iterator[Point]:
         """Every point that can be proposed.
@@ -272,23 +327,27 @@ class Space:
         """
         if self.size is None:
             raise ValueError("a space with a continuous dimension cannot be listed")
-        values = (
-            [self._pins[index]] if index in self._pins else range(int(dimension.low), int(dimension.high) + 1)
-            for index, dimension in enumerate(self.dimensions)
-        )
-        return (list(point) for point in itertools.product(*values))
+        points = (list(point) for point in itertools.product(*map(self._coordinates, range(len(self.dimensions)))))
+        if not self._conditions:
+            return points
+        return (list(point) for point in dict.fromkeys(tuple(self.snap(point)) for point in points))
 
     def configuration(self, point: Sequence[Any]) -> dict[str, Any]:
-        """The configuration of a point; NumPy coordinates become plain Python values."""
-        return {dim.key: dim.decode(coordinate) for dim, coordinate in zip(self.dimensions, point, strict=True)}
+        """The configuration of a point, of the keys that apply; NumPy coordinates become plain Python values."""
+        pairs = zip(self.dimensions, point, strict=True)
+        return {dim.key: dim.decode(at) for index, (dim, at) in enumerate(pairs) if self.applies_at(index, point)}
 
     def point(self, configuration: Mapping[str, Any]) -> Point | None:
-        """The point of a configuration, or None where a key is missing or its value lies outside the space."""
+        """The point of a configuration.
+
+        None where a key that applies is missing, one that does not is there, or a value lies outside the space.
+        """
         point: Point = []
-        for dimension in self.dimensions:
-            if dimension.key not in configuration:
+        for index, dimension in enumerate(self.dimensions):
+            there = dimension.key in configuration
+            if there != self.applies(dimension.key, configuration):
                 return None
-            coordinate = dimension.encode(configuration[dimension.key])
+            coordinate = dimension.encode(configuration[dimension.key]) if there else self._idle[index]
             if coordinate is None:
                 return None
             point.append(coordinate)
@@ -308,7 +367,7 @@ class Space:
         return float(max(values))
 
     def snap(self, point: Sequence[Any]) -> Point:
-        """The nearest point that can be proposed: plain Python numbers, floats rounded, fixed coordinates put in.
+        """The nearest point that can be proposed: plain Python numbers, floats rounded, what does not vary put in.
 
         Its coordinates are exactly those of ``configuration(snap(point))``.
         """
@@ -316,7 +375,14 @@ class Space:
         snapped: Point = [dim.decode(coordinate) if dim.continuous else int(coordinate) for dim, coordinate in pairs]
         for index, pin in self._pins.items():
             snapped[index] = pin
-        return snapped
+        return self.settled(snapped)
+
+    def settled(self, point: Sequence[Any]) -> Point:
+        """The same point with what does not apply where it always is."""
+        return [
+            self._idle[index] if index in self._idle and not self.applies_at(index, point) else coordinate
+            for index, coordinate in enumerate(point)
+        ]
 
     def at(self, unit: Float[np.ndarray, " dimensions"]) -> Point:
         """The point that can be proposed at a place of the unit cube, each coordinate in [0, 1)."""

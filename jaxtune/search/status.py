@@ -16,6 +16,7 @@ from jaxtune.config.metrics import Direction
 from jaxtune.errors import UserError
 from jaxtune.files import Holder, lock_holder
 from jaxtune.layout import RunFiles, TrialDirectory
+from jaxtune.search.conditions import filled
 from jaxtune.search.directory import study_directory
 from jaxtune.search.durations import durations, trials_at_work
 from jaxtune.search.header import amended_header, searched_values
@@ -185,8 +186,8 @@ class Recorded:
         return Shares.of(self.header)
 
     def configuration(self, state: TrialState) -> dict[str, Any]:
-        """A trial's configuration with every searched key."""
-        return {**searched_values(self.header), **state.trial.configuration}
+        """A trial's configuration with every searched key that applies to it."""
+        return filled(searched_values(self.header), state.trial.configuration)
 
 
 def read_recorded(run_dir: str | os.PathLike[str]) -> Recorded:

@@ -119,7 +119,8 @@ class TrainerRunner:
     def step_flops(self, trial: Trial) -> float:
         """Model FLOPs of one step of the trial, over full rows."""
         config = self.configuration(trial.configuration)
-        return self.trainer(config).step_flops(hyperparameters(config)).total
+        trainer, values = self.prepared(config)
+        return trainer.step_flops(values).total
 
     def program(self, trial: Trial) -> str:
         """Names the compiled step that trains the trial."""
@@ -136,7 +137,7 @@ class TrainerRunner:
         assert len(self._running) < self.capacity, "start() needs a free place"
         begin = time.perf_counter()
         config = self.configuration(trial.configuration)
-        trainer, values = self.trainer(config), hyperparameters(config)
+        trainer, values = self.prepared(config)
         _set_aside(trial.directory, config, until)
         write_atomically(trial.files.config_path, dump_config(recorded(config, trial.directory)))
         running = RunningTrial(
@@ -266,7 +267,7 @@ class TrainerRunner:
           UserError: the trial has no checkpoint, or one of another configuration.
         """
         config = self.configuration({} if trial is None else {**trial.configuration, **(overrides or {})})
-        trainer, values = self.trainer(config), hyperparameters(config)
+        trainer, values = self.prepared(config)
         # At step 0 no rule has changed anything yet: a fresh state is the untuned model.
         state = trainer.init(values)
         if trial is not None:
@@ -291,6 +292,14 @@ class TrainerRunner:
         directory = RunDirectory(self.opened.config.directory)
         kept = save_loadable(directory, self.opened, trainer, state, values)
         return {name: {"path": path, "trial": trial.id, "step": int(state.step)} for name, path in kept.items()}
+
+    def prepared(self, config: Config) -> tuple[Trainer, dict[str, float]]:
+        """The trainer of a configuration, and what its program takes as arguments.
+
+        Raises:
+          UserError: as :meth:`trainer`.
+        """
+        return self.trainer(config), hyperparameters(config)
 
     def trainer(self, config: Config) -> Trainer:
         """The trainer whose compiled step serves this configuration.
@@ -329,7 +338,10 @@ class TrainerRunner:
     def _programs(self) -> tuple[int, str | None]:
         """How many programs the space has, and the key of the one that only the reference has, if it does."""
         dimensions = self._space.dimensions
-        keys = [{program_key(self.configuration({one.key: value})) for value in one.samples()} for one in dimensions]
+        alone = self._space.alone
+        keys = [
+            {program_key(self.configuration(alone(one.key, value))) for value in one.samples()} for one in dimensions
+        ]
         reference = self.settings.reference
         inside = {
             one.key: reference[one.key]

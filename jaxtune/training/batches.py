@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
@@ -75,6 +76,39 @@ class CountedBatches:
             raise UserError("the saved data position belongs to other batches; give those that training began with")
         while self._taken < taken:
             next(self)
+
+
+class Ahead:
+    """Batches of which the next can be looked at before they are taken.
+
+    Args:
+      batches: the same.
+    """
+
+    def __init__(self, batches: Batches):
+        self._batches, self._state = batches, batches.get_state()
+        self._seen: deque[tuple[HostBatch, dict[str, Any]]] = deque()
+
+    def look(self, count: int) -> list[HostBatch]:
+        """The next ones, which are still to be taken."""
+        while len(self._seen) < count:
+            self._seen.append((next(self._batches), self._batches.get_state()))
+        return [batch for batch, _ in self._seen][:count]
+
+    def __next__(self) -> HostBatch:
+        if not self._seen:
+            return next(self._batches)
+        batch, self._state = self._seen.popleft()
+        return batch
+
+    def get_state(self) -> dict[str, Any]:
+        """The position behind the last batch that was taken."""
+        return self._state if self._seen else self._batches.get_state()
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Goes to a position."""
+        self._seen.clear()
+        self._batches.set_state(state)
 
 
 def as_batches(batches: Any) -> Batches:

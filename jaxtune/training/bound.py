@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int32, UInt32
 
 from jaxtune.errors import UserError
 from jaxtune.models import Adapters, Decoder, Head, Params
-from jaxtune.models.decoder import Detached
+from jaxtune.models.decoder import Detached, EmbeddingNoise
 
 Integers = Array | np.ndarray
 
@@ -27,6 +27,7 @@ class BoundModel:
       remat: what the backward pass recomputes.
       kernels: what computes products with adapters.
       start: makes the model as the run began, where the objective asks for it; None for itself.
+      noise: on the embeddings; None for none.
     """
 
     detached: Detached
@@ -36,6 +37,7 @@ class BoundModel:
     remat: str
     kernels: str
     start: Callable[[], BoundModel] | None = None
+    noise: EmbeddingNoise | None = None
 
     def __call__(
         self,
@@ -60,7 +62,8 @@ class BoundModel:
         if self.rows is not None and self.rows.shape != tokens.shape:
             raise UserError(
                 f"the objective calls the model with tokens of the shape {tokens.shape}, but dropout is drawn for each "
-                f"of batch['tokens'], {self.rows.shape}: call it with that shape, or set the dropout of all rules to 0"
+                f"of batch['tokens'], {self.rows.shape}: call it with that shape, or set the dropout of all rules to 0 "
+                "(and leave train.neftune_alpha out)"
             )
         return self.detached.hidden(
             self.params,
@@ -69,6 +72,7 @@ class BoundModel:
             segment_ids,
             adapters=self.adapters,
             rows=self.rows,
+            noise=self.noise,
             remat=self.remat,
             kernels=self.kernels,
         )

@@ -21,7 +21,7 @@ from jaxtune.evaluation.loss import LossResult
 from jaxtune.telemetry.tables import html_table
 from jaxtune.telemetry.throughput import Throughput
 from jaxtune.telemetry.writers import CutBack
-from jaxtune.training.batches import Batches, HostBatch, as_batches, count_examples, count_tokens
+from jaxtune.training.batches import Ahead, Batches, HostBatch, as_batches, count_examples, count_tokens
 from jaxtune.training.loop_state import LoopState, Planned
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.save_schedule import SaveSchedule, Why, tell_going_on, tell_planned_anew
@@ -54,6 +54,17 @@ class Steps(Protocol):
 
     def throughput(self, hyperparameters: Mapping[str, float] | None = None) -> Throughput:
         """A counter that knows the FLOPs of a step and the devices' peak."""
+        ...
+
+
+@runtime_checkable
+class Informs(Protocol):
+    """A trainer that has methods which start from data."""
+
+    observed_batches: int
+
+    def informed(self, state: TrainState, batches: Sequence[HostBatch]) -> TrainState:
+        """The state with what is learned of the batches."""
         ...
 
 
@@ -280,7 +291,7 @@ class Run:
         state = self.trainer.init(self.overrides) if state is None else state
         check_alive(state)
         if self.checkpoints is None or (found := self.checkpoints.resume(state)) is None:
-            return state, int(state.step)
+            return self._informed(state), int(state.step)
         step, restored, loop = found
         if step != latest and isinstance(self.writer, CutBack):
             self.writer.cut_back(step)
@@ -296,6 +307,13 @@ class Run:
         if (before := self.past.plan(step, self.total)) is not None:
             tell_planned_anew(step, before, self.total)
         return restored, step
+
+    def _informed(self, state: TrainState) -> TrainState:
+        """A state at the start with what its methods learn of the first batches, which are still taken."""
+        if not isinstance(self.trainer, Informs) or not (count := self.trainer.observed_batches) or int(state.step):
+            return state
+        self.batches = Ahead(self.batches)
+        return self.trainer.informed(state, self.batches.look(min(count, self.total)))
 
     def _due(self, step: int, every: int | None) -> bool:
         return every is not None and step % every == 0

@@ -15,6 +15,7 @@ from jaxtune.training.opened_config import OpenedConfig
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates import merge_adapters
+from jaxtune.updates.peft.export import exported_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -69,5 +70,5 @@ def save_loadable(
 def loadable_bytes(trainer: Trainer) -> int:
     """Bytes that :func:`save_loadable` takes on the disk, but for the tokenizer and the configuration's files."""
     if trainer.plan.exports:
-        return 4 * trainer.plan.trainable_parameters(trainer.hyperparameters)
+        return exported_bytes(trainer.plan, trainer.hyperparameters)
     return trainer.plan.base_size * next(iter(trainer.params.values())).dtype.itemsize

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -15,7 +16,7 @@ from jaxtyping import Array, Float
 
 from jaxtune.errors import UserError
 from jaxtune.models import Params
-from jaxtune.models.decoder import Detached
+from jaxtune.models.decoder import Detached, EmbeddingNoise, segment_lengths
 from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel, Lost
 from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
@@ -24,6 +25,11 @@ from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
 from jaxtune.updates import ResolvedPlan
 from jaxtune.updates.plan import Trainable
+
+NOISE = "train.neftune_alpha"
+"""The key of the size of noise on the embeddings; a run without it has none."""
+# Apart from the streams of dropout, which are named by modules.
+_NOISE_STREAM = zlib.crc32(NOISE.encode())
 
 Metrics = dict[str, Float[Array, ""]]
 
@@ -50,6 +56,7 @@ class Program:
       start: the trained arrays that the run began from, on the host; None where adapters began at nothing. Constants of
         the program, where the objective asks for the reference.
       start_fixed: what is fixed with those.
+      noise: whether noise on the embeddings is compiled in (its size is traced).
     """
 
     decoder: Detached
@@ -64,6 +71,7 @@ class Program:
     optimizer: Optimizer
     start: Mapping[str, Mapping[str, Any]] | None = None
     start_fixed: Mapping[str, Mapping[str, Any]] | None = None
+    noise: bool = False
 
     def forward(
         self,
@@ -74,27 +82,36 @@ class Program:
         seed: Array | None,
         fixed: Any = None,
     ) -> BoundModel:
-        """The model with the trainable parameters in place; ``seed`` is None where nothing is dropped.
+        """The model with the trainable parameters in place; ``seed`` is None where nothing is dropped, nor noise added.
 
         Raises:
           UserError: there is a seed, and the batch holds nothing to draw by.
         """
-        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=seed, fixed=fixed)
-        rows = None
+        dropout_seed = seed if self.dropout else None
+        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=dropout_seed, fixed=fixed)
+        rows = noise = None
         if seed is not None:
             if "tokens" not in batch:
                 raise UserError(
                     f"dropout is drawn for each of batch['tokens'], and the batch holds {', '.join(batch)}: name them "
-                    "so, or set the dropout of all rules to 0"
+                    "so, or set the dropout of all rules to 0 (and leave train.neftune_alpha out)"
                 )
             # Dropout belongs to an example's token, wherever packing and accumulation put it.
             rows = hash_words(batch["example_ids"].astype(jnp.uint32), batch["positions"].astype(jnp.uint32))
-        bound = BoundModel(self.decoder, merged, adapters, rows, self.remat, self.kernels)
+            if self.noise:
+                noise = self._noise(batch, hyperparameters, seed)
+        bound = BoundModel(self.decoder, merged, adapters, rows, self.remat, self.kernels, noise=noise)
         # Who asks what the model has, as checks of types do, has not asked for the reference yet.
         start = functools.partial(Lost, self.decoder, merged, adapters, None, self.remat, self.kernels)
         if not self.plan.owned:
             start = functools.cache(functools.partial(self.reference, params))
         return dataclasses.replace(bound, start=start)
+
+    def _noise(self, batch: Batch, hyperparameters: Hyperparameters, seed: Array) -> EmbeddingNoise:
+        """NEFTune's (arXiv:2310.05914): ±α / √(L d), with a document's own length for L."""
+        numbers = segment_lengths(batch["segment_ids"]) * self.decoder.config.hidden_size
+        size = hyperparameters[NOISE] * jax.lax.rsqrt(numbers.astype(jnp.float32))
+        return EmbeddingNoise(hash_words(seed, _NOISE_STREAM), size)
 
     def reference(self, params: Params) -> BoundModel:
         """The model as the run began: the base itself, and the adapter that it began from; no dropout, no gradient."""
@@ -141,7 +158,8 @@ class Program:
           are no padding, where the batch has any) and the objective's own metrics.
         """
         batch = completed(batch)
-        seed = hash_words(state.seed, state.step.astype(jnp.uint32)) if self.dropout else None
+        drawn = self.dropout or self.noise
+        seed = hash_words(state.seed, state.step.astype(jnp.uint32)) if drawn else None
 
         def summed(
             trainable: Any, microbatch: Batch

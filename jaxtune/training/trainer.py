@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -37,10 +38,11 @@ from jaxtune.training.rounds import Rounds
 from jaxtune.training.run_options import RunOptions
 from jaxtune.training.schedules import ScheduleFunction
 from jaxtune.training.state import TrainState, check_alive
-from jaxtune.training.step import Metrics, Program
+from jaxtune.training.step import NOISE, Metrics, Program
 from jaxtune.training.transformation import Transformation
 from jaxtune.updates import UpdatePlan, save_adapter
-from jaxtune.updates.plan import Trainable
+from jaxtune.updates.observing import informed_start
+from jaxtune.updates.plan import Trainable, overlaid
 
 Values = Mapping[str, float]
 
@@ -138,6 +140,7 @@ class Trainer:
             else Transformation(self.plan, optimizer),
             start=None if start is None else jax.tree.map(np.asarray, start),
             start_fixed=None if start_fixed is None else jax.tree.map(np.asarray, start_fixed),
+            noise=NOISE in self.hyperparameters,
         )
         self.start, self.start_fixed = start, start_fixed
         self.step_function = self.program.step
@@ -174,6 +177,39 @@ class Trainer:
         key = jax.random.key(self.config.seed if seed is None else seed)
         drawn = self.rounds.first(_own_seed(key), {**self.hyperparameters, **(hyperparameters or {})})
         return self._init({**self.params, **self._owned}, key, values, self.start, self.start_fixed, drawn)
+
+    @property
+    def observed_batches(self) -> int:
+        """So many batches are looked at by methods whose start is made of data; 0 where there is none."""
+        return max((part.observed_batches for part in self.plan.parts), default=0)
+
+    def informed(self, state: TrainState, batches: Sequence[HostBatch]) -> TrainState:
+        """A state at step 0 with what methods that start from data learn of batches; :meth:`fit` does it by itself.
+
+        What an adapter has brought stays as it is. Without such methods the state is given back.
+
+        Args:
+          state: from :meth:`init`.
+          batches: the first ones of training, :attr:`observed_batches` of them.
+
+        Raises:
+          UserError: they have no tokens with weights, or none whose losses count.
+        """
+        if not self.observed_batches:
+            return state
+        params = {**self.params, **self._owned}
+        made = informed_start(self.plan, self.program.decoder, params, [checked(batch) for batch in batches])
+        brought = self.start or {}
+        trees = []
+        for own, learned in zip((state.trainable, state.fixed), made, strict=True):
+            kept = {
+                store: {path: arrays for path, arrays in parts.items() if path not in brought.get(store, {})}
+                for store, parts in learned.items()
+            }
+            trees.append(overlaid(own, kept))
+        places = self.state_shardings.trainable, self.state_shardings.fixed
+        trainable, fixed = (jax.tree.map(_put, tree, place) for tree, place in zip(trees, places, strict=True))
+        return dataclasses.replace(state, trainable=trainable, fixed=fixed)
 
     def step(
         self, state: TrainState, batch: HostBatch, hyperparameters: Values | None = None
@@ -417,15 +453,21 @@ def _own_seed(key: jax.Array) -> jax.Array:
     return jax.random.bits(jax.random.fold_in(key, 1), dtype=jnp.uint32)
 
 
-def _off_device(array: jax.Array) -> Any:
-    """On the host, where one process has all of an array."""
-    return np.asarray(array) if array.is_fully_addressable else array
+def _off_device(array: Any) -> Any:
+    """On the host, where one process has all of an array; shapes alone, of what is compiled and not run, stay."""
+    return np.asarray(array) if isinstance(array, jax.Array) and array.is_fully_addressable else array
 
 
 def _copied(like: jax.Array, array: jax.Array) -> jax.Array:
     if like.shape != array.shape:
         raise ValueError(f"start: an array has the shape {array.shape}, where the plan has {like.shape}")
     return jnp.array(array, like.dtype, copy=True)
+
+
+def _put(array: Any, place: jax.sharding.Sharding) -> jax.Array:
+    if isinstance(array, jax.Array):
+        return array
+    return jax.make_array_from_callback(array.shape, place, lambda index: array[index])
 
 
 def _drops(values: Values) -> bool:

@@ -25,10 +25,12 @@ from jaxtune.updates import treatments
 from jaxtune.updates.patterns import Pattern
 from jaxtune.updates.summary import table_rows
 from jaxtune.updates.treatments.base import (
+    BIAS,
     HEAD,
     KERNEL,
     NO_RULE,
     Arrays,
+    Exported,
     Group,
     Matched,
     Room,
@@ -228,12 +230,24 @@ class ResolvedPlan:
         return not self.unexported
 
     @property
+    def alone(self) -> str | None:
+        """The kind of PEFT adapter that holds all that is trained, where that is of one method which has one for it."""
+        kinds = {part.alone for part in self.parts}
+        return next(iter(kinds)) if len(kinds) == 1 else None
+
+    def tensors(self, part: Treatment, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """What a PEFT adapter holds of one of the parts, on the host; see :meth:`Treatment.tensors`."""
+        return (part.tensors if self.alone is None else part.tensors_alone)(arrays, fixed, values)
+
+    @property
     def unexported(self) -> tuple[Treatment, ...]:
         """What no PEFT adapter can hold.
 
         What stands beside an adapter's own modules cannot stand in their place, or alone. PEFT copies modules that it
         saves, so that a head that is tied to the embedding table would keep the base's.
         """
+        if self.alone is not None:
+            return ()
         adapted = {part.path: part.peft_type for part in self.parts if part.peft_type is not None}
 
         def held(part: Treatment) -> bool:
@@ -241,7 +255,9 @@ class ResolvedPlan:
                 return True
             fits = part.beside == "any" or set(adapted.values()) == {part.beside}
             copied = part.beside == "any" and self.tied and part.module == "embed"
-            return bool(adapted) and part.beside is not None and fits and part.module not in adapted and not copied
+            # Of adapted modules a LoRA holds the biases.
+            apart = part.module not in adapted or (part.path.endswith(BIAS) and adapted[part.module] == "LORA")
+            return bool(adapted) and part.beside is not None and fits and apart and not copied
 
         return tuple(part for part in self.parts if not held(part))
 

@@ -19,6 +19,7 @@ from jaxtune.updates import UpdatePlan, load_adapter, merge_adapters, save_adapt
 from jaxtune.updates.peft.base import follow_base
 from jaxtune.updates.treatments.base import NO_RULE
 from jaxtune.updates.treatments.full import FullRule
+from jaxtune.updates.treatments.ia3 import Ia3Rule
 from jaxtune.updates.treatments.low_rank import LowRankRule
 from jaxtune.updates.treatments.trainable_tokens import TrainableTokensRule
 
@@ -300,13 +301,13 @@ def test_what_an_adapter_cannot_hold(checkpoint, random_trainable, tmp_path):
     with pytest.raises(UserError, match=r"cannot hold layers.mlp.up.kernel, final_norm.scale.*export --merged"):
         save_adapter(tmp_path, plan, trainable, {}, model, "base")
     assert not list(tmp_path.iterdir())
-    # Neither a bias of a layer that has an adapter, nor a table that PEFT would not give to the head.
-    for family, match, told in (
-        ("qwen2", "layers.1.attention.q.bias", "attention.q.bias"),
-        ("qwen2", "embed", "embed"),
+    # Neither a bias of a layer that has an adapter other than LoRA, nor a table that PEFT would not give to the head.
+    for adapted, match, told in (
+        ([Ia3Rule(match="**.q")], "layers.1.attention.q.bias", "attention.q.bias"),
+        (rules, "embed", "embed"),
     ):
-        tied = load_model(checkpoint(family), dtype="float32")
-        plan, trainable = fixed([FullRule(match=match), *rules], tied, random_trainable)
+        tied = load_model(checkpoint("qwen2"), dtype="float32")
+        plan, trainable = fixed([FullRule(match=match), *adapted], tied, random_trainable)
         with pytest.raises(UserError, match=rf"cannot hold \S*{told}.* method full: it takes"):
             save_adapter(tmp_path, plan, trainable, {}, tied, "base")
     plan, trainable = fixed(rules, model, random_trainable)

@@ -40,8 +40,11 @@ def adapter(checkpoint, random_trainable, tmp_path):
     ("changes", "message"),
     [
         ({"peft_type": "LOKR"}, "peft_type is 'LOKR'; only .*'LORA'"),
+        ({"peft_type": "PREFIX_TUNING"}, "'PREFIX_TUNING', which is not supported: .* low_rank on layers"),
+        ({"peft_type": "P_TUNING"}, "'P_TUNING', which is not supported: .* trainable_tokens on"),
         ({"use_dora": True}, "lora_magnitude_vector of model.layers.0.self_attn.q_proj is missing"),
-        ({"bias": "lora_only"}, 'bias "lora_only"'),
+        ({"bias": "lora_only"}, "bias is 'lora_only', but no bias has a tensor"),
+        ({"bias": "some"}, 'bias "some"'),
         ({"modules_to_save": ["lm_head"]}, "modules_to_save: the model has no lm_head"),
         ({"modules_to_save": ["embed_tokens"]}, "embed_tokens is in modules_to_save but has no tensors"),
         ({"task_type": "SEQ_CLS"}, 'task_type "SEQ_CLS"'),

@@ -57,6 +57,45 @@ def beside_names(
     return found, wrong
 
 
+def bias_names(
+    names: Collection[str], adapter: AdapterConfig, modules: Modules, config: DecoderConfig
+) -> tuple[dict[str, str], list[str]]:
+    """The names of trained biases, by the module that has each, that ``bias`` says are there; and what is wrong.
+
+    A module that is adapted has its bias under ``base_layer``. Biases that are saved with their modules are not meant.
+
+    Args:
+      names: of all tensors of the adapter.
+      adapter: its configuration.
+      modules: linear ones of the model.
+      config: the model's.
+    """
+    if adapter.bias == "none":
+        return {}, []
+    specs, found = declare(config), {}
+    having = {name for name, (path, _) in modules.items() if f"{path}.bias" in specs and not adapter.saves(name)}
+    for module in having:
+        targeted = adapter.targets(module)
+        name = tensor_name(module, "base_layer.bias" if targeted else "bias")
+        if name in names and (targeted or adapter.bias == "all"):
+            found[module] = name
+    meant = having if adapter.bias == "all" else {module for module in having if adapter.targets(module)}
+    return found, [] if found or not meant else [f"bias is {adapter.bias!r}, but no bias has a tensor"]
+
+
+def bias_rules(biases: Collection[str], modules: Modules, config: DecoderConfig) -> list[RuleConfig]:
+    """A rule for the bias of each kind of module; they stand before those of adapters, which match biases too."""
+    layers: dict[str, list[int]] = defaultdict(list)
+    for module in biases:
+        path, layer = modules[module]
+        layers[f"{path}.bias"] += [] if layer is None else [layer]
+    paths = {path: tuple(sorted(chosen)) for path, chosen in sorted(layers.items())}
+    return [
+        FullRule(match=pattern_of([path], chosen, config.num_layers), weight_decay=None)
+        for path, chosen in paths.items()
+    ]
+
+
 def beside_rules(
     found: Mapping[str, Mapping[str, str]], adapter: AdapterConfig, modules: Modules, config: DecoderConfig
 ) -> list[RuleConfig]:

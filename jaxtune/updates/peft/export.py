@@ -7,7 +7,8 @@ saved.
 Modules have the names of the class that the base's ``config.json`` loads. Where that class holds more than a language
 model they are written in full: the ends of names, such as ``q_proj``, would match its other parts too.
 
-A directory holds modules of one kind (``peft_type``). Of a LoRA it has one ``use_rslora``. Where only some rules use
+A directory holds modules of one kind (``peft_type``). Biases that were trained of modules that a LoRA adapts are theirs
+(``bias``). Of a LoRA it has one ``use_rslora``. Where only some rules use
 rank-stabilised scaling it is switched off, and their ``alpha_pattern`` entries are alpha · sqrt(rank), which PEFT
 divides by the rank: the same scale. Modules whose parameters were trained themselves stand beside, whole
 (``modules_to_save``, by full names: PEFT takes any module whose name ends so); alone they need the merged export.
@@ -19,7 +20,7 @@ import dataclasses
 import json
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,10 @@ from jaxtune.updates.peft.format import (
     tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable
-from jaxtune.updates.treatments.base import NAME, Exported, Values
+from jaxtune.updates.treatments.base import BIAS, NAME, Exported, Treatment, Values, zeros
+
+Place = tuple[str, int | None]
+"""Our path of a module, and its layer; None if it is not stacked."""
 
 _README = """---
 base_model: {base}
@@ -195,26 +199,75 @@ def _exported(
     modules: Mapping[str, tuple[str, int | None]],
 ) -> tuple[str, list[_Module]]:
     """The kind of the adapter, and the modules to write, in the order of the model."""
-    found: dict[tuple[str, int | None], Exported] = {}
-    beside = {part.module for part in plan.parts if part.peft_type is None}
-    for part in plan.parts:
-        arrays, kept = (jax.tree.map(_host, tree.get(part.store, {}).get(part.path, {})) for tree in (trainable, fixed))
-        for each in part.tensors(arrays, kept, hyperparameters):
-            place = each.path, each.layer
-            found[place] = _joined(found[place], each) if place in found else each
-    kinds = sorted({part.peft_type for part in plan.parts if part.peft_type is not None})
+
+    def tensors(parts: Iterable[Treatment]) -> Iterator[Exported]:
+        for part in parts:
+            arrays, kept = (tree.get(part.store, {}).get(part.path, {}) for tree in (trainable, fixed))
+            yield from plan.tensors(part, jax.tree.map(_host, arrays), jax.tree.map(_host, kept), hyperparameters)
+
+    adapters = [part for part in plan.parts if (plan.alone or part.peft_type) is not None]
+    others = [part for part in plan.parts if part not in adapters]
+    adapted = {part.path for part in adapters}
+    # Where modules that are adapted have trained biases, all trained biases are held as these are.
+    together = any(part.module in adapted for part in others)
+    biases = [part for part in others if together and part.path.endswith(BIAS)]
+    found = _by_place(tensors(adapters))
+    targets = found.keys()
+    found = _with_biases(found, _by_place(tensors(part for part in others if part not in biases)), tensors(biases))
+    kinds = [plan.alone] if plan.alone else sorted({str(part.peft_type) for part in adapters})
     if len(kinds) > 1:
         raise UserError(
             f"an adapter's directory holds modules of one kind, and the plan trains {' and '.join(kinds)}; export the "
             "merged model instead (jaxtune export --merged, or jaxtune.merge_adapters and jaxtune.save_model)"
         )
-    rslora = all(each.config.get("use_rslora", False) for (path, _), each in found.items() if path not in beside)
+    rslora = all(found[place].config.get("use_rslora", False) for place in targets)
     ordered = {name: found[place] for name, place in modules.items() if place in found}
     once = [("", each) for (path, _), each in found.items() if not path]
     return kinds[0], [
-        _Module(name, each, 0, 0.0, beside=True) if each.path in beside else _module(kinds[0], name, each, rslora)
+        _module(kinds[0], name, each, rslora)
+        if (each.path, each.layer) in targets
+        else _Module(name, each, 0, 0.0, beside=True)
         for name, each in (*once, *ordered.items())
     ]
+
+
+def exported_bytes(plan: ResolvedPlan, hyperparameters: Values) -> int:
+    """Bytes of the tensors of an adapter that holds what a plan trains, whatever it has learnt."""
+    parts = ((part, zeros(part.arrays()), zeros(part.fixed())) for part in plan.parts)
+    tensors = (each for part, arrays, fixed in parts for each in plan.tensors(part, arrays, fixed, hyperparameters))
+    return sum(np.asarray(array).nbytes for each in _by_place(tensors).values() for array in each.tensors.values())
+
+
+def _by_place(tensors: Iterable[Exported]) -> dict[Place, Exported]:
+    """What is held of each module of each layer, whichever parts it is of."""
+    found: dict[Place, Exported] = {}
+    for each in tensors:
+        place = each.path, each.layer
+        found[place] = _joined(found[place], each) if place in found else each
+    return found
+
+
+def _with_biases(
+    adapted: Mapping[Place, Exported], saved: Mapping[Place, Exported], biases: Iterable[Exported]
+) -> dict[Place, Exported]:
+    """All that is held: of modules that are adapted, that are saved whole, and of which the bias alone is trained.
+
+    PEFT's ``bias`` is ``lora_only`` where only modules that are adapted have trained biases, and else ``all``.
+    """
+    found, kind = {**adapted, **saved}, "lora_only"
+    for each in biases:
+        place, (bias,) = (each.path, each.layer), each.tensors.values()
+        if place in adapted:
+            tensors = {**found[place].tensors, "base_layer.bias": bias}
+            found[place] = dataclasses.replace(found[place], tensors=tensors)
+        elif place in saved:
+            found[place] = _joined(found[place], each)
+        else:
+            found[place], kind = dataclasses.replace(each, config={}), "all"
+    held = any("base_layer.bias" in each.tensors for each in found.values())
+    for place in adapted if held else ():
+        found[place] = dataclasses.replace(found[place], config={**found[place].config, "bias": kind})
+    return found
 
 
 def _joined(one: Exported, other: Exported) -> Exported:

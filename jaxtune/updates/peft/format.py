@@ -86,8 +86,8 @@ class AdapterConfig(BaseModel):
     use_rslora: bool = False
     init_lora_weights: bool | str = True
     use_dora: bool = False
+    bias: Literal["none", "lora_only", "all"] = "none"
     # PEFT can do more than this, which is not read here.
-    bias: Literal["none"] = "none"
     fan_in_fan_out: Literal[False] = False
     modules_to_save: list[str] | None = None
     trainable_token_indices: list[int] | dict[str, list[int]] | None = Field(default=None, exclude=True)

@@ -29,7 +29,7 @@ from jaxtune.models.tensor_files import DTYPES, INDICES, TensorEntry, read_heade
 from jaxtune.parallel.sharding import named_sharding
 from jaxtune.updates import treatments
 from jaxtune.updates.patterns import pattern_of
-from jaxtune.updates.peft.beside import beside_names, beside_rules
+from jaxtune.updates.peft.beside import beside_names, beside_rules, bias_names, bias_rules
 from jaxtune.updates.peft.format import (
     LORA,
     AdapterConfig,
@@ -40,7 +40,7 @@ from jaxtune.updates.peft.format import (
     tensor_name,
 )
 from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
-from jaxtune.updates.treatments.base import HEAD, Matched, Shape, Treatment
+from jaxtune.updates.treatments.base import HEAD, Matched, Treatment, zeros
 
 Tensors = Mapping[str, Mapping[str, TensorEntry]]
 """By the end of their names, those of each module, by its name in transformers; of none, what all modules share."""
@@ -126,6 +126,9 @@ def load_adapters(adapters: Mapping[str, str | Path], model: Decoder) -> Adapter
     for name, directory in adapters.items():
         read = read_adapter(directory, model)
         plan = read.plan.resolve(model.config)
+        if not plan.adapters_only:
+            changed = ", ".join(part.path for part in plan.parts if part.changes_parameters)
+            raise UserError(f"adapter {name!r}: it also changes {changed}; take it by itself (jaxtune.load_adapter)")
         applied[name] = plan.apply(params, read.trainable, read.values, fixed=read.fixed)[1]
     return AdapterSet(params, applied)
 
@@ -156,7 +159,9 @@ def _read(
     readers = _treatments(config_file, values)
     modules, others = all_modules(config, layout), other_modules(config, layout)
     beside, problems = beside_names(entries, adapter, modules | others, config)
-    names = {name for names in beside.values() for name in names.values()}
+    biases, more = bias_names(entries, adapter, modules, config)
+    problems += more
+    names = {name for names in beside.values() for name in names.values()} | {*biases.values()}
     rest = {name: entry for name, entry in entries.items() if name not in names}
     treated = {
         name: treatment
@@ -179,8 +184,10 @@ def _read(
     ]
     if not rules and not problems:
         problems.append("it has no tensors")
-    rules += beside_rules(beside, adapter, modules | others, config)
+    rules = bias_rules(biases, modules, config) + rules + beside_rules(beside, adapter, modules | others, config)
     held = {module: {end: entries[name] for end, name in ends.items()} for module, ends in beside.items()}
+    for module, name in biases.items():
+        held[module] = {**tensors.get(module, {}), "bias": entries[name]}
     tensors = {**tensors, **held}
     if rules:
         problems += _misfits(UpdatePlan(rules).resolve(config), tensors, modules | others)
@@ -203,13 +210,18 @@ def _layout(names: Iterable[str], config: DecoderConfig) -> Layout:
 
 def _readers() -> list[type[Treatment]]:
     """The methods that read adapters; other packages' behind our own."""
-    readers = (one for one in treatments.known() if one.peft_type is not None)
+    readers = (one for one in treatments.known() if _kinds(one))
     return [one for one in readers if one.restored is not Treatment.restored]
+
+
+def _kinds(treatment: type[Treatment]) -> set[str]:
+    """Of the adapters that may hold what a method trains."""
+    return {kind for kind in (treatment.peft_type, treatment.alone) if kind is not None}
 
 
 def _treatments(file: Path, values: Mapping[str, Any]) -> list[type[Treatment]]:
     kind = values["peft_type"]
-    if not (found := [one for one in _readers() if one.peft_type == kind and one.reads(values)]):
+    if not (found := [one for one in _readers() if kind in _kinds(one) and one.reads(values)]):
         raise UserError(f"{file}: no method reads a {kind} of this kind")
     return found
 
@@ -277,8 +289,10 @@ def read_adapter_values(file: Path) -> dict[str, Any]:
         raise UserError(f"{file}: not JSON ({error})") from error
     if not isinstance(values, dict):
         raise UserError(f"{file}: a JSON object is expected")
-    kind, kinds = values.get("peft_type"), sorted({str(treatment.peft_type) for treatment in _readers()})
+    kind, kinds = values.get("peft_type"), sorted({kind for treatment in _readers() for kind in _kinds(treatment)})
     if kind not in kinds:
+        if (instead := treatments.INSTEAD.get(str(kind).lower())) is not None:
+            raise UserError(f"{file}: peft_type is {kind!r}, which is not supported: {instead}")
         raise UserError(f"{file}: peft_type is {kind!r}; only {', '.join(map(repr, kinds))} are supported")
     try:
         read, problems = _checked(values) if kind == LORA else (AdapterConfig(**_targets(values)), [])
@@ -338,10 +352,10 @@ def _sorted(
 def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str]:
     """What the tensors are not that the method would write."""
     names = {place: name for name, place in modules.items()} | {("", None): ""}
-    kinds = {part.peft_type for part in plan.parts if part.peft_type is not None}
+    kinds = {kind for part in plan.parts if (kind := plan.alone or part.peft_type) is not None}
     expected: dict[str, dict[str, tuple[int, ...]]] = {}
     for part in plan.parts:
-        for each in part.tensors(_zeros(part.arrays()), _zeros(part.fixed()), {}):
+        for each in plan.tensors(part, zeros(part.arrays()), zeros(part.fixed()), {}):
             shapes = expected.setdefault(names[each.path, each.layer], {})
             for end, array in each.tensors.items():
                 # What all share is as large as whoever has most of it needs.
@@ -357,12 +371,6 @@ def _misfits(plan: ResolvedPlan, tensors: Tensors, modules: Modules) -> list[str
             elif held[end].shape != shape:
                 problems.append(f"{end}{of} has shape {held[end].shape}, not {shape}")
     return problems
-
-
-def _zeros(shapes: Any) -> Any:
-    return jax.tree.map(
-        lambda shape: np.zeros(shape.shape, shape.dtype), shapes, is_leaf=lambda leaf: isinstance(leaf, Shape)
-    )
 
 
 def _rules(

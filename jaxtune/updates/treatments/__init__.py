@@ -32,6 +32,14 @@ def _has_a_section(treatment: type[Treatment]) -> bool:
     return "Section" in vars(treatment) and "method" in treatment.Section.model_fields
 
 
+INSTEAD = {
+    "prefix_tuning": "keys and values in front of every layer's own take room in each row, and cannot be merged; train "
+    "low_rank on layers.*.attention.{k,v}, which changes the same keys and values and merges into the weights",
+    "p_tuning": "the network that makes its soft prompt is of no use outside of training; train low_rank on "
+    "layers.*.attention.*, or trainable_tokens on tokens of the prompt's template",
+}
+"""Methods of PEFT that are refused by name, as methods of rules and as adapters, and what to use in their place."""
+
 _METHODS = Finder("method", __name__, "jaxtune.treatments", _base, _has_a_section)
 _elsewhere: dict[str, type[Treatment]] = {}
 

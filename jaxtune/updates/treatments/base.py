@@ -17,6 +17,7 @@ from jaxtune.config.section import BesideAdapter
 from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jax, jnp, np
 from jaxtune.updates.treatments.records import (
+    BIAS,
     HEAD,
     KERNEL,
     NAME,
@@ -37,6 +38,7 @@ if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Float, Int, Key, UInt32
 
 __all__ = [
+    "BIAS",
     "HEAD",
     "KERNEL",
     "NAME",
@@ -57,6 +59,7 @@ __all__ = [
     "leaves",
     "per_layer",
     "rule_value",
+    "zeros",
 ]
 
 
@@ -85,6 +88,8 @@ class Treatment:
     """The kind of PEFT adapter that holds it; None where there is none."""
     changes_parameters: ClassVar[bool] = False
     """Whether it gives arrays in place of the model's: then there is no base that all states have in common."""
+    alone: ClassVar[str | None] = None
+    """The kind of PEFT adapter that holds it where nothing else is trained, by :meth:`tensors_alone`."""
     beside: ClassVar[str | None] = None
     """The kind of PEFT adapter that holds it beside modules of its own, in ``modules_to_save`` say; "any" for any."""
 
@@ -134,6 +139,35 @@ class Treatment:
         for each other for ever.
         """
         return frozenset()
+
+    @property
+    def observed_batches(self) -> int:
+        """The start is made of the inputs of its module in so many batches; 0 where it needs none."""
+        return 0
+
+    @property
+    def learns(self) -> Any:
+        """Parts of one method for which this is the same learn the same of the same inputs."""
+        return self.path
+
+    def observe(self, inputs: np.ndarray, learned: Any) -> Any:
+        """What is known of its module's inputs, on the host, with those of one more batch.
+
+        Args:
+          inputs: of some positions whose losses count, float32 ``[layers, positions, inputs]``.
+          learned: what this gave for the batch before; None for the first one.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def informed(cls, parts: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, tuple[Arrays, Arrays]]:
+        """Trained and fixed arrays of all modules of the method, as NumPy arrays, in place of those of :meth:`init`.
+
+        Args:
+          parts: its treatments by path.
+          learned: what :meth:`observe` gave for each at last.
+        """
+        raise NotImplementedError
 
     def arrays(self) -> Arrays:
         """What the optimizer moves, float32: a tree of :class:`Shape`."""
@@ -275,6 +309,10 @@ class Treatment:
           UserError: PEFT has nothing like it.
         """
         raise NotImplementedError
+
+    def tensors_alone(self, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """As :meth:`tensors`, of the kind that holds nothing else."""
+        return self.tensors(arrays, fixed, values)
 
     @classmethod
     def reads(cls, config: Mapping[str, Any]) -> bool:
@@ -420,6 +458,11 @@ def leaves(tree: Arrays) -> list[Any]:
     if not isinstance(tree, Mapping):
         return [tree]
     return [leaf for name in sorted(tree) for leaf in leaves(tree[name])]
+
+
+def zeros(shapes: Arrays) -> Arrays:
+    """Arrays of nothing, on the host, for a tree of :class:`Shape`."""
+    return _mapped(lambda shape: np.zeros(shape.shape, shape.dtype), shapes)
 
 
 def _mapped(function: Any, tree: Arrays) -> Arrays:

@@ -146,8 +146,7 @@ class LowRank(LinearTreatment):
 
         from jaxtune.models.linear import LowRankAdapter
 
-        rank = self.gathered("rank", values)
-        active = jnp.arange(self.capacity) < rank[:, None, None]
+        active = jnp.arange(self.capacity) < self.columns(arrays, values)[:, None, None]
         scale = self.scale(values)
         rate = seed = None
         if dropout_seed is not None:
@@ -156,6 +155,11 @@ class LowRank(LinearTreatment):
             seed = hash_words(dropout_seed, zlib.crc32(self.path.encode()), layers)
             rate, seed = self.of_layers(rate), self.of_layers(seed)
         return LowRankAdapter(arrays["a"] * self.of_layers(active), arrays["b"], self.of_layers(scale), rate, seed)
+
+    def columns(self, arrays: Mapping[str, Array], values: Values) -> Float[Array, " layers"]:
+        """So many columns of A are in use in each layer."""
+        del arrays
+        return self.gathered("rank", values)
 
     def ranks(self, values: Values) -> tuple[int, ...]:
         """The rank in use in each layer, on the host; 0 where there is no rule."""

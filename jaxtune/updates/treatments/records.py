@@ -23,7 +23,7 @@ Layers = dict[int, "tuple[int, ...] | None"]
 NO_RULE = -1
 """In place of a rule's index: the layer is left alone."""
 
-KERNEL, HEAD = ".kernel", "lm_head"
+KERNEL, BIAS, HEAD = ".kernel", ".bias", "lm_head"
 
 NAME = "{name}"
 """In a list of an adapter's configuration: the name of the module that says so."""

@@ -16,8 +16,9 @@ from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Matched, S
 if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Key, UInt32
 
-ROWS = "token_adapter.trainable_tokens_delta"
-"""The end of their name in an adapter."""
+ROWS_ALONE = "trainable_tokens_delta"
+ROWS = f"token_adapter.{ROWS_ALONE}"
+"""The ends of their name in an adapter that has nothing else, and in one of other modules."""
 
 
 class TrainableTokensRule(RuleConfig):
@@ -41,6 +42,7 @@ class TrainableTokens(Treatment):
     Section = TrainableTokensRule
     needs = "the embedding table"
     changes_parameters = True
+    alone = "TRAINABLE_TOKENS"
     beside = "LORA"
 
     shape: tuple[int, ...]
@@ -124,6 +126,19 @@ class TrainableTokens(Treatment):
         tensors = {ROWS: np.ascontiguousarray(arrays)}
         yield Exported(self.module, None, tensors, {"trainable_token_indices": tuple(self.tokens)})
 
+    def tensors_alone(self, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
+        """The same rows by another name."""
+        for each in self.tensors(arrays, fixed, values):
+            config = {"token_indices": tuple(self.tokens), "init_weights": True}
+            yield dataclasses.replace(each, tensors={ROWS_ALONE: each.tensors[ROWS]}, config=config)
+
+    @classmethod
+    def read_section(cls, config: Mapping[str, Any], module: str) -> dict[str, Any]:
+        """The tokens, of an adapter that has nothing else."""
+        del module
+        return {"tokens": config["token_indices"]}
+
     def restored(self, tensors: Mapping[int, Mapping[str, np.ndarray]]) -> tuple[Arrays, Arrays]:
         """The rows."""
-        return tensors[0][ROWS].astype(np.float32), {}
+        held = tensors[0]
+        return held[ROWS if ROWS in held else ROWS_ALONE].astype(np.float32), {}

@@ -44,7 +44,7 @@ TRAINED = [name for name, one in treatments.own().items() if one.trains]
 METHODS = [*TRAINED, *OTHERS]
 LINEAR = [f"layers.*.{module}" for module in ("attention.q", "attention.k", "attention.v", "attention.o")]
 LINEAR += [f"layers.*.mlp.{module}" for module in ("gate", "up", "down")]
-SMALL = {"rank": 2, "layers": 1, "block_size": 4, "tokens": [20, 5]}
+SMALL = {"rank": 2, "layers": 1, "rho": 1.0, "block_size": 4, "tokens": [20, 5]}
 OWN = {"trainable_tokens": "embed", "bitfit": "**.bias", "norms": "layers.*.*_norm", "full": "final_norm"}
 OWN |= {"low_rank_embedding": "embed"}
 """What the methods match that are not for linear layers."""
@@ -389,6 +389,8 @@ def test_a_method_that_is_none(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(tmp_path))
     for method, message in [
         ("low_rnk", "'low_rnk' found using 'method'"),
+        ("prefix_tuning", "'prefix_tuning' is not offered: .* low_rank on layers"),
+        ("p_tuning", "'p_tuning' is not offered: .* trainable_tokens on"),
         ("nowhere:Shira", "cannot be imported"),
         ("broken_method:Shira", "cannot be imported"),
         ("broken_method:Other", "is no Treatment"),
@@ -404,9 +406,13 @@ def base(tmp_path_factory) -> Path:
     return directory
 
 
-EXPORTED = [method for method in METHODS if method in OTHERS or treatments.own()[method].peft_type is not None]
+EXPORTED = [
+    method
+    for method in METHODS
+    if method in OTHERS or treatments.own()[method].peft_type or treatments.own()[method].alone
+]
 # To PEFT these are LoRA, of which one is enough for every day.
-AS_LORA = ("lora_fa", "lora_plus", "olora", "orthogonal", "rslora", "s2ft")
+AS_LORA = ("eva", "lora_fa", "lora_plus", "olora", "orthogonal", "rslora", "s2ft")
 
 
 @pytest.mark.parametrize(
