@@ -78,7 +78,7 @@ def test_the_derived_list_is_that_of_the_annotations(config):
     expected |= {f"update.{index}.{name}" for index, kind in rules.items() for name in marked(kind)}
     # Optional and unset: no argument of the compiled step.
     expected -= {f"update.{index}.weight_decay" for index in (0, 2, 3)}
-    expected -= {f"update.{index}.layer_decay" for index in rules}
+    expected -= {"train.neftune_alpha", *(f"update.{index}.layer_decay" for index in rules)}
     values = hyperparameters(config)
     assert values.keys() == expected
     assert {"optimizer.learning_rate", "optimizer.warmup", "update.1.rank", "update.1.alpha"} <= expected
