@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from jaxtune.config import Config, dotted
 from jaxtune.config.search_section import METHODS_WITHOUT_MODEL, SearchConfig
 from jaxtune.config.training_sections import TrainConfig
-from jaxtune.updates.plan import ResolvedPlan
+from jaxtune.updates.resolved import ResolvedPlan
 
 logger = logging.getLogger(__name__)
 

@@ -28,7 +28,7 @@ from jaxtune.training.batches import checked
 from jaxtune.training.state import TrainState, check_alive
 from jaxtune.training.step import Metrics
 from jaxtune.training.trainer import Trainer, Values
-from jaxtune.updates.plan import Trainable
+from jaxtune.updates.resolved import Trainable
 
 TRIALS = "trials"
 """The logical axis of slots."""

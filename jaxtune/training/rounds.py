@@ -14,7 +14,7 @@ import jax
 from jaxtune.errors import UserError
 from jaxtune.training.state import TrainState
 from jaxtune.training.step import Program
-from jaxtune.updates.plan import Trainable
+from jaxtune.updates.resolved import Trainable
 
 
 class Rounds:

@@ -24,7 +24,7 @@ from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
 from jaxtune.updates import ResolvedPlan
-from jaxtune.updates.plan import Trainable
+from jaxtune.updates.resolved import Trainable
 
 NOISE = "train.neftune_alpha"
 """The key of the size of noise on the embeddings; a run without it has none."""

@@ -15,7 +15,7 @@ from jaxtune.training.run_directory import RunDirectory
 from jaxtune.training.state import TrainState
 from jaxtune.training.trainer import Trainer
 from jaxtune.updates.peft.load import read_adapter
-from jaxtune.updates.plan import overlaid
+from jaxtune.updates.resolved import overlaid
 
 
 @dataclasses.dataclass(frozen=True)

@@ -42,7 +42,7 @@ from jaxtune.training.step import NOISE, Metrics, Program
 from jaxtune.training.transformation import Transformation
 from jaxtune.updates import UpdatePlan, save_adapter
 from jaxtune.updates.observing import informed_start
-from jaxtune.updates.plan import Trainable, overlaid
+from jaxtune.updates.resolved import Trainable, overlaid
 
 Values = Mapping[str, float]
 

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
     from jaxtune.updates.merging import merge_adapters
     from jaxtune.updates.peft.export import save_adapter
     from jaxtune.updates.peft.load import load_adapter, load_adapters
-    from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
+    from jaxtune.updates.plan import UpdatePlan
+    from jaxtune.updates.resolved import ResolvedPlan, Trainable
     from jaxtune.updates.treatments.base import Values
 
 _HOMES = {
-    "ResolvedPlan": "plan",
-    "Trainable": "plan",
+    "ResolvedPlan": "resolved",
+    "Trainable": "resolved",
     "UpdatePlan": "plan",
     "Values": "treatments.base",
     "combine_adapters": "combine",

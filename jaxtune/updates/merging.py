@@ -17,7 +17,7 @@ from jaxtune.models.declarations import adaptable_modules, declare
 from jaxtune.models.decoder import Decoder, merge, split
 from jaxtune.models.linear import Adapter
 from jaxtune.models.weight import dequantized, quantized_stack
-from jaxtune.updates.plan import ResolvedPlan, Trainable, overlaid
+from jaxtune.updates.resolved import ResolvedPlan, Trainable, overlaid
 from jaxtune.updates.treatments.base import HEAD, KERNEL, Values
 
 _HEAD = f"{HEAD}{KERNEL}"

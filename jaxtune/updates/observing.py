@@ -16,7 +16,7 @@ from jaxtune.models.declarations import Params, input_of
 from jaxtune.models.decoder import Detached
 from jaxtune.models.linear import AdaptedLayer, ArraysAdapter
 from jaxtune.parallel import constrain
-from jaxtune.updates.plan import ResolvedPlan, Trainable
+from jaxtune.updates.resolved import ResolvedPlan, Trainable
 from jaxtune.updates.treatments.base import LinearTreatment, Treatment
 
 POSITIONS = 512

@@ -51,7 +51,7 @@ from jaxtune.updates.peft.format import (
     other_modules,
     tensor_name,
 )
-from jaxtune.updates.plan import ResolvedPlan, Trainable
+from jaxtune.updates.resolved import ResolvedPlan, Trainable
 from jaxtune.updates.treatments.base import BIAS, NAME, Exported, Treatment, Values, zeros
 
 Place = tuple[str, int | None]

@@ -39,7 +39,8 @@ from jaxtune.updates.peft.format import (
     parse_tensor_name,
     tensor_name,
 )
-from jaxtune.updates.plan import ResolvedPlan, Trainable, UpdatePlan
+from jaxtune.updates.plan import UpdatePlan
+from jaxtune.updates.resolved import ResolvedPlan, Trainable
 from jaxtune.updates.treatments.base import HEAD, Matched, Treatment, zeros
 
 Tensors = Mapping[str, Mapping[str, TensorEntry]]
