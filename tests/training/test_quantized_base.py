@@ -19,6 +19,7 @@ from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, sav
 from jaxtune.models.weight import quantized_stack
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.memory import StepMemory, check_base
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
@@ -107,6 +108,23 @@ def test_training_is_that_of_the_kernels_that_the_codes_stand_for(losses, plain)
     """With packed rows, accumulation and norms that train."""
     np.testing.assert_allclose(losses, trained(trainer_of(plain)), rtol=1e-4)
     assert losses[2] < losses[0]
+
+
+def test_a_stopped_run_goes_on_to_the_bit_from_a_base_that_is_read_again(trainer, directory, tmp_path, monkeypatch):
+    """A checkpoint holds no codes: they are made again, of the same weights, and are the same."""
+    data = [batch(seed) for seed in range(3)]
+    whole, checkpoints = trainer.fit(data, listener=None), Checkpoints(tmp_path / "checkpoints")
+    trainer.fit(data, until=5, checkpoints=checkpoints, listener=None)
+    again = split(load_model(directory, dtype="float32", quantize="nf4"))[1]
+    again = {path: jax.device_put(again[path], held.sharding) for path, held in trainer.params.items()}
+    assert any(path.endswith(".codes") for path in again)
+    jax.tree.map(np.testing.assert_array_equal, again, trainer.params)
+    monkeypatch.setattr(trainer, "params", again)
+    gone_on = trainer.fit(data, checkpoints=checkpoints, listener=None)
+    checkpoints.close()
+    assert (gone_on.steps_run, gone_on.step) == (3, 8)
+    jax.tree.map(np.testing.assert_array_equal, gone_on.state, whole.state)
+    assert trainer.traces["step"] == 1
 
 
 @pytest.mark.slow
