@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -14,7 +15,7 @@ from jaxtyping import Array, Float
 
 from jaxtune.models.config import DecoderConfig
 from jaxtune.models.declarations import ABSMAX, CODES, Params, declare
-from jaxtune.parallel.sharding import named_sharding
+from jaxtune.parallel.sharding import constrain, named_sharding, partition_spec
 
 
 class QuantizedKernel(nnx.Module):
@@ -66,24 +67,76 @@ def quantized_stack(params: Mapping[str, Any], path: str) -> Quantized | None:
     return Quantized(params[f"{path}{CODES}"], params[f"{path}{ABSMAX}"])
 
 
-def readable(params: Mapping[str, Any]) -> Mapping[str, Any]:
+def readable(params: Mapping[str, Any], mesh: jax.sharding.Mesh | None = None) -> Mapping[str, Any]:
     """Parameters by the paths of :func:`~jaxtune.models.declarations.declare`, for whoever reads kernels.
 
     Those that are quantized are written out where they are asked for, in the dtype of the model.
+
+    Args:
+        params: As they are held.
+        mesh: That they are cut over, for :func:`summed_over_inputs`; None where nothing is cut.
     """
-    return _Readable(params) if any(path.endswith(CODES) for path in params) else params
+    return _Readable(params, mesh) if any(path.endswith(CODES) for path in params) else params
+
+
+def summed_over_inputs(
+    base: Mapping[str, Any],
+    path: str,
+    axes: tuple[str | None, str | None],
+    function: Callable[..., Float[Array, "..."]],
+    *beside: Float[Array, "*layers inputs _"],
+) -> Float[Array, "..."]:
+    """What a sum over the inputs of a kernel, and of arrays that have the same inputs, gives for each layer.
+
+    Of a quantized kernel one layer is written out at a time. What a device has of a kernel's inputs is summed in that
+    loop, and over devices behind it: see :attr:`~jaxtune.updates.treatments.base.Treatment.whole`.
+
+    Args:
+        base: Of :func:`readable`.
+        path: Of the kernel.
+        axes: Logical axes of its inputs and outputs.
+        function: Sums over the last axis but one of all that it is given, with any axes before.
+        beside: Further arguments behind the kernel.
+    """
+    stack = quantized_stack(base.params, path) if isinstance(base, _Readable) else None
+    if stack is None:
+        return function(base[path], *beside)
+    assert isinstance(base, _Readable)
+    parts, dtype = 1, base.dtype
+    if base.mesh is not None and base.mesh.size > 1:
+        counted = stack.codes if stack.absmax.shape[-2] == 1 else stack.absmax
+        cut = partition_spec((None, *axes), counted.shape, base.mesh)[-2]
+        names = (cut,) if isinstance(cut, str) else cut or ()
+        parts = math.prod(base.mesh.shape[name] for name in names)
+        if parts == 1:
+            beside = tuple(constrain(array, (None,) * array.ndim, base.mesh) for array in beside)
+
+    def split(array: Array) -> Array:
+        layers, inputs, last = array.shape
+        return array[:, None] if inputs == 1 else array.reshape(layers, parts, inputs // parts, last)
+
+    def summed(one: tuple[Quantized, tuple[Array, ...]]) -> Array:
+        kernel, others = one
+        return function(kernel.dequantized(dtype), *others)
+
+    return jnp.sum(jax.lax.map(summed, jax.tree.map(split, (stack, beside))), axis=1)
 
 
 class _Readable(Mapping[str, Any]):
-    def __init__(self, params: Mapping[str, Any]):
-        self._params = params
+    def __init__(self, params: Mapping[str, Any], mesh: jax.sharding.Mesh | None):
+        self.params, self.mesh = params, mesh
+
+    @property
+    def dtype(self) -> Any:
+        """Of the model."""
+        return self.params["embed.table"].dtype
 
     def __getitem__(self, path: str) -> Any:
-        stack = quantized_stack(self._params, path)
-        return self._params[path] if stack is None else stack.dequantized(self._params["embed.table"].dtype)
+        stack = quantized_stack(self.params, path)
+        return self.params[path] if stack is None else stack.dequantized(self.dtype)
 
     def __iter__(self) -> Iterator[str]:
-        return (path.removesuffix(CODES) for path in self._params if not path.endswith(ABSMAX))
+        return (path.removesuffix(CODES) for path in self.params if not path.endswith(ABSMAX))
 
     def __len__(self) -> int:
         return sum(1 for _ in self)

@@ -49,7 +49,7 @@ class StackedAdapters:
     def _stack(self, params: Params, held: list[Any], values: list[Mapping[str, Array]]) -> dict[str, Adapter]:
         def adapters(held: Any, values: Mapping[str, Array]) -> dict[str, Adapter]:
             trainable, fixed = held
-            return self._trainer.plan.apply(params, trainable, values, fixed=fixed)[1]
+            return self._trainer.plan.apply(params, trainable, values, fixed=fixed, mesh=self._trainer.mesh)[1]
 
         stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *zip(held, values, strict=True))
         return jax.vmap(adapters)(*stacked)

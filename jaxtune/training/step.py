@@ -88,7 +88,7 @@ class Program:
           UserError: there is a seed, and the batch holds nothing to draw by.
         """
         dropout_seed = seed if self.dropout else None
-        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed=dropout_seed, fixed=fixed)
+        merged, adapters = self.plan.apply(params, trainable, hyperparameters, dropout_seed, fixed, self.mesh)
         rows = noise = None
         if seed is not None:
             if "tokens" not in batch:
@@ -117,7 +117,7 @@ class Program:
         """The model as the run began: the base itself, and the adapter that it began from; no dropout, no gradient."""
         params = jax.lax.stop_gradient(dict(params))
         started, fixed = (jax.tree.map(jnp.asarray, dict(held or {})) for held in (self.start, self.start_fixed))
-        merged, adapters = self.plan.apply(params, started, {}, fixed=fixed)
+        merged, adapters = self.plan.apply(params, started, {}, fixed=fixed, mesh=self.mesh)
         return BoundModel(self.decoder, merged, adapters, None, "none", self.kernels)
 
     def terms(

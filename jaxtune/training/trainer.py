@@ -161,7 +161,7 @@ class Trainer:
             out_shardings=(self.state_shardings, everywhere),
             compiler_options=options,
         )
-        self._apply = jax.jit(self.plan.apply)
+        self._apply = jax.jit(functools.partial(self.plan.apply, mesh=self.mesh))
         self._losses = jax.jit(
             self._counted("evaluate", self.program.terms), out_shardings=everywhere, compiler_options=options
         )

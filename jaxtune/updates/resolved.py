@@ -113,7 +113,7 @@ class ResolvedPlan:
           values: hyperparameters.
           mesh: on which what a part needs whole is brought together, inside ``jax.jit``; None where nothing is cut.
         """
-        base = readable(params)
+        base = readable(params, mesh)
 
         def whole(array: Array) -> Array:
             return constrain(array, (None,) * array.ndim, mesh)
@@ -183,6 +183,7 @@ class ResolvedPlan:
         hyperparameters: Values,
         dropout_seed: UInt32[Array, ""] | None = None,
         fixed: Trainable | None = None,
+        mesh: jax.sharding.Mesh | None = None,
     ) -> tuple[Params, dict[str, Adapter]]:
         """What the trainable parameters make of the model; made to be called inside ``jax.jit`` and differentiated.
 
@@ -193,11 +194,12 @@ class ResolvedPlan:
             value where a key is missing.
           dropout_seed: of this step; None for no dropout.
           fixed: what is fixed, as from :meth:`start`.
+          mesh: that the parameters are cut over; without it what is computed is the same, and may be moved about more.
 
         Returns:
           The parameters with the changed ones in place, and the adapters by module path.
         """
-        merged, adapters, base = dict(params), {}, readable(params)
+        merged, adapters, base = dict(params), {}, readable(params, mesh)
         for part in self.parts:
             arrays = trainable.get(part.store, {}).get(part.path)
             if arrays is None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +19,7 @@ from jaxtune.models import Decoder, DecoderConfig, load_model, random_model, sav
 from jaxtune.models.weight import quantized_stack
 from jaxtune.parallel import make_mesh
 from jaxtune.training import Trainer
+from jaxtune.training.checkpoints import Checkpoints
 from jaxtune.training.memory import StepMemory, check_base
 from jaxtune.training.optimizers.adamw import OptimizerConfig
 from jaxtune.training.population import Population
@@ -107,6 +110,23 @@ def test_training_is_that_of_the_kernels_that_the_codes_stand_for(losses, plain)
     assert losses[2] < losses[0]
 
 
+def test_a_stopped_run_goes_on_to_the_bit_from_a_base_that_is_read_again(trainer, directory, tmp_path, monkeypatch):
+    """A checkpoint holds no codes: they are made again, of the same weights, and are the same."""
+    data = [batch(seed) for seed in range(3)]
+    whole, checkpoints = trainer.fit(data, listener=None), Checkpoints(tmp_path / "checkpoints")
+    trainer.fit(data, until=5, checkpoints=checkpoints, listener=None)
+    again = split(load_model(directory, dtype="float32", quantize="nf4"))[1]
+    again = {path: jax.device_put(again[path], held.sharding) for path, held in trainer.params.items()}
+    assert any(path.endswith(".codes") for path in again)
+    jax.tree.map(np.testing.assert_array_equal, again, trainer.params)
+    monkeypatch.setattr(trainer, "params", again)
+    gone_on = trainer.fit(data, checkpoints=checkpoints, listener=None)
+    checkpoints.close()
+    assert (gone_on.steps_run, gone_on.step) == (3, 8)
+    jax.tree.map(np.testing.assert_array_equal, gone_on.state, whole.state)
+    assert trainer.traces["step"] == 1
+
+
 @pytest.mark.slow
 def test_a_population_and_a_mesh_train_as_one_device(trainer, losses, directory):
     population = Population(trainer, 2)
@@ -129,6 +149,35 @@ def test_methods_that_read_kernels_read_what_the_codes_stand_for(model):
     assert float(jnp.abs(trainable["dora"]["layers.mlp.up"]["m"]).min()) > 0.1
     tokens = batch()["tokens"]
     np.testing.assert_allclose(model(tokens, adapters=adapters), model(tokens), rtol=1e-3, atol=1e-4)
+
+
+def test_dora_looks_at_one_kernel_at_a_time(plain, directory):
+    """No array of all layers' kernels is made, and devices that have a part each wait for no other inside of a loop."""
+    mesh = make_mesh(1, 2, 2, jax.devices()[:4])
+    model = load_model(directory, mesh, dtype="float32", quantize="nf4")
+    plan = UpdatePlan([DoraRule(match="layers.*.mlp.{up,down}", rank=4, alpha=2.0)]).resolve(model)
+    params, draw = split(model)[1], np.random.default_rng(0)
+    start = jax.jit(lambda params: plan.start(jax.random.key(0), params, {}, mesh))
+    trainable, fixed = start(params)
+    for arrays in trainable["dora"].values():
+        arrays |= {name: jnp.asarray(draw.normal(size=each.shape), jnp.float32) for name, each in arrays.items()}
+
+    @jax.jit
+    def factors(params, trainable, fixed):
+        adapters = plan.apply(params, trainable, {}, None, fixed, mesh)[1]
+        return {path: adapter.arrays["factor"] for path, adapter in adapters.items()}
+
+    for path, found in factors(params, trainable, fixed).items():
+        a, b, m = (np.asarray(trainable["dora"][path][name], np.float64) for name in "abm")
+        weights = np.asarray(split(plain)[1][f"{path}.kernel"], np.float64) + 0.5 * a @ b
+        np.testing.assert_allclose(found, m / np.linalg.norm(weights, axis=1), rtol=1e-4)
+    for program, arguments in ((start, (params,)), (factors, (params, trainable, fixed))):
+        text = program.lower(*arguments).compile().as_text() or ""
+        assert not collectives_in_loops(text)
+        shapes = [[*map(int, found.split(","))] for found in re.findall(r"(?:f32|bf16)\[(2(?:,\d+)+)\]", text)]
+        # A device has a quarter of the codes.
+        assert shapes
+        assert max(map(math.prod, shapes)) < 2 * 64 * 96 // 4
 
 
 def test_what_is_decomposed_is_brought_together_before_the_loop(directory):

@@ -57,8 +57,10 @@ class Dora(LowRank):
 
     def init(self, key: Key[Array, ""], base: Mapping[str, Array], values: Values) -> tuple[Arrays, Arrays]:
         """Of W, its norms are read."""
+        from jaxtune.models.weight import summed_over_inputs
+
         arrays, _ = super().init(key, base, values)
-        norm = jnp.sum(jnp.square(base[f"{self.path}.kernel"].astype(jnp.float32)), axis=-2)
+        norm = summed_over_inputs(base, f"{self.path}.kernel", self.axes, _squared)
         return {**arrays, "m": jnp.sqrt(norm)}, {"norm": norm}
 
     def changed(
@@ -71,12 +73,12 @@ class Dora(LowRank):
     ) -> Adapter:
         """The term, and the factor on each column."""
         from jaxtune.models.linear import ArraysAdapter
+        from jaxtune.models.weight import summed_over_inputs
 
         # What another method has put beside A and B is zero where this one is used.
         plain = term if on is None else self.adapter(held, values, None)
         a, b, scale = jax.lax.stop_gradient((plain.a, plain.b, plain.scale[..., None]))
-        kernel = base[f"{self.path}.kernel"]
-        across = jnp.einsum("...ir,...io->...ro", a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
+        across = summed_over_inputs(base, f"{self.path}.kernel", self.axes, _across, a)
         gram = jnp.einsum("...ir,...is->...rs", a, a)
         squared = held["norm"] + 2 * scale * jnp.sum(across * b, axis=-2)
         squared += jnp.square(scale) * jnp.sum(b * jnp.einsum("...rs,...so->...ro", gram, b), axis=-2)
@@ -112,6 +114,16 @@ class Dora(LowRank):
         for layer, held in tensors.items():
             sizes[layer] = held["lora_magnitude_vector"]
         return {**arrays, "m": self.of_layers(sizes)}, fixed
+
+
+def _squared(kernel: Float[Array, "*parts inputs outputs"]) -> Float[Array, "*parts outputs"]:
+    return jnp.sum(jnp.square(kernel.astype(jnp.float32)), axis=-2)
+
+
+def _across(
+    kernel: Float[Array, "*parts inputs outputs"], a: Float[Array, "*parts inputs rank"]
+) -> Float[Array, "*parts rank outputs"]:
+    return jnp.einsum("...ir,...io->...ro", a.astype(kernel.dtype), kernel, preferred_element_type=jnp.float32)
 
 
 def _product(layer: AdaptedLayer) -> Float[Array, "..."]:
