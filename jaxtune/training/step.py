@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import zlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -17,6 +17,7 @@ from jaxtyping import Array, Float
 from jaxtune.errors import UserError
 from jaxtune.models import Params
 from jaxtune.models.decoder import Detached, EmbeddingNoise, segment_lengths
+from jaxtune.models.linear import Adapter
 from jaxtune.training.batches import completed
 from jaxtune.training.bound import BoundModel, Lost
 from jaxtune.training.objectives import Batch, Hyperparameters, Objective, Terms, call
@@ -24,7 +25,9 @@ from jaxtune.training.optimizers import Optimizer
 from jaxtune.training.schedules import Schedule, learning_rate, scale_of
 from jaxtune.training.state import TrainState
 from jaxtune.updates import ResolvedPlan
+from jaxtune.updates.observing import weight_gradients
 from jaxtune.updates.resolved import Trainable
+from jaxtune.updates.treatments.base import Treatment
 
 NOISE = "train.neftune_alpha"
 """The key of the size of noise on the embeddings; a run without it has none."""
@@ -139,6 +142,34 @@ class Program:
             model = self.forward(params, trainable, batch, hyperparameters, seed, fixed)
             return call(self.objective, model, batch, hyperparameters)
 
+    def gradients(
+        self, parts: Sequence[Treatment], params: Params, batch: Batch, hyperparameters: Hyperparameters
+    ) -> dict[str, Float[Array, "layers ..."]]:
+        """What parts keep of the gradients of the base's weights, by path: the mean over the microbatches of a batch.
+
+        Nothing is dropped, and no adapter counts.
+
+        Args:
+          parts: see :meth:`~jaxtune.updates.treatments.base.Treatment.of_gradient`.
+          params: the base.
+          batch: as for :meth:`step`.
+          hyperparameters: float32 scalars by dotted key.
+        """
+        batch = completed(batch)
+
+        def of_microbatch(microbatch: Batch) -> dict[str, Array]:
+            def loss(adapters: Mapping[str, Adapter]) -> Float[Array, ""]:
+                start = functools.cache(functools.partial(self.reference, params))
+                model = BoundModel(self.decoder, params, adapters, None, self.remat, self.kernels, start=start)
+                terms = call(self.objective, model, microbatch, hyperparameters)
+                return jnp.sum(terms.losses * terms.weights) / jnp.maximum(_denominator(terms), 1e-8)
+
+            return weight_gradients(parts, loss)
+
+        with self._mesh_in_context():
+            each = jax.lax.map(of_microbatch, self._microbatches(batch))
+        return jax.tree.map(lambda found: jnp.mean(found, axis=0), each)
+
     def step(
         self, params: Params, state: TrainState, batch: Batch, hyperparameters: Hyperparameters
     ) -> tuple[TrainState, Metrics]:
@@ -165,8 +196,7 @@ class Program:
             trainable: Any, microbatch: Batch
         ) -> tuple[Float[Array, ""], tuple[Float[Array, ""], Float[Array, ""], dict[str, Sum]]]:
             terms = self.terms(params, trainable, microbatch, hyperparameters, seed, state.fixed)
-            weight = jnp.sum(terms.weights)
-            denominator = weight if terms.denominators is None else jnp.sum(terms.denominators)
+            weight, denominator = jnp.sum(terms.weights), _denominator(terms)
             metrics = {
                 name: (jnp.sum(values * weights), jnp.sum(weights)) for name, (values, weights) in terms.metrics.items()
             }
@@ -218,21 +248,31 @@ class Program:
         if self.accumulate == 1:
             return value_and_grad(point, batch)
 
-        def cut(array: Array) -> Array:
-            # Row i goes to microbatch i mod n: each device cuts its own rows, and none move between devices.
-            rows = array.reshape(array.shape[0] // self.accumulate, self.accumulate, *array.shape[1:])
-            return jnp.swapaxes(rows, 0, 1)
-
         def body(sums: Any, microbatch: Batch) -> tuple[Any, None]:
             return jax.tree.map(jnp.add, sums, value_and_grad(point, microbatch)), None
 
-        microbatches = jax.tree.map(cut, dict(batch))
+        microbatches = self._microbatches(batch)
         # Which metrics there are is the objective's to say.
         sums = jax.eval_shape(
             lambda: summed(point, jax.tree.map(lambda rows: rows[0], microbatches)),
         )
         zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), (sums, point))
         return jax.lax.scan(body, zeros, microbatches)[0]
+
+    def _microbatches(self, batch: Batch) -> Batch:
+        """The batch with the microbatches on a first axis."""
+
+        def cut(array: Array) -> Array:
+            # Row i goes to microbatch i mod n: each device cuts its own rows, and none move between devices.
+            rows = array.reshape(array.shape[0] // self.accumulate, self.accumulate, *array.shape[1:])
+            return jnp.swapaxes(rows, 0, 1)
+
+        return jax.tree.map(cut, dict(batch))
+
+
+def _denominator(terms: Terms) -> Float[Array, ""]:
+    """What the sum of the losses is divided by."""
+    return jnp.sum(terms.weights if terms.denominators is None else terms.denominators)
 
 
 def _damped(before: Trainable, after: Trainable, factors: Trainable) -> Trainable:

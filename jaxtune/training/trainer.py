@@ -43,6 +43,7 @@ from jaxtune.training.transformation import Transformation
 from jaxtune.updates import UpdatePlan, save_adapter
 from jaxtune.updates.observing import informed_start
 from jaxtune.updates.resolved import Trainable, overlaid
+from jaxtune.updates.treatments.base import Treatment
 
 Values = Mapping[str, float]
 
@@ -75,7 +76,8 @@ class Trainer:
       start: as given.
       start_fixed: as given.
       step_function: the pure step ``(params, state, batch, hyperparameters) -> (state, metrics)``, not jitted.
-      traces: how often each program was traced (compiled): ``step``, ``evaluate``, ``redraw``.
+      traces: how often each program was traced (compiled): ``step``, ``evaluate``, ``redraw``,
+        ``gradients``.
       rounds: what the plan draws on the host, and before which steps.
       state_shardings: how a state lies on the mesh.
 
@@ -161,6 +163,12 @@ class Trainer:
             out_shardings=(self.state_shardings, everywhere),
             compiler_options=options,
         )
+        self._gradients = jax.jit(
+            self._counted("gradients", self.program.gradients),
+            static_argnums=0,
+            out_shardings=everywhere,
+            compiler_options=options,
+        )
         self._apply = jax.jit(functools.partial(self.plan.apply, mesh=self.mesh))
         self._losses = jax.jit(
             self._counted("evaluate", self.program.terms), out_shardings=everywhere, compiler_options=options
@@ -198,7 +206,14 @@ class Trainer:
         if not self.observed_batches:
             return state
         params = {**self.params, **self._owned}
-        made = informed_start(self.plan, self.program.decoder, params, [checked(batch) for batch in batches])
+
+        def gradients(parts: Sequence[Treatment], batch: HostBatch) -> dict[str, np.ndarray]:
+            placed = self.place(checked(batch, self.config.accumulate))
+            found = self._gradients(tuple(parts), params, placed, self.traced_values())
+            return jax.tree.map(np.asarray, found)
+
+        seen = [checked(batch) for batch in batches]
+        made = informed_start(self.plan, self.program.decoder, params, seen, gradients)
         brought = self.start or {}
         trees = []
         for own, learned in zip((state.trainable, state.fixed), made, strict=True):

@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from jaxtune.config.rule import RuleConfig
 from jaxtune.config.section import BesideAdapter
@@ -90,6 +90,8 @@ class Treatment:
     """Whether it gives arrays in place of the model's: then there is no base that all states have in common."""
     alone: ClassVar[str | None] = None
     """The kind of PEFT adapter that holds it where nothing else is trained, by :meth:`tensors_alone`."""
+    observed: ClassVar[Literal["inputs", "gradients"]] = "inputs"
+    """What :meth:`observe` is given of a batch: inputs of its module, or :meth:`of_gradient` of its weights."""
     beside: ClassVar[str | None] = None
     """The kind of PEFT adapter that holds it beside modules of its own, in ``modules_to_save`` say; "any" for any."""
 
@@ -142,7 +144,7 @@ class Treatment:
 
     @property
     def observed_batches(self) -> int:
-        """The start is made of the inputs of its module in so many batches; 0 where it needs none."""
+        """The start is made of what is :attr:`observed` of its module in so many batches; 0 where it needs none."""
         return 0
 
     @property
@@ -150,14 +152,24 @@ class Treatment:
         """Parts of one method for which this is the same learn the same of the same inputs."""
         return self.path
 
-    def observe(self, inputs: np.ndarray, learned: Any) -> Any:
-        """What is known of its module's inputs, on the host, with those of one more batch.
+    def observe(self, seen: np.ndarray, learned: Any) -> Any:
+        """What is known of its module, on the host, with what one more batch tells.
 
         Args:
-          inputs: of some positions whose losses count, float32 ``[layers, positions, inputs]``.
+          seen: inputs of some positions whose losses count, float32 ``[layers, positions, inputs]``; or
+            :meth:`of_gradient` of each layer, ``[layers, …]``, on average over the microbatches.
           learned: what this gave for the batch before; None for the first one.
         """
         raise NotImplementedError
+
+    def of_gradient(self, gradient: Float[Array, "inputs outputs"]) -> Float[Array, "..."]:
+        """What is kept of the gradient of one layer's weights, traced in the backward pass: of one microbatch, of the
+        mean loss of the base.
+
+        Args:
+          gradient: of the weights, float32; of no other layer there is one at the same time.
+        """
+        return gradient
 
     @classmethod
     def informed(cls, parts: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, tuple[Arrays, Arrays]]:

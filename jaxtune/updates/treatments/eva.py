@@ -99,11 +99,11 @@ class Eva(LowRank):
         """Modules of one input and one capacity learn the same."""
         return self.capacity, self.observed_batches
 
-    def observe(self, inputs: np.ndarray, learned: Any) -> list[Directions | None]:
+    def observe(self, seen: np.ndarray, learned: Any) -> list[Directions | None]:
         """The principal components of each layer's inputs."""
         count = min(self.capacity, self.inputs)
-        before = [None] * len(inputs) if learned is None else learned
-        return [more_directions(one, layer, count) for one, layer in zip(before, inputs, strict=True)]
+        before = [None] * len(seen) if learned is None else learned
+        return [more_directions(one, layer, count) for one, layer in zip(before, seen, strict=True)]
 
     @classmethod
     def informed(cls, parts: Mapping[str, Any], learned: Mapping[str, Any]) -> dict[str, tuple[Arrays, Arrays]]:
