@@ -274,8 +274,12 @@ def _term(
     backward pass too, then have an order of their own on every device."""
     size = d.shape[-1]
     parts = x.reshape(*x.shape[:-1], x.shape[-1] // size, size)
-    rows = jax.nn.one_hot(places // columns, parts.shape[-2], dtype=x.dtype)
+    rows = _picking(places // columns, parts.shape[-2], x.dtype)
     taken = jnp.einsum("...ib,ni->...nb", parts, rows)
     made = jnp.einsum("...nb,nbc->...nc", taken, d.astype(x.dtype))
-    put = jnp.einsum("...nc,no->...oc", made, jax.nn.one_hot(places % columns, columns, dtype=x.dtype))
+    put = jnp.einsum("...nc,no->...oc", made, _picking(places % columns, columns, x.dtype))
     return put.reshape(*x.shape[:-1], columns * size)
+
+
+def _picking(indices: Int[Array, " most"], size: int, dtype: Any) -> Float[Array, "most size"]:
+    return (indices[:, None] == jnp.arange(size)).astype(dtype)
