@@ -118,14 +118,17 @@ def next_steps(config: Config, summary: Mapping[str, Any]) -> list[str]:
       summary: as it was written.
     """
     from jaxtune.search.directory import export_command
+    from jaxtune.updates import treatments
 
+    used = [treatments.find(rule.method) for rule in config.update]
+    merged = not any(method is not None and method.only_alone() for method in used)
     name = shlex.quote(config.directory)
     split = next((part for part in ("test", "validation") if getattr(config.data, part) is not None), None)
     asked = "--prompt 'your text'" if config.data.messages is None else "--messages talks.jsonl"
     commands = [
         *([f"jaxtune evaluate {name} --split {split}"] if split else []),
         f"jaxtune generate {name} {asked}",
-        export_command(config.directory),
+        export_command(config.directory, merged=merged),
     ]
     loaders = {"adapter": "PEFT", "model": "transformers"}
     place = [f"{name}, as {by} loads it: {summary[name]['path']}" for name, by in loaders.items() if name in summary]

@@ -71,9 +71,15 @@ def train_command(run_dir: str | os.PathLike[str], configuration: Mapping[str, A
     return shlex.join(["jaxtune", "train", str(RunFiles(run_dir).config_path), *overrides, f"run_dir={target}"])
 
 
-def export_command(run_dir: str | os.PathLike[str]) -> str:
-    """The command line that writes a study's winner, or a run's model, as one that transformers loads."""
-    return shlex.join(["jaxtune", "export", str(run_dir), "--merged", f"{run_dir}-merged"])
+def export_command(run_dir: str | os.PathLike[str], *, merged: bool = True) -> str:
+    """The command line that writes a study's winner, or a run's model, as one that transformers loads.
+
+    Args:
+      run_dir: of the study or the run.
+      merged: as a model; else as an adapter of PEFT's, where no model can hold what was trained.
+    """
+    kind = "merged" if merged else "peft"
+    return shlex.join(["jaxtune", "export", str(run_dir), f"--{kind}", f"{run_dir}-{kind}"])
 
 
 def _argument(value: Any) -> str:

@@ -182,8 +182,7 @@ def _check_modules(parts: Sequence[Treatment]) -> None:
 def _check_alone(parts: Sequence[Treatment]) -> None:
     """Refuses what only an adapter of its own holds beside something else: at the end nothing could hold both."""
     for part in parts:
-        kept = part.peft_type is not None or part.beside is not None or part.changes_parameters
-        if part.alone is not None and not kept and len(parts) > 1:
+        if part.only_alone() and len(parts) > 1:
             rule = part.used_rules[0]
             others = _distinct(each.sections[each.used_rules[0]].method for each in parts if each is not part)
             raise UserError(

@@ -322,6 +322,12 @@ class Treatment:
         """
         raise NotImplementedError
 
+    @classmethod
+    def only_alone(cls) -> bool:
+        """Whether what it trains is in no merged model, and in no adapter with anything else."""
+        held = cls.peft_type is not None or cls.beside is not None or cls.changes_parameters
+        return cls.alone is not None and not held
+
     def tensors_alone(self, arrays: Arrays, fixed: Arrays, values: Values) -> Iterator[Exported]:
         """As :meth:`tensors`, of the kind that holds nothing else."""
         return self.tensors(arrays, fixed, values)

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from jaxtune.cli.trained import next_steps
+from jaxtune.config import load_config
 from jaxtune.data.examples import Example, fronted
 from jaxtune.data.packing import make_batch
 from jaxtune.data.pipeline import Plan
@@ -139,3 +141,14 @@ def test_bad_input(base, tmp_path):
     file.write_text(json.dumps(told | {"num_virtual_tokens": 4}))
     with pytest.raises(UserError, match=r"prompt_embeddings has shape \(3, 16\), not \(4, 16\)"):
         read_adapter(tmp_path, model)
+
+
+def test_the_command_that_comes_next_exports_the_adapter(tmp_path):
+    text = "run_dir: out\nmodel: {path: m}\ndata: {train: a.jsonl, completion: '{a}'}\ntrain: {steps: 2}\n"
+    file = tmp_path / "run.yaml"
+    for rule, option in (
+        ("match: embed, method: prompt_tuning", "--peft"),
+        ("match: '**.q', method: low_rank", "--merged"),
+    ):
+        file.write_text(f"{text}update: [{{{rule}}}]\n")
+        assert f"export {load_config(file).directory} {option} " in next_steps(load_config(file), {})[-1]
