@@ -471,6 +471,11 @@ def per_layer(values: Mapping[int, Any], layers: Sequence[int]) -> Float[Array, 
     return table[np.array([order.index(rule) if rule != NO_RULE else len(order) for rule in layers])]
 
 
+def largest_divisor(number: int, most: int) -> int:
+    """The largest number up to ``most`` that divides one: what a block of another size could have."""
+    return max(size for size in range(1, min(most, number) + 1) if number % size == 0)
+
+
 def leaves(tree: Arrays) -> list[Any]:
     """The leaves of a tree of mappings, in the order of their names."""
     if not isinstance(tree, Mapping):

@@ -12,6 +12,7 @@ from jaxtune.config.section import PositiveInt, Traced
 from jaxtune.late import TYPES, jax, jnp, np
 from jaxtune.updates.treatments.base import Arrays, Exported, Matched, Values
 from jaxtune.updates.treatments.low_rank import LowRank
+from jaxtune.updates.treatments.table import TABLE, TableTreatment
 
 if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Float, Key, UInt32
@@ -52,13 +53,13 @@ class LowRankEmbedding(LowRank):
     """
 
     Section = LowRankEmbeddingRule
-    needs = "the embedding table"
+    needs = TableTreatment.needs
     serves_head = False
 
     @classmethod
     def serves(cls, array: Matched) -> bool:
         """The table alone."""
-        return array.path == "embed.table"
+        return array.path == TABLE
 
     def init(self, key: Key[Array, ""], base: Mapping[str, Array], values: Values) -> tuple[Arrays, Arrays]:
         """A is zero and B standard normal, which is what PEFT draws; each row of B by a key of its own."""

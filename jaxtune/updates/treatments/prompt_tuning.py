@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import Field
 
 from jaxtune.config.rule import RuleConfig
 from jaxtune.config.section import BesideAdapter, PositiveInt
-from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jax, jnp, np
-from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Matched, Shape, Treatment, Values
+from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Shape, Values
+from jaxtune.updates.treatments.table import TABLE, TableTreatment
 
 if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Key, UInt32
@@ -41,49 +40,15 @@ class PromptTuningRule(RuleConfig):
         return self.length
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class PromptTuning(Treatment):
+class PromptTuning(TableTreatment):
     """The first positions of each document have the vectors for embeddings.
 
     Rows of data leave room for them: positions in front of each document, whose tokens do not matter, without losses.
-
-    Attributes:
-      shape: of the embedding table.
-      axes: its logical axes.
     """
 
     Section = PromptTuningRule
-    needs = "the embedding table"
+    place = "embed"
     alone = "PROMPT_TUNING"
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-
-    @classmethod
-    def serves(cls, array: Matched) -> bool:
-        """The table alone."""
-        return array.path == "embed.table"
-
-    @classmethod
-    def treat(
-        cls, arrays: Sequence[Matched], sections: Mapping[int, RuleConfig], capacity: Mapping[str, int]
-    ) -> Iterator[Treatment]:
-        """The one of the table."""
-        del capacity
-        for array in arrays:
-            (index,) = array.rules
-            made = cls("embed", array.rules, {index: sections[index]}, array.shape, array.axes)
-            if wrong := [token for token in made.rule.tokens or () if token >= array.shape[0]]:
-                raise UserError(
-                    f"update.{index}.tokens: the model has the tokens 0 to {array.shape[0] - 1}, not {wrong}"
-                )
-            yield made
-
-    @property
-    def rule(self) -> Any:
-        """Its one rule."""
-        (section,) = self.sections.values()
-        return section
 
     def arrays(self) -> Arrays:
         """The vectors."""
@@ -98,7 +63,7 @@ class PromptTuning(Treatment):
             chosen = jax.vmap(lambda one: jax.random.randint(one, (), 0, self.shape[0]))(own)
         else:
             chosen = jnp.array([tokens[place % len(tokens)] for place in range(length)])
-        return base["embed.table"][chosen].astype(jnp.float32), {}
+        return base[TABLE][chosen].astype(jnp.float32), {}
 
     def apply(
         self,

@@ -22,6 +22,7 @@ from jaxtune.updates.treatments.base import (
     Trained,
     Treatment,
     Values,
+    largest_divisor,
 )
 from jaxtune.updates.treatments.low_rank import LowRank
 
@@ -79,10 +80,9 @@ class S2ft(LowRank):
                 )
             block = part._section.block
             if width % block:
-                near = max(size for size in range(1, min(block, width) + 1) if width % size == 0)
                 raise UserError(
                     f"update.{index}.block: {block} does not divide the {width} channels of {part.path}; the nearest "
-                    f"below that does is {near}"
+                    f"below that does is {largest_divisor(width, block)}"
                 )
             for other in part.used_rules[1:]:
                 if part._told(other) != part._told(index):

@@ -23,6 +23,7 @@ from jaxtune.updates.treatments.base import (
     Trained,
     Treatment,
     Values,
+    largest_divisor,
 )
 
 if TYPE_CHECKING or TYPES:
@@ -99,11 +100,10 @@ class Smt(LinearTreatment):
     def _check_blocks(self, index: int) -> None:
         size, shared = self._rule(index).block_size, math.gcd(self.inputs, self.outputs)
         if shared % size:
-            near = max(each for each in range(1, min(size, shared) + 1) if shared % each == 0)
             said = "is larger than" if size > min(self.inputs, self.outputs) else "does not divide"
             raise UserError(
                 f"update.{index}.block_size: {size} {said} {self.path} ({self.inputs} x {self.outputs}); the nearest "
-                f"below that divides both sides is {near}"
+                f"below that divides both sides is {largest_divisor(shared, size)}"
             )
 
     def _rule(self, index: int) -> SmtRule:

@@ -12,6 +12,7 @@ from jaxtune.config.rule import RuleConfig
 from jaxtune.errors import UserError
 from jaxtune.late import TYPES, jnp, np
 from jaxtune.updates.treatments.base import Arrays, Effect, Exported, Matched, Shape, Trained, Treatment, Values
+from jaxtune.updates.treatments.table import TableTreatment
 
 if TYPE_CHECKING or TYPES:
     from jaxtyping import Array, Key, UInt32
@@ -30,52 +31,33 @@ class TrainableTokensRule(RuleConfig):
     tokens: list[Annotated[int, Field(ge=0)]] = Field(min_length=1, description="Ids of the tokens, each once.")
 
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class TrainableTokens(Treatment):
-    """Rows of the embedding table, float32; a head that is tied to it has them too.
-
-    Attributes:
-      shape: of the table.
-      axes: its logical axes.
-    """
+class TrainableTokens(TableTreatment):
+    """Rows of the embedding table, float32; a head that is tied to it has them too."""
 
     Section = TrainableTokensRule
-    needs = "the embedding table"
     changes_parameters = True
     alone = "TRAINABLE_TOKENS"
     beside = "LORA"
-
-    shape: tuple[int, ...]
-    axes: tuple[str | None, ...]
-
-    @classmethod
-    def serves(cls, array: Matched) -> bool:
-        """The table alone."""
-        return array.path == "embed.table"
 
     @classmethod
     def treat(
         cls, arrays: Sequence[Matched], sections: Mapping[int, RuleConfig], capacity: Mapping[str, int]
     ) -> Iterator[Treatment]:
-        """The one of the table."""
-        del capacity
-        for array in arrays:
-            (index,) = array.rules
-            made = cls(array.path, array.rules, {index: sections[index]}, array.shape, array.axes)
-            wrong = [token for token in made.tokens if token >= array.shape[0]]
-            if wrong or len(set(made.tokens)) < len(made.tokens):
-                said = (
-                    f"the model has the tokens 0 to {array.shape[0] - 1}, not {wrong}" if wrong else "a token is twice"
-                )
-                raise UserError(f"update.{index}.tokens: {said}")
+        """The one of the table.
+
+        Raises:
+          UserError: the table has no such token, or one is twice.
+        """
+        for made in super().treat(arrays, sections, capacity):
+            assert isinstance(made, TrainableTokens)
+            if len(set(made.tokens)) < len(made.tokens):
+                raise UserError(f"update.{made.used_rules[0]}.tokens: a token is twice")
             yield made
 
     @property
     def tokens(self) -> list[int]:
         """The ids, in the order of the rows."""
-        (section,) = self.sections.values()
-        rule: Any = section
-        return rule.tokens
+        return self.rule.tokens
 
     @property
     def module(self) -> str:
