@@ -13,7 +13,7 @@ COMMANDS = {
     "early-score": "train every trial to its end: how well do scores at a fraction foretell the final ones?",
     "data-size": "train on more and more documents: where do gains end, and what would more data buy?",
     "transfer": "train one design in full and cheaper: does the best configuration stay the best?",
-    "methods": "search a rate for each update method, then compare them over seeds: what to train, and how?",
+    "methods": "search a rate for each update method, then compare them over seeds",
     "ablation": "set the winner's hyperparameters back to the reference, one at a time: which of them mattered?",
 }
 
